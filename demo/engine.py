@@ -1,0 +1,332 @@
+"""An inference engine with continuous batching, for the demo's CPU: what SGLang is on a GPU.
+
+One thread owns the model. It admits waiting requests, computes their new prompt tokens, and then samples one token
+for every running request, over and over. `demo/engine_server.py` puts SGLang's `/generate` in front of it.
+
+Precision: in bfloat16 the linear layers are stored in bfloat16 and everything runs under autocast, which is
+numerically what the trainer does with its float32 weights; log-probabilities of the two then differ by rounding only.
+"""
+
+import copy
+import logging
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from demo.numerics import output_logits, precision
+from demo.slot_cache import ATTENTION, SlotCache
+
+logger = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 4096  # computed in one forward pass at most, padding included: bounds the memory of a pass
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """The subset of SGLang's sampling parameters that the engine knows; temperature 0 is greedy."""
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    no_stop_trim: bool = False
+
+    @classmethod
+    def from_json(cls, given: dict) -> "SamplingParams":
+        """Raises ValueError, in one sentence, on what this engine does not know or cannot do."""
+        unknown = sorted(set(given) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"sampling_params has {unknown}, which this engine does not know.")
+        known = {key: value for key, value in given.items() if value is not None}
+        stop = known.pop("stop", ())
+        stop_ids = known.pop("stop_token_ids", ())
+        params = cls(stop=(stop,) if isinstance(stop, str) else tuple(stop), stop_token_ids=tuple(stop_ids), **known)
+        if params.max_new_tokens < 0 or params.temperature < 0 or not 0 < params.top_p <= 1:
+            raise ValueError("sampling_params need max_new_tokens >= 0, temperature >= 0 and 0 < top_p <= 1.")
+        return params
+
+
+@dataclass
+class Request:
+    """One call of /generate while it waits or runs."""
+
+    request_id: str
+    input_ids: list[int]
+    params: SamplingParams
+    done: "Future[Request]" = field(default_factory=Future)
+    output_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finish_reason: dict | None = None
+    cached_tokens: int = 0
+    weight_version: str = ""
+
+
+class Engine:
+    """Owns a copy of the policy. `submit` is thread-safe; close with `close()` or a `with` block."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        slots: int = 32,
+        max_length: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.weight_version = "0"
+        self._dtype = dtype
+        self._model = _inference_copy(model, dtype)
+        self._cache = SlotCache(model.config, slots=slots, max_length=max_length, dtype=dtype)
+        self._slot_ids = torch.full((slots, max_length), -1)  # (slots, max_length) which token each key belongs to
+        self._running: dict[int, Request] = {}  # slot -> request
+        self._waiting: deque[Request] = deque()
+        self._eos_ids = _eos_ids(model, tokenizer)
+        self._random = torch.Generator().manual_seed(seed)
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, request: Request) -> "Future[Request]":
+        """Queues a request; its future holds it when it is finished. Raises ValueError if it can never fit."""
+        if not request.input_ids:
+            raise ValueError("A request needs at least one token in input_ids.")
+        if len(request.input_ids) >= self.max_length:
+            raise ValueError(f"{len(request.input_ids)} input tokens do not fit: the limit is {self.max_length - 1}.")
+        if not all(0 <= token < self._model.config.vocab_size for token in request.input_ids):
+            raise ValueError("input_ids holds an id outside the model's vocabulary.")
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("The engine is closed.")
+            self._waiting.append(request)
+            self._changed.notify_all()
+        return request.done
+
+    def abort(self, request_id: str | None = None) -> None:
+        """Ends one request, or all, at once with finish reason "abort" and the tokens sampled so far."""
+        with self._changed:
+            for request in [*self._waiting, *self._running.values()]:
+                if request_id in (None, request.request_id):
+                    request.finish_reason = {"type": "abort", "message": "aborted on request"}
+            self._changed.notify_all()
+
+    def load_weights(self, model: PreTrainedModel, version: str) -> None:
+        """Copies the trainer's weights; every key computed before is forgotten. Call it between rollouts."""
+        with self._changed:
+            if self._running or self._waiting:
+                raise RuntimeError("The weights of a busy engine cannot be exchanged; wait for its requests first.")
+            source = model.state_dict()
+            with torch.no_grad():
+                for name, tensor in self._model.state_dict().items():
+                    tensor.copy_(source[name])
+            self._slot_ids.fill_(-1)
+            self.weight_version = version
+
+    def close(self) -> None:
+        """Aborts what runs and ends the engine's thread."""
+        self.abort()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with torch.inference_mode(), precision(self._dtype):
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or self._running or self._closing)
+                    self._retire()
+                    if self._closing and not self._running:
+                        return
+                    admitted = self._admit()
+                try:
+                    if admitted:
+                        self._prefill(admitted)
+                    elif self._running:
+                        self._decode()
+                except Exception as error:  # a fault of ours: every caller hears of it, the engine lives on
+                    logger.exception("engine step failed")
+                    self._fail_all(error)
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._changed:
+            for request in self._running.values():
+                request.done.set_exception(error)
+            self._running.clear()
+            self._slot_ids.fill_(-1)
+
+    def _retire(self) -> None:
+        """Hands out every request that has a finish reason (lock held)."""
+        for slot, request in list(self._running.items()):
+            if request.finish_reason:
+                del self._running[slot]
+                request.done.set_result(request)
+        for request in [request for request in self._waiting if request.finish_reason]:
+            self._waiting.remove(request)
+            request.done.set_result(request)
+
+    def _admit(self) -> list[tuple[int, Request]]:
+        """Gives waiting requests a slot that begins with as many of their tokens as any slot holds (lock held).
+
+        A request equal to one admitted in the same round waits for the next: by then it can copy all its keys.
+        """
+        admitted: list[tuple[int, Request]] = []
+        free = [slot for slot in range(len(self._slot_ids)) if slot not in self._running]
+        for request in list(self._waiting):
+            if not free:
+                break
+            if any(other.input_ids == request.input_ids for _, other in admitted):
+                continue
+            common = self._common_prefixes(request.input_ids)
+            best = int(common.argmax())
+            slot = max(free, key=lambda s: (int(common[s]), -s))
+            request.cached_tokens = min(int(common[best]), len(request.input_ids) - 1)
+            if common[slot] < request.cached_tokens:
+                self._cache.copy_prefix(best, slot, request.cached_tokens)
+            self._slot_ids[slot] = -1
+            self._slot_ids[slot, : len(request.input_ids)] = torch.tensor(request.input_ids)
+            request.weight_version = self.weight_version
+            free.remove(slot)
+            self._waiting.remove(request)
+            self._running[slot] = request
+            admitted.append((slot, request))
+        admitted_slots = {slot for slot, _ in admitted}
+        for slot in admitted_slots:  # a slot's keys past the cached part are not there yet: nobody may copy them
+            request = self._running[slot]
+            self._slot_ids[slot, request.cached_tokens :] = -1
+        return admitted
+
+    def _common_prefixes(self, ids: list[int]) -> torch.Tensor:
+        """(slots,) how many leading tokens each slot's keys share with `ids`."""
+        equal = self._slot_ids[:, : len(ids)] == torch.tensor(ids)
+        return equal.cumprod(dim=1).sum(dim=1)
+
+    def _prefill(self, admitted: list[tuple[int, Request]]) -> None:
+        """Computes the prompts of newly admitted requests, in passes of similar length, and samples once for each."""
+        todo = sorted(admitted, key=lambda item: len(item[1].input_ids) - item[1].cached_tokens)
+        while todo:
+            batch = [todo.pop()]
+            longest = len(batch[0][1].input_ids) - batch[0][1].cached_tokens
+            while todo and (len(batch) + 1) * longest <= PREFILL_TOKENS:
+                batch.append(todo.pop())
+            self._forward([slot for slot, _ in batch], [r.input_ids[r.cached_tokens :] for _, r in batch])
+
+    def _decode(self) -> None:
+        slots = sorted(self._running)
+        self._forward(slots, [[self._running[slot].output_ids[-1]] for slot in slots])
+
+    def _forward(self, slots: list[int], new_ids: list[list[int]]) -> None:
+        """One pass over the new tokens of some slots; appends one sampled token to each slot's request."""
+        lengths = torch.tensor([len(ids) for ids in new_ids])
+        total = [len(self._running[slot].input_ids) + len(self._running[slot].output_ids) for slot in slots]
+        starts = torch.tensor(total) - lengths
+        steps = torch.arange(int(lengths.max()))
+        # Shorter rows repeat their last token at their last position, which changes nothing.
+        columns = torch.minimum(steps, lengths[:, None] - 1)  # (B, T)
+        input_ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in new_ids], batch_first=True)
+        input_ids = input_ids.gather(1, columns)
+        positions = starts[:, None] + columns
+        hidden = self._model.model(
+            input_ids,
+            attention_mask=self._cache.select(slots, positions),
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        last = hidden[torch.arange(len(slots)), lengths - 1]  # (B, hidden)
+        requests = [self._running[slot] for slot in slots]
+        tokens, log_probs = sample(output_logits(self._model, last), [r.params for r in requests], self._random)
+        for slot, ids, start in zip(slots, new_ids, starts.tolist(), strict=True):
+            self._slot_ids[slot, start : start + len(ids)] = torch.tensor(ids)
+        for request, token, log_prob in zip(requests, tokens, log_probs, strict=True):
+            self._append(request, token, log_prob)
+
+    def _append(self, request: Request, token: int, log_prob: float) -> None:
+        params = request.params
+        if request.finish_reason:  # aborted during the pass
+            return
+        if params.max_new_tokens > 0:
+            request.output_ids.append(token)
+            request.log_probs.append(log_prob)
+        used = len(request.input_ids) + len(request.output_ids)
+        if token in params.stop_token_ids or (token in self._eos_ids and not params.ignore_eos):
+            request.finish_reason = {"type": "stop", "matched": token}
+        elif (matched := self._matched_stop(request)) is not None:
+            request.finish_reason = {"type": "stop", "matched": matched}
+        elif len(request.output_ids) >= params.max_new_tokens or used >= self.max_length:
+            request.finish_reason = {"type": "length", "length": len(request.output_ids)}
+
+    def _matched_stop(self, request: Request) -> str | None:
+        if not request.params.stop:
+            return None
+        longest = max(map(len, request.params.stop))
+        tail = self.tokenizer.decode(request.output_ids[-longest - 1 :])  # a token holds at least a byte
+        return next((stop for stop in request.params.stop if stop in tail), None)
+
+
+def sample(
+    logits: torch.Tensor, params: list[SamplingParams], random: torch.Generator
+) -> tuple[list[int], list[float]]:
+    """Samples one token a row from `logits` (B, V) float32.
+
+    A token's log-probability is that of softmax(logits / temperature), before top-k and top-p, as in SGLang;
+    greedy rows (temperature 0) report it at temperature 1.
+    """
+    temperature = torch.tensor([p.temperature or 1.0 for p in params])
+    log_probs = torch.log_softmax(logits / temperature[:, None], dim=-1)
+    kept = log_probs
+    if any(p.top_k > 0 or p.top_p < 1 for p in params):
+        kept = torch.stack([_nucleus(row, p) for row, p in zip(log_probs, params, strict=True)])
+    # One uniform number a row through the cumulative distribution: far cheaper than torch.multinomial here.
+    cumulative = kept.exp().cumsum(dim=-1, dtype=torch.float64)
+    uniform = torch.rand(len(params), 1, generator=random, dtype=torch.float64) * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, uniform, right=True).clamp(max=logits.shape[1] - 1)[:, 0]
+    greedy = torch.tensor([p.temperature == 0 for p in params])
+    tokens = torch.where(greedy, log_probs.argmax(dim=-1), tokens)
+    return tokens.tolist(), log_probs.gather(1, tokens[:, None])[:, 0].tolist()
+
+
+def _nucleus(log_probs: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """(V,) with -inf outside the top-k tokens and outside the smallest set that holds top-p of the probability."""
+    values, order = log_probs.sort(descending=True)
+    before = values.exp().cumsum(0) - values.exp()  # probability of all likelier tokens
+    keep = before < params.top_p
+    if params.top_k > 0:
+        keep[params.top_k :] = False
+    return torch.full_like(log_probs, -torch.inf).scatter(0, order[keep], values[keep])
+
+
+def _inference_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    inference = copy.deepcopy(model).eval().requires_grad_(False)
+    inference.config._attn_implementation = ATTENTION
+    for module in inference.model.modules():  # the output layer stays in float32
+        if isinstance(module, torch.nn.Linear):
+            module.to(dtype)
+    return inference
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    ids = {tokenizer.eos_token_id}
+    for config in (model.config, model.generation_config):
+        value = getattr(config, "eos_token_id", None)
+        ids |= set(value) if isinstance(value, list) else {value}
+    return {token for token in ids if token is not None}
+

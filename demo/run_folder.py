@@ -1,0 +1,64 @@
+"""The folder of one run: what happened, line by line, as it happens, so that an interrupted run keeps it all."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class RunFolder:
+    """`<runs>/demo-<time>-seed<seed>/`, made new."""
+
+    def __init__(self, runs: Path, seed: int) -> None:
+        name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
+        self.path = next(path for path in (runs / f"{name}{tail}" for tail in _tails()) if not path.exists())
+        self.path.mkdir(parents=True)
+
+    def append(self, file: str, record: dict[str, Any]) -> None:
+        """Adds one line of JSON to a file of the folder."""
+        with (self.path / file).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replaces summary.json."""
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+    def append_trajectory(self, phase: str, sample: Any, tokenizer: Any) -> None:
+        """Adds a rewarded slime Sample to trajectories.jsonl, token by token, for the report."""
+        info = sample.metadata["search_r1"]
+        response_ids = sample.tokens[len(sample.tokens) - sample.response_length :]
+        self.append(
+            "trajectories.jsonl",
+            {
+                "phase": phase,
+                "question": sample.metadata["question"],
+                "gold": sample.label["ground_truth"]["target"],
+                "prompt": sample.prompt,
+                "tokens": [tokenizer.decode([token]) for token in response_ids],
+                "loss_mask": sample.loss_mask,
+                "log_probs": sample.rollout_log_probs,
+                "reward": sample.reward,
+                "reward_parts": info.get("score", {}),
+                "stop_reason": info["stop_reason"],
+                "status": sample.status.value,
+                "searches": info["searches"],
+            },
+        )
+
+
+def paired_gain(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    """Mean of after - before over the same questions, with its 95 % interval (normal approximation)."""
+    differences = [int(late) - int(early) for early, late in zip(before, after, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    variance = sum((difference - mean) ** 2 for difference in differences) / max(n - 1, 1)
+    margin = 1.96 * math.sqrt(variance / n)
+    return {"exact_match": round(mean, 4), "ci95": [round(mean - margin, 4), round(mean + margin, 4)]}
+
+
+def _tails() -> Any:
+    yield ""
+    for number in range(2, 1000):
+        yield f"-{number}"

@@ -1,0 +1,139 @@
+"""Trains a small language model to search, on a CPU, with real parts: the demo behind `make demo`.
+
+    python -m demo.train --minutes 18
+
+ 1 a corpus of real-world facts and questions about it             demo/world_facts.py
+ 2 the real retriever, as a server of its own                      local_dense_retriever/
+ 3 an engine that speaks SGLang's /generate over HTTP              demo/engine.py, demo/engine_server.py
+ 4 a few supervised steps on synthetic traces                      demo/warm_start.py
+ 5 GRPO: rollouts by the plugin as slime calls it, then one step   generate_with_search.py, demo/grpo.py
+ 6 exact match on held-out questions before and after, a report    demo/report.py
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "demo" / "slime_standin"))  # what slime's workers have on PYTHONPATH: slime …
+sys.path.insert(0, str(ROOT))  # … and this plugin's folder
+
+MAX_LENGTH = 896  # tokens of a trajectory
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demo; returns the exit code."""
+    args = parse_args(argv)
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run(args)
+    except (OSError, ValueError, RuntimeError) as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def option(name: str, default: Any, text: str, **more: Any) -> None:
+        parser.add_argument(name, default=default, help=f"{text} (default: {more.pop('shown', default)})", **more)
+
+    option("--minutes", 18.0, "bound of the whole run", type=_positive(float))
+    option("--steps", None, "GRPO steps at most", type=_positive(int), shown="as many as time allows")
+    option("--seed", 0, "of sampling and of the order of questions", type=int)
+    option("--model", None, "a Hugging Face model folder", type=Path, shown="SmolLM2-135M-Instruct, from its package")
+    option("--world", None, "folder with corpus.jsonl, train.jsonl, held_out.jsonl", type=Path, shown="made from data packages")
+    option("--dtype", "bfloat16", "arithmetic of engine and trainer", choices=["bfloat16", "float32"])
+    option("--warm-start-steps", 14, "supervised steps on synthetic traces", type=_positive(int))
+    option("--questions-per-step", 8, "groups of a GRPO step", type=_positive(int))
+    option("--samples", 6, "rollouts of each question, 2 or more", type=_positive(int))
+    option("--learning-rate", 1e-5, "of GRPO", type=_positive(float))
+    option("--held-out", None, "how many held-out questions to ask", type=_positive(int), shown="all")
+    option("--runs", ROOT / "runs", "where the run's folder is made", type=Path, shown="runs/")
+    option("--cache", ROOT / ".cache", "where model, corpus and index are kept", type=Path, shown=".cache/")
+    parser.add_argument("--save-model", action="store_true", help="keep the trained model in the run's folder (540 MB)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    if args.samples < 2:
+        parser.error("--samples must be 2 or more: an advantage compares the samples of one question")
+    return args
+
+
+def _positive(kind: type) -> Any:
+    def convert(text: str) -> Any:
+        value = kind(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sets up model, corpus, retriever and engine, trains, and tears everything down again."""
+    started = time.monotonic()
+    say("loading the model and the questions")
+    from demo.models import encoder_folder, load_policy, policy_folder
+    from demo.retriever_process import RetrieverProcess, build_index
+    from demo.world_facts import build_world, load_questions, write_world
+
+    model_folder = args.model or policy_folder(args.cache)
+    model, tokenizer = load_policy(model_folder)
+    world = args.world or args.cache / "world"
+    if args.world is None:
+        write_world(build_world(), world)
+    train, held_out = load_questions(world / "train.jsonl"), load_questions(world / "held_out.jsonl")
+    held_out = held_out[: args.held_out]
+    encoder = encoder_folder()
+    index = args.cache / f"{world.name}.index"
+    build_index(world / "corpus.jsonl", index, encoder)
+
+    import torch
+
+    from demo.engine import Engine
+    from demo.engine_server import EngineServer
+    from demo.rollouts import slime_args
+    from demo.run_folder import RunFolder
+    from demo.training_run import TrainingRun
+
+    folder = RunFolder(args.runs, args.seed)
+    with ExitStack() as stack:
+        retriever = stack.enter_context(
+            RetrieverProcess(world / "corpus.jsonl", index, encoder, folder.path / "retriever.log")
+        )
+        engine = stack.enter_context(Engine(model, tokenizer, dtype=getattr(torch, args.dtype), max_length=MAX_LENGTH, seed=args.seed))
+        server = stack.enter_context(EngineServer(engine))
+        say(f"retriever on port {retriever.port}, engine on port {server.port}")
+        plugin = slime_args(
+            model=str(model_folder), engine_port=server.port, retriever_port=retriever.port, max_length=MAX_LENGTH
+        )
+        finished = TrainingRun(args, plugin, folder, model, tokenizer, engine, train, held_out, started).run()
+    print(folder.path, flush=True)
+    return 0 if finished else 130
+
+
+def say(text: str) -> None:
+    """One line about what is going on."""
+    print(f"[demo] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

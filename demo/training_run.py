@@ -1,0 +1,258 @@
+"""The phases of a training run: a look at the untrained model, warm start, evaluation, GRPO, evaluation."""
+
+import argparse
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from demo.engine import Engine
+from demo.grpo import StepResult, TrainSample, group_advantages, train_step
+from demo.report import write_report
+from demo.rollouts import Metrics, outcome, roll_out
+from demo.run_folder import RunFolder, paired_gain
+from demo.warm_start import endless, supervised_step, trace
+from demo.world_facts import Question
+from search_rollout.environment import Environment
+from search_rollout.retrieval import LocalRetriever
+
+WARM_LEARNING_RATE = 2e-5
+TRACES_PER_WARM_STEP = 8
+EVALUATION_RESERVE = 1.15  # the last evaluation takes about as long as the first, and a little is kept spare
+SHOWN_EVERY = 4  # GRPO steps between two whose trajectories are kept for the report
+
+
+class TrainingRun:
+    """One run over a running engine and retriever; writes into its folder as it goes."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        plugin: argparse.Namespace,
+        folder: RunFolder,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        engine: Engine,
+        train: Sequence[Question],
+        held_out: Sequence[Question],
+        started: float,
+    ) -> None:
+        self.args = args
+        self.plugin = plugin  # slime's args, as the plugin gets them
+        self.folder = folder
+        self.model = model
+        self.tokenizer = tokenizer
+        self.engine = engine
+        self.train = train
+        self.held_out = held_out
+        self.started = started
+        self.dtype = getattr(torch, args.dtype)
+        self.choose = random.Random(args.seed)
+        self.questions = endless(train, self.choose)
+        self.summary: dict[str, Any] = {
+            "seed": args.seed,
+            "model": args.model.name if args.model else "SmolLM2-135M-Instruct",
+            "minutes": args.minutes,
+            "dtype": args.dtype,
+            "steps": 0,
+            "config": {key: str(value) for key, value in vars(args).items()},
+        }
+        torch.manual_seed(args.seed)
+
+    def run(self) -> bool:
+        """All phases; False if the run was interrupted. The summary and the report are written either way."""
+        finished = True
+        with asyncio.Runner() as runner:
+            try:
+                runner.run(self._phases())
+            except KeyboardInterrupt:
+                finished = False
+                self.summary["stopped"] = "interrupted"
+                print("\ninterrupted: what was done so far is in the report", flush=True)
+        self.summary["seconds"] = round(time.monotonic() - self.started, 1)
+        self.folder.write_summary(self.summary)
+        print(f"report: {write_report(self.folder.path)}", flush=True)
+        return finished
+
+    async def _phases(self) -> None:
+        import generate_with_search
+
+        try:
+            await self._look_at_untrained()
+            await self._warm_start()
+            before, seconds = await self._evaluate("before")
+            await self._grpo(reserve_s=seconds * EVALUATION_RESERVE)
+            after, _ = await self._evaluate("after")
+            self.summary["gain"] = paired_gain(before, after)
+            self._print_comparison()
+        finally:
+            await generate_with_search.close()
+
+    async def _look_at_untrained(self) -> None:
+        """Shows what the model does before it has seen the protocol."""
+        groups = await roll_out(self.plugin, self.train[:4], samples=1, evaluation=True, title="untrained")
+        for (sample,) in groups:
+            self.folder.append_trajectory("untrained", sample, self.tokenizer)
+        self._show("the untrained model", groups[0][0])
+
+    async def _warm_start(self) -> None:
+        optimizer = self._optimizer(WARM_LEARNING_RATE)
+        retriever = LocalRetriever(self.plugin.retrieval_server_url, topk=3, concurrency=8, timeout_s=60, retries=3)
+        environment = Environment(self.tokenizer, retriever, self.plugin.max_obs_tokens)
+        steps = tqdm(range(1, self.args.warm_start_steps + 1), desc="warm start", unit="step", leave=False, disable=None)
+        loss = float("nan")
+        for step in steps:
+            began = time.monotonic()
+            questions = [next(self.questions) for _ in range(TRACES_PER_WARM_STEP)]
+            traces = [await trace(question, environment, self.tokenizer, self.choose) for question in questions]
+            loss = supervised_step(self.model, optimizer, traces, self.dtype)
+            steps.set_postfix(loss=f"{loss:.3f}")
+            record = {"step": step, "loss": round(loss, 4), "seconds": round(time.monotonic() - began, 1)}
+            self.folder.append("warm_start.jsonl", record)
+        await environment.close()
+        self.engine.load_weights(self.model, "warm start")
+        print(f"warm start: {self.args.warm_start_steps} steps, loss {loss:.3f}, {self._clock()}", flush=True)
+
+    async def _evaluate(self, phase: str) -> tuple[list[bool], float]:
+        """Greedy exact match on the held-out questions, question by question, and the seconds it took."""
+        began = time.monotonic()
+        groups = await roll_out(self.plugin, self.held_out, samples=1, evaluation=True, title=f"evaluation {phase}")
+        samples = [group[0] for group in groups]
+        for sample in samples:
+            self.folder.append("evaluation.jsonl", {"phase": phase, **outcome(sample)})
+        for sample in samples[:6]:
+            self.folder.append_trajectory(phase, sample, self.tokenizer)
+        outcomes = [outcome(sample) for sample in samples]
+        by_hops = {
+            str(hops): round(_mean([row["exact_match"] for row in outcomes if row["hops"] == hops]), 4)
+            for hops in sorted({row["hops"] for row in outcomes})
+        }
+        metrics = Metrics.of(samples)
+        self.summary[phase] = {**metrics.as_dict(), "questions": len(samples), "by_hops": by_hops}
+        print(
+            f"{phase} GRPO: exact match {metrics.exact_match:.3f}, valid format {metrics.valid_format:.3f}, "
+            f"{metrics.searches_per_question:.2f} searches per question on {len(samples)} held-out questions, "
+            f"{self._clock()}",
+            flush=True,
+        )
+        self._show(f"a held-out question {phase} GRPO", samples[0])
+        return [row["exact_match"] for row in outcomes], time.monotonic() - began
+
+    async def _grpo(self, reserve_s: float) -> None:
+        """GRPO steps until the number of steps or the time is used up."""
+        optimizer = self._optimizer(self.args.learning_rate)
+        deltas: list[float] = []
+        longest = 0.0
+        step = 0
+        while step != self.args.steps:
+            left = self.started + self.args.minutes * 60 - time.monotonic() - reserve_s
+            if step > 0 and left < longest:
+                self.summary["stopped"] = "time"
+                break
+            step += 1
+            began = time.monotonic()
+            metrics, result, trained = await self._grpo_step(step, optimizer)
+            seconds = time.monotonic() - began
+            longest = max(longest, seconds)
+            self.summary["steps"] = step
+            if result:
+                deltas.append(result.abs_delta_log_prob)
+                self.summary["mean_abs_delta_logprob"] = round(_mean(deltas), 6)
+            self._record_step(step, metrics, result, trained, seconds)
+        else:
+            self.summary["stopped"] = "steps"
+
+    async def _grpo_step(
+        self, step: int, optimizer: torch.optim.Optimizer
+    ) -> tuple[Metrics, StepResult | None, int]:
+        """Rollouts, advantages, one optimiser step, new weights for the engine."""
+        questions = [next(self.questions) for _ in range(self.args.questions_per_step)]
+        samples = self.args.samples
+        groups = await roll_out(self.plugin, questions, samples=samples, evaluation=False, title=f"step {step} rollouts")
+        if step == 1 or step % SHOWN_EVERY == 0:
+            for sample in groups[0][:2]:
+                self.folder.append_trajectory(f"step {step}", sample, self.tokenizer)
+        batch: list[TrainSample] = []
+        trained = 0
+        for group in groups:
+            advantages = group_advantages([sample.reward for sample in group])
+            if advantages is None:
+                continue
+            trained += 1
+            for sample, advantage in zip(group, advantages, strict=True):
+                if any(sample.loss_mask):  # a sample that was given up has nothing to train
+                    batch.append(TrainSample(sample.tokens, sample.loss_mask, sample.rollout_log_probs, advantage))
+        metrics = Metrics.of(sample for group in groups for sample in group)
+        if not batch:
+            return metrics, None, 0
+        result = train_step(self.model, optimizer, batch, self.dtype, self.plugin.rollout_temperature)
+        self.engine.load_weights(self.model, str(step))
+        return metrics, result, trained
+
+    def _record_step(
+        self, step: int, metrics: Metrics, result: StepResult | None, trained: int, seconds: float
+    ) -> None:
+        record = {
+            "step": step,
+            **metrics.as_dict(),
+            "groups": self.args.questions_per_step,
+            "groups_trained": trained,
+            "seconds": round(seconds, 1),
+        }
+        delta = "-"
+        if result:
+            delta = f"{result.abs_delta_log_prob:.5f}"
+            record |= {
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "clip_fraction": result.clip_fraction,
+                "abs_delta_logprob": result.abs_delta_log_prob,
+            }
+        self.folder.append("steps.jsonl", record)
+        print(
+            f"step {step:2d}  reward {metrics.reward:.3f}  exact match {metrics.exact_match:.3f}  "
+            f"valid format {metrics.valid_format:.3f}  searches {metrics.searches_per_question:.2f}  "
+            f"length {metrics.response_length:.0f}  |train-rollout logprob| {delta}  "
+            f"groups {trained}/{self.args.questions_per_step}  {seconds:.0f} s  {self._clock()}",
+            flush=True,
+        )
+
+    def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+    def _clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        return f"{minutes}:{seconds:02d}"
+
+    def _show(self, title: str, sample: Any) -> None:
+        """Prints one trajectory."""
+        text = sample.response.strip().replace("\n", "\n  | ")
+        print(
+            f"\n  {title}: {sample.metadata['question']}\n  | {text}\n"
+            f"  reward {sample.reward}, {sample.metadata['search_r1']['stop_reason']}\n",
+            flush=True,
+        )
+
+    def _print_comparison(self) -> None:
+        before, after, gain = (self.summary[key] for key in ("before", "after", "gain"))
+        print(f"\nheld-out questions ({before['questions']})    before    after")
+        for key, title in (
+            ("exact_match", "exact match"),
+            ("valid_format", "valid format"),
+            ("searches_per_question", "searches per question"),
+        ):
+            print(f"{title:28s}{before[key]:8.3f} {after[key]:8.3f}")
+        for hops in before["by_hops"]:
+            title = f"exact match, {hops} search" + ("es" if hops != "1" else "")
+            print(f"{title:28s}{before['by_hops'][hops]:8.3f} {after['by_hops'][hops]:8.3f}")
+        low, high = gain["ci95"]
+        print(f"gain in exact match {gain['exact_match']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}\n", flush=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,161 @@
+"""slime's two hooks for Search-R1: rollouts that search while they reason, and their exact-match reward.
+
+    --custom-generate-function-path generate_with_search.generate
+    --custom-rm-path generate_with_search.reward_func
+
+As in the paper (arXiv:2503.09516): <think>, <search> and <answer> tags, the top passages in <information>, a
+correction after an invalid step, three turns and a last one in which only an answer counts, loss on the model's own
+tokens. Unlike it, no text is ever encoded twice: the engine is sent ids, and its ids are kept as they came. A rollout
+that fails for no fault of the model is given up and not trained; it never ends the job.
+"""
+
+import asyncio
+import logging
+import os
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from slime.rollout.sglang_rollout import GenerateState
+from slime.utils.types import Sample
+
+import qa_em_format
+from search_rollout import sample_fields
+from search_rollout.config import SearchConfig, load_config
+from search_rollout.policy import EngineError, call_params
+from search_rollout.runtime import Runtime
+from search_rollout.trajectory import StopReason, Trajectory
+from search_rollout.xml_protocol import STOP_STRINGS, parse_action
+
+logger = logging.getLogger(__name__)
+
+SEARCH_R1_CONFIGS = {
+    "max_turns": 3,  # searches and corrections; one more engine call is kept for the answer
+    "topk": 3,  # passages of a search
+    "search_concurrency": 256,  # searches under way at once
+    "format_score": 0.2,  # what a valid format is worth
+    "final_format_score": 0.0,  # what an answer in an invalid format is worth
+    "retrieval_score": 0.0,  # what finding a document with the answer is worth, without giving it
+    "max_context_length": 16384,  # tokens, prompt and response together
+    "max_obs_tokens": 500,  # of an observation
+    "answer_reserve_tokens": 256,  # kept free behind an observation
+}
+
+
+async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation: bool = False) -> Sample:
+    """Rolls out one sample and writes the trajectory into it.
+
+    Raises ConfigError on a wrong setting and nothing else: any other trouble gives the sample up.
+    """
+    runtime = _runtime(args)
+    sample_fields.reset(sample)
+    trajectory = Trajectory(0, runtime.config.track_log_probs)
+    try:
+        trajectory = runtime.begin(sample, evaluation)
+        stop = await _rollout(runtime, sample, trajectory, sampling_params)
+    except EngineError as error:
+        logger.warning("sample given up: index=%s %s", sample.index, error)
+        stop = StopReason.ENGINE_FAILED
+    except Exception:  # a fault of ours: told with its traceback, and no reason to end the job
+        logger.exception("sample given up: index=%s", sample.index)
+        stop = StopReason.INTERNAL_ERROR
+    if stop.gives_up:
+        sample_fields.write_give_up(sample, trajectory, stop, runtime.tokenizer.eos_token_id or 0)
+    else:
+        sample_fields.write_rollout(sample, trajectory, stop, runtime.decode(trajectory.response_ids))
+    logger.debug("rollout done: index=%s tokens=%d stop=%s", sample.index, sample.response_length, stop.value)
+    return sample
+
+
+async def _rollout(runtime: Runtime, sample: Sample, trajectory: Trajectory, sampling_params: dict) -> StopReason:
+    """The algorithm: complete, parse, observe, until an answer or a limit. Every engine call is a turn."""
+    config, environment, headers = runtime.config, runtime.environment, runtime.routing_headers(sample)
+    for turn in range(config.max_turns + 1):
+        if runtime.aborted():
+            return StopReason.ABORTED
+        if trajectory.room < 1:
+            return StopReason.CONTEXT_FULL if trajectory.response_ids else StopReason.PROMPT_TOO_LONG
+
+        params = call_params(sampling_params, trajectory.room, STOP_STRINGS)
+        reply = await runtime.policy.complete(trajectory.ids, params, headers)
+        text = runtime.decode(reply.ids)
+        trajectory.append_model(reply.ids, reply.log_probs, text, reply.weight_version)
+        if reply.finish == "abort":
+            if not runtime.aborted():
+                raise EngineError("The engine aborted a request that slime had not called off.")
+            return StopReason.ABORTED
+
+        action = parse_action(text, think_opened=trajectory.think_opened and turn == 0)
+        if action.kind == "answer":
+            return StopReason.ANSWERED
+        if reply.finish == "length" and action.kind == "invalid":
+            return StopReason.CALL_LIMIT if trajectory.room else StopReason.CONTEXT_FULL
+        if turn == config.max_turns:
+            return StopReason.TURNS_USED
+        if trajectory.room < config.max_obs_tokens + config.answer_reserve_tokens:
+            return StopReason.NO_ROOM_TO_OBSERVE
+
+        if action.kind == "search":
+            result = await environment.search(action.text, runtime.aborted)
+            if result is None:
+                return StopReason.ABORTED
+            trajectory.searches.append(result)
+            trajectory.append_env(*environment.observation(result), "observation")
+        else:
+            template_kwargs = sample_fields.template_kwargs(sample)
+            trajectory.append_env(*environment.correction(reply.ids[-1], template_kwargs), "correction")
+    raise AssertionError("the last turn always returns")
+
+
+async def reward_func(args: Any, sample: Sample | list[Sample], **_: Any) -> float | list[float]:
+    """The reward of a sample, or of each of a list, by the table of `qa_em_format.score_trajectory`."""
+    config = _config(args)
+    if isinstance(sample, list):
+        return [_reward(config, one) for one in sample]
+    return _reward(config, sample)
+
+
+def _reward(config: SearchConfig, sample: Sample) -> float:
+    info = sample_fields.rollout_info(sample)
+    if info.get("gave_up"):
+        return 0.0  # preset by write_give_up, and nothing that the model did
+    golds = qa_em_format.gold_answers(sample.label)
+    if not golds:
+        logger.warning("sample %s has no gold answer in its label: %r", sample.index, sample.label)
+    score = qa_em_format.score_trajectory(
+        info.get("segments") or qa_em_format.split_response(sample.response),
+        golds,
+        format_score=config.format_score,
+        final_format_score=config.final_format_score,
+        retrieval_score=config.retrieval_score,
+        think_opened=bool(info.get("think_opened")),
+    )
+    sample_fields.add_info(sample, {"score": score._asdict()})
+    return score.reward
+
+
+_configs: dict[int, tuple[Any, SearchConfig]] = {}
+_runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, Runtime] = WeakKeyDictionary()
+
+
+def _config(args: Any) -> SearchConfig:
+    """The settings for slime's `args`, read once per process."""
+    if id(args) not in _configs:
+        _configs.clear()
+        _configs[id(args)] = args, load_config(SEARCH_R1_CONFIGS, os.environ, args)  # args kept, so its id stays its own
+    return _configs[id(args)][1]
+
+
+def _runtime(args: Any) -> Runtime:
+    """The running event loop's Runtime; connections and semaphores belong to one loop each."""
+    loop = asyncio.get_running_loop()
+    runtime = _runtimes.get(loop)
+    if runtime is None or runtime.args is not args:
+        runtime = _runtimes[loop] = Runtime(args, _config(args), GenerateState(args))
+    return runtime
+
+
+async def close() -> None:
+    """Releases the running event loop's connections; for programs that end in an orderly way, such as tests."""
+    runtime = _runtimes.pop(asyncio.get_running_loop(), None)
+    if runtime is not None:
+        await runtime.close()

@@ -1,0 +1,272 @@
+"""The reward: exact match on the model's answer, adjusted for whether the trajectory keeps to the protocol.
+
+A model turn is `<think>…</think>` and then one action: `<search>query</search>`, which the environment answers with
+`<information>…</information>`, or `<answer>…</answer>`, which ends the trajectory. `score_trajectory` holds the table
+of outcome → reward; the other functions are its parts. All are pure, take time linear in the length of the text, and
+accept any text, None included: a bad rollout earns little, it never raises.
+"""
+
+import ast
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+_TAG = re.compile(r"(</?(?:think|search|information|answer)>)")  # a group, so that split() keeps the tags
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class Segment(NamedTuple):
+    """A stretch of the response with one author. A model turn is one segment."""
+
+    source: Literal["model", "environment"]
+    text: str
+    kind: str = "turn"  # "turn" (model) | "observation" | "correction" (the model was told its action is invalid)
+
+
+# A mapping with Segment's fields as keys, as in sample.metadata, or a sequence that begins with them.
+SegmentLike: TypeAlias = Mapping[str, Any] | Sequence[Any]
+
+
+class Score(NamedTuple):
+    reward: float
+    exact_match: bool  # the answer equals a gold answer
+    valid_format: bool
+    answer: str | None  # None: no answer was given
+    retrieved_gold: bool  # an observation holds a gold answer
+
+
+def score_trajectory(
+    segments: Sequence[SegmentLike] | None,
+    golds: Sequence[str],
+    *,
+    format_score: float = 0.2,
+    final_format_score: float = 0.0,
+    retrieval_score: float = 0.0,
+    think_opened: bool = False,
+    end_of_turn: Sequence[str] = (),
+) -> Score:
+    """Score one trajectory. With all three scores at 0 the reward is pure exact match.
+
+    | answer right | format valid | reward                                                                 |
+    |--------------|--------------|------------------------------------------------------------------------|
+    | yes          | yes          | 1.0                                                                    |
+    | yes          | no           | 1.0 - format_score                                                     |
+    | no           | yes          | format_score (+ retrieval_score if an observation holds a gold answer) |
+    | no           | no           | final_format_score                                                     |
+    | none given   | no           | 0.0                                                                    |
+    """
+    answer = extract_answer(segments, think_opened=think_opened)
+    right = exact_match(answer, golds)
+    valid = is_valid_format(segments, think_opened=think_opened, end_of_turn=end_of_turn)
+    retrieved = _retrieved_gold(segments, golds)
+    if right:
+        reward = 1.0 if valid else 1.0 - format_score
+    elif valid:
+        reward = format_score + (retrieval_score if retrieved else 0.0)
+    elif answer is not None:
+        reward = final_format_score
+    else:
+        reward = 0.0
+    return Score(reward, right, valid, answer, retrieved)
+
+
+# --- the answer ---------------------------------------------------------------------------------------------------
+
+
+def normalize_answer(text: str | None) -> str:
+    """SQuAD normalisation: lower case, no ASCII punctuation, no articles, single spaces."""
+    bare = (text or "").lower().translate(_NO_PUNCTUATION)
+    return " ".join(_ARTICLE.sub(" ", bare).split())
+
+
+def exact_match(prediction: str | None, golds: Sequence[str]) -> bool:
+    """Whether the normalised prediction equals a normalised gold answer.
+
+    A gold answer of which normalisation leaves nothing ("A", "!!!") is compared as it stands, but for case and outer
+    whitespace, so every gold answer accepts itself. A blank one accepts nothing.
+    """
+    return prediction is not None and any(_same_answer(prediction, gold) for gold in golds)
+
+
+def _same_answer(prediction: str, gold: str) -> bool:
+    wanted = normalize_answer(gold)
+    if wanted:
+        return normalize_answer(prediction) == wanted
+    wanted = gold.strip().casefold()
+    return wanted != "" and prediction.strip().casefold() == wanted
+
+
+def extract_answer(segments: Sequence[SegmentLike] | None, *, think_opened: bool = False) -> str | None:
+    """The stripped content of the model's last `<answer>…</answer>` outside thinking; None if there is none.
+
+    A `<think>` hides what follows it up to `</think>`, or up to the end of its segment. With `think_opened` the prompt
+    ended in `<think>`, so the first model turn begins inside it.
+    """
+    answer = None
+    for segment in _as_segments(segments, think_opened):
+        if segment.source != "model":
+            continue
+        thinking, start = False, None  # start: where the content of an open <answer> begins
+        for tag in _TAG.finditer(segment.text):
+            match tag.group():
+                case "</think>":
+                    thinking = False
+                case _ if thinking:
+                    continue
+                case "<think>":
+                    thinking, start = True, None
+                case "<answer>":
+                    start = tag.end()
+                case "</answer>" if start is not None:
+                    answer, start = segment.text[start : tag.start()].strip(), None
+    return answer
+
+
+def _retrieved_gold(segments: Sequence[SegmentLike] | None, golds: Sequence[str]) -> bool:
+    """Whether a normalised gold answer stands, as whole words, in a normalised observation."""
+    wanted = [f" {normalized} " for normalized in map(normalize_answer, golds) if normalized]
+    for segment in _as_segments(segments):
+        if _is_observation(segment):
+            # Normalisation glues words that only punctuation parts: without the space "<information>Paris" is one word.
+            found = f" {normalize_answer(_TAG.sub(' ', segment.text))} "
+            if any(gold in found for gold in wanted):
+                return True
+    return False
+
+
+# --- the format ---------------------------------------------------------------------------------------------------
+
+
+class _State(Enum):
+    TURN = auto()  # a model turn must follow
+    OBSERVATION = auto()  # the model searched: an observation must follow
+    DONE = auto()  # the model answered: nothing may follow
+    INVALID = auto()  # whatever follows
+
+
+def is_valid_format(
+    segments: Sequence[SegmentLike] | None, *, think_opened: bool = False, end_of_turn: Sequence[str] = ()
+) -> bool:
+    """Whether the trajectory is (search turn, observation)* answer turn, with nothing else anywhere.
+
+    turn = `<think>…</think>` and `<search>…</search>` (not blank) or `<answer>…</answer>`, with no protocol tag inside
+    either and only whitespace around them; one of `end_of_turn` (such as "<|im_end|>") may stand last.
+    With `think_opened` the prompt ended in `<think>`, so the first turn lacks that tag.
+    """
+    state = _State.TURN
+    for segment in _as_segments(segments, think_opened):
+        if state is _State.TURN and segment.source == "model":
+            state = _state_after_turn(segment.text, end_of_turn)
+        elif state is _State.OBSERVATION and _is_observation(segment):
+            state = _State.TURN
+        else:
+            return False
+    return state is _State.DONE
+
+
+def _state_after_turn(text: str, end_of_turn: Sequence[str]) -> _State:
+    match _TAG.split(text):  # text and tags by turns, so a pattern that fits has met every tag of the text
+        case [before, "<think>", _, "</think>", between, "<search>", query, "</search>", after] if query.strip():
+            state = _State.OBSERVATION
+        case [before, "<think>", _, "</think>", between, "<answer>", _, "</answer>", after]:
+            state = _State.DONE
+        case _:
+            return _State.INVALID
+    stray_text = before.strip() or between.strip() or after.strip() not in ("", *end_of_turn)
+    return _State.INVALID if stray_text else state
+
+
+# --- what comes in ------------------------------------------------------------------------------------------------
+
+
+def split_response(response: str | None) -> list[Segment]:
+    """Segments of a response that came as bare text: closed `<information>` blocks are the environment's.
+
+    A block takes up to two newlines on either side, as the environment writes them. The texts joined give the response.
+    Bare text cannot tell an observation from one the model made up: use the recorded segments where they exist.
+    """
+    text = response or ""
+    segments = []
+    position = 0
+    while True:
+        start = text.find("<information>", position)
+        close = text.find("</information>", start) if start >= 0 else -1
+        if close < 0:
+            break
+        if text.endswith("\n\n", position, start):
+            start -= 2
+        end = close + len("</information>")
+        if text.startswith("\n\n", end):
+            end += 2
+        segments.append(Segment("model", text[position:start]))
+        segments.append(Segment("environment", text[start:end], "observation"))
+        position = end
+    segments.append(Segment("model", text[position:]))
+    return [segment for segment in segments if segment.text]
+
+
+def gold_answers(label: object) -> list[str]:
+    """The gold answers in a sample's label.
+
+    A label is {"ground_truth": {"target": answers}} or any inner part of it, or the JSON or Python repr of one as a
+    string. Answers are one value, or a list, tuple or array of them. Any other string is itself the gold answer.
+    """
+    if not isinstance(label, str):
+        return _flatten(label)
+    if label.lstrip().startswith(("{", "[")):
+        for parse in (json.loads, _parse_repr):
+            try:
+                parsed = parse(label)
+                if isinstance(parsed, (dict, list)):
+                    return _flatten(parsed)
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+                pass  # not this notation
+    return [label]
+
+
+def _flatten(label: Any) -> list[str]:
+    if hasattr(label, "tolist"):  # a numpy array or scalar
+        label = label.tolist()
+    if label is None:
+        return []
+    if isinstance(label, Mapping):
+        return _flatten(label.get("ground_truth", label.get("target")))
+    if isinstance(label, (list, tuple)):
+        return [answer for item in label for answer in _flatten(item)]
+    return [str(label)]
+
+
+def _parse_repr(text: str) -> object:
+    return ast.literal_eval(_UnwrapNumpy().visit(ast.parse(text.strip(), mode="eval")))
+
+
+class _UnwrapNumpy(ast.NodeTransformer):
+    """array(['x'], dtype=object) → ['x']; np.str_('x') → 'x'."""
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        if node.args and re.fullmatch(r"array|np\.\w+", ast.unparse(node.func)):
+            return self.visit(node.args[0])
+        return node
+
+
+def _as_segments(segments: Sequence[SegmentLike] | None, think_opened: bool = False) -> list[Segment]:
+    """Segments with every field filled in, and the `<think>` that the prompt supplied back in the first model turn."""
+    filled = []
+    for segment in segments or ():
+        if isinstance(segment, Mapping):
+            source, text, kind = segment.get("source"), segment.get("text"), segment.get("kind")
+        else:
+            source, text, kind, *_ = segment
+        by_model = source == "model"  # text of unknown origin is not the model's
+        if by_model and think_opened:
+            text, think_opened = "<think>" + (text or ""), False
+        filled.append(Segment("model" if by_model else "environment", text or "", kind or "turn"))
+    return filled
+
+
+def _is_observation(segment: Segment) -> bool:
+    return segment.source == "environment" and segment.kind != "correction"

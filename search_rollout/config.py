@@ -1,0 +1,183 @@
+"""Every setting of a rollout, read once and checked: the frozen `SearchConfig`.
+
+Sources, later ones win: `SEARCH_R1_CONFIGS` (in `generate_with_search.py`) < environment < slime's
+`--custom-config-path` YAML, whose keys slime puts on `args`. The seven variables of `ENVIRONMENT` have names of
+their own; any other key is `SEARCH_R1_<KEY>` in the environment. Nothing else reads the environment.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+PLACEHOLDER_KEY = "YOUR_API_KEY"
+
+ENVIRONMENT = {
+    "llm_api_mode": "LLM_API_MODE",
+    "search_backend": "SEARCH_BACKEND",
+    "token_tracking_mode": "TOKEN_TRACKING_MODE",
+    "track_log_probs": "TRACK_LOG_PROBS",
+    "loss_mask_mode": "LOSS_MASK_MODE",
+    "retrieval_server_url": "RETRIEVAL_SERVER_URL",
+    "google_api_key": "GOOGLE_API_KEY",
+}
+
+CHOICES = {
+    "llm_api_mode": ("generate", "chat"),
+    "search_backend": ("google", "local"),
+    "token_tracking_mode": ("manual", "router_radix", "router_handler"),
+    "loss_mask_mode": ("strict", "simple"),
+}
+
+VALID_PAIRS = {  # (llm_api_mode, token_tracking_mode) -> what it is for
+    ("generate", "manual"): "XML tags; ids from each reply",
+    ("generate", "router_radix"): "XML tags; ids from the router's radix tree",
+    ("chat", "manual"): "OpenAI messages and tools; ids from each reply",
+    ("chat", "router_handler"): "OpenAI messages and tools; ids from the router, by messages",
+    ("chat", "router_radix"): "works, but loses the structure of messages",
+}
+
+NOT_BUILT_YET = {  # setting -> values that have a place in the table above and no code behind them yet
+    "llm_api_mode": ("chat",),
+    "search_backend": ("google",),
+    "token_tracking_mode": ("router_radix", "router_handler"),
+    "loss_mask_mode": ("simple",),
+}
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names the setting, its value and the remedy."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Immutable settings. Build it with `load_config`; the constructor checks what the type alone does not say."""
+
+    # The modes of the README's table.
+    llm_api_mode: str = "generate"
+    search_backend: str = "google"
+    token_tracking_mode: str = "manual"
+    track_log_probs: bool = True
+    loss_mask_mode: str = "strict"
+    # Turns and lengths, in engine calls and tokens.
+    max_turns: int = 3
+    max_context_length: int = 16384  # prompt and response together
+    max_obs_tokens: int = 500
+    answer_reserve_tokens: int = 256  # kept free for the model after an observation
+    # Search.
+    retrieval_server_url: str = "http://localhost:8000"
+    google_api_key: str = dataclasses.field(default=PLACEHOLDER_KEY, repr=False)
+    topk: int = 3
+    search_concurrency: int = 256
+    search_timeout_s: float = 60.0  # one search with all its retries
+    search_retries: int = 3
+    # Engine.
+    engine_timeout_s: float = 1800.0  # one call, waiting in the engine's queue included
+    engine_retries: int = 3
+    # Reward; all three at 0 give pure exact match.
+    format_score: float = 0.2
+    final_format_score: float = 0.0
+    retrieval_score: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise ConfigError(_wrong_value(key, getattr(self, key), f"one of {', '.join(allowed)}"))
+        for key in ("max_turns", "max_context_length", "topk", "search_concurrency"):
+            if getattr(self, key) < 1:
+                raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 1 up"))
+        if self.max_obs_tokens < 32:  # the tags and a few words
+            raise ConfigError(_wrong_value("max_obs_tokens", self.max_obs_tokens, "a whole number from 32 up"))
+        for key in ("answer_reserve_tokens", "search_retries", "engine_retries"):
+            if getattr(self, key) < 0:
+                raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 0 up"))
+        for key in ("search_timeout_s", "engine_timeout_s"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(_wrong_value(key, getattr(self, key), "a number of seconds above 0"))
+        for key in ("format_score", "final_format_score", "retrieval_score"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(_wrong_value(key, getattr(self, key), "a number from 0 to 1"))
+        if self.format_score + self.retrieval_score > 1:
+            raise ConfigError(f"format_score + retrieval_score is {self.format_score + self.retrieval_score}; at most 1.")
+        self._check_modes()
+        self._check_backend()
+        self._check_built()
+
+    def _check_modes(self) -> None:
+        pair = (self.llm_api_mode, self.token_tracking_mode)
+        if pair not in VALID_PAIRS:
+            valid = "\n".join(f"  {api} + {tracking}: {use}" for (api, tracking), use in VALID_PAIRS.items())
+            raise ConfigError(
+                f"Invalid configuration: token_tracking_mode={pair[1]!r} is NOT compatible with "
+                f"llm_api_mode={pair[0]!r}. Valid pairs (LLM_API_MODE + TOKEN_TRACKING_MODE):\n{valid}"
+            )
+        if pair == ("chat", "router_radix"):
+            logger.warning("chat + router_radix works but loses the structure of messages; router_handler keeps it.")
+
+    def _check_backend(self) -> None:
+        if self.search_backend == "google" and self.google_api_key in ("", PLACEHOLDER_KEY):
+            raise ConfigError(
+                "SEARCH_BACKEND=google needs a key: set GOOGLE_API_KEY to your serper.dev key, "
+                "or set SEARCH_BACKEND=local and RETRIEVAL_SERVER_URL to search your own corpus."
+            )
+        if self.search_backend == "local" and not self.retrieval_server_url.startswith(("http://", "https://")):
+            raise ConfigError(_wrong_value("retrieval_server_url", self.retrieval_server_url, "an http:// or https:// URL"))
+
+    def _check_built(self) -> None:
+        for key, values in NOT_BUILT_YET.items():
+            if getattr(self, key) in values:
+                built = next(value for value in CHOICES[key] if value not in values)
+                raise ConfigError(f"{_variable(key)}={getattr(self, key)} is not built yet; use {built}.")
+
+
+def load_config(defaults: Mapping[str, Any], environment: Mapping[str, str], args: object) -> SearchConfig:
+    """Merges the three sources into a SearchConfig. Raises ConfigError on an unknown key or a bad value."""
+    fields = {field.name: field for field in dataclasses.fields(SearchConfig)}
+    unknown = sorted(set(defaults) - set(fields))
+    if unknown:
+        raise ConfigError(f"SEARCH_R1_CONFIGS has unknown keys {unknown}; known are {sorted(fields)}.")
+    _warn_of_unknown_variables(environment, fields)
+    values = dict(defaults)
+    for key in fields:
+        if environment.get(_variable(key), "").strip():
+            values[key] = environment[_variable(key)].strip()
+        if getattr(args, key, None) is not None:
+            values[key] = getattr(args, key)
+    return SearchConfig(**{key: _convert(key, value, fields[key].type) for key, value in values.items()})
+
+
+def _variable(key: str) -> str:
+    return ENVIRONMENT.get(key, f"SEARCH_R1_{key.upper()}")
+
+
+def _wrong_value(key: str, value: object, allowed: str) -> str:
+    return f"{_variable(key)} ({key}) has value {value!r}; it must be {allowed}."
+
+
+def _warn_of_unknown_variables(environment: Mapping[str, str], fields: Mapping[str, object]) -> None:
+    known = {_variable(key) for key in fields}
+    for name in sorted(environment):
+        if name.startswith("SEARCH_R1_") and name not in known:
+            logger.warning("environment variable %s is not a setting and is ignored", name)
+
+
+def _convert(key: str, value: Any, kind: Any) -> Any:
+    """`value` as the field's type, from the strings of an environment or the scalars of a YAML file."""
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if str(value).lower() not in words:
+            raise ConfigError(_wrong_value(key, value, "true or false"))
+        return words[str(value).lower()]
+    if kind is str:
+        return str(value)
+    try:
+        number = kind(str(value))
+        if math.isfinite(number):
+            return number
+    except ValueError:
+        pass
+    raise ConfigError(_wrong_value(key, value, "a whole number" if kind is int else "a number"))

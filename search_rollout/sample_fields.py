@@ -1,0 +1,115 @@
+"""slime's Sample, read and written: which of its fields a rollout uses, and what each must hold.
+
+Works on any slime version's Sample by its attributes; slime is not imported. Everything of ours beyond slime's own
+fields stands in `sample.metadata[METADATA_KEY]`, as plain JSON values.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from search_rollout.chat_template import render_prompt
+from search_rollout.trajectory import StopReason, Trajectory
+
+METADATA_KEY = "search_r1"
+
+
+def prompt_text(sample: Any, tokenizer: Any) -> str:
+    """The prompt as the model's text: a string as it is, a list of messages by the chat template."""
+    if isinstance(sample.prompt, str):
+        return sample.prompt
+    messages = [dict(message) for message in sample.prompt]
+    return render_prompt(tokenizer, messages, **template_kwargs(sample))
+
+
+def template_kwargs(sample: Any) -> dict[str, Any]:
+    """Keyword arguments for the chat template that came with the sample."""
+    return dict(getattr(sample, "apply_chat_template_kwargs", None) or {})
+
+
+def rollout_info(sample: Any) -> dict[str, Any]:
+    """What an earlier rollout of this sample recorded; empty if there was none."""
+    info = _metadata(sample).get(METADATA_KEY)
+    return info if isinstance(info, dict) else {}
+
+
+def add_info(sample: Any, info: Mapping[str, Any]) -> None:
+    """Records `info` in the sample's metadata, without changing a dict that siblings may share."""
+    sample.metadata = {**_metadata(sample), METADATA_KEY: {**rollout_info(sample), **info}}
+
+
+def reset(sample: Any) -> None:
+    """Forgets an earlier, aborted rollout, so that a new one starts from the prompt alone."""
+    sample.tokens = []
+    sample.response = ""
+    sample.response_length = 0
+    sample.loss_mask = None
+    sample.rollout_log_probs = None
+    sample.reward = None
+    sample.weight_versions = []
+    if hasattr(sample, "remove_sample"):
+        sample.remove_sample = False
+    sample.metadata = {key: value for key, value in _metadata(sample).items() if key != METADATA_KEY}
+
+
+def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, response: str) -> None:
+    """Puts a finished trajectory into slime's fields."""
+    sample.tokens = trajectory.ids
+    sample.response = response
+    sample.response_length = len(trajectory.response_ids)
+    sample.loss_mask = list(trajectory.loss_mask)
+    sample.rollout_log_probs = None if trajectory.log_probs is None else list(trajectory.log_probs)
+    sample.weight_versions = list(trajectory.weight_versions)
+    sample.status = _status(sample, stop)
+    seconds = sum(result.seconds for result in trajectory.searches)
+    if hasattr(sample, "non_generation_time"):
+        sample.non_generation_time += seconds
+    add_info(
+        sample,
+        {
+            "stop_reason": stop.value,
+            "gave_up": False,
+            "turns": sum(segment.source == "model" for segment in trajectory.segments),
+            "corrections": sum(segment.kind == "correction" for segment in trajectory.segments),
+            "think_opened": trajectory.think_opened,
+            "segments": [segment._asdict() for segment in trajectory.segments],
+            "search_seconds": seconds,
+            "searches": [
+                {
+                    "query": result.query,
+                    "error": result.error,
+                    "documents": [{"title": passage.title, "text": passage.text} for passage in result.passages],
+                }
+                for result in trajectory.searches
+            ],
+        },
+    )
+
+
+def write_give_up(sample: Any, trajectory: Trajectory, stop: StopReason, filler_id: int) -> None:
+    """The one form of a rollout that must not be trained: one masked token, reward 0 kept, sample marked for removal.
+
+    slime keeps the sample's place in its group, so it must stay well-formed: `filler_id` stands for a response.
+    """
+    sample.tokens = [*(trajectory.prompt_ids or [filler_id]), filler_id]
+    sample.response = ""
+    sample.response_length = 1
+    sample.loss_mask = [0]
+    sample.rollout_log_probs = [0.0] if trajectory.track_log_probs else None
+    sample.reward = 0.0
+    sample.status = sample.Status.TRUNCATED
+    if hasattr(sample, "remove_sample"):
+        sample.remove_sample = True
+    add_info(
+        sample,
+        {"stop_reason": stop.value, "gave_up": True, "turns": 0, "corrections": 0, "segments": [], "searches": []},
+    )
+
+
+def _status(sample: Any, stop: StopReason) -> Any:
+    if stop is StopReason.ABORTED:
+        return sample.Status.ABORTED
+    return sample.Status.COMPLETED if stop is StopReason.ANSWERED else sample.Status.TRUNCATED
+
+
+def _metadata(sample: Any) -> dict[str, Any]:
+    return sample.metadata if isinstance(sample.metadata, dict) else {}  # NaN or None on early slime

@@ -1,0 +1,92 @@
+"""The one owner of alignment: a trajectory's ids, loss mask and log-probabilities grow together or not at all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, NamedTuple
+
+from search_rollout.retrieval import SearchResult
+
+
+class StopReason(Enum):
+    """Why a trajectory ended."""
+
+    ANSWERED = "answered"  # the model gave an answer
+    TURNS_USED = "turns_used"  # the answer-only turn brought no answer
+    CALL_LIMIT = "call_limit"  # one engine call reached the caller's max_new_tokens before an action was complete
+    CONTEXT_FULL = "context_full"  # no room for another token
+    NO_ROOM_TO_OBSERVE = "no_room_to_observe"  # an observation and the answer reserve no longer fit
+    ABORTED = "aborted"  # slime stopped the rollout; the sample will be generated anew
+    PROMPT_TOO_LONG = "prompt_too_long"  # given up: the prompt alone fills the context
+    ENGINE_FAILED = "engine_failed"  # given up: the engine did not answer, or not in a way that can be trained on
+    INTERNAL_ERROR = "internal_error"  # given up: a fault of this plugin; the log has its traceback
+
+    @property
+    def gives_up(self) -> bool:
+        """True when the end is not the model's doing, so that nothing of the trajectory may be trained."""
+        return self in (StopReason.PROMPT_TOO_LONG, StopReason.ENGINE_FAILED, StopReason.INTERNAL_ERROR)
+
+
+class Segment(NamedTuple):
+    """A stretch of the response by one author."""
+
+    source: Literal["model", "environment"]
+    text: str
+    kind: Literal["turn", "observation", "correction"]
+    tokens: int
+
+
+@dataclass
+class Trajectory:
+    """Prompt and response of one rollout. `append_model` and `append_env` are the only ways to grow the response.
+
+    Strict loss mask: 1 exactly on the ids that the engine sampled, each with its log-probability; 0 and 0.0 on the
+    environment's. `log_probs` stays None when they are not tracked.
+    """
+
+    max_length: int  # of prompt and response together
+    track_log_probs: bool = True
+    prompt_ids: list[int] = field(default_factory=list)
+    think_opened: bool = False  # the prompt ends inside <think>
+    response_ids: list[int] = field(default_factory=list)  # (T_resp,) prompt excluded
+    loss_mask: list[int] = field(default_factory=list)  # (T_resp,) 1 = sampled by the engine
+    log_probs: list[float] | None = None  # (T_resp,) or None when not tracked
+    segments: list[Segment] = field(default_factory=list)
+    searches: list[SearchResult] = field(default_factory=list)
+    weight_versions: list[str] = field(default_factory=list)  # one per engine call that reported one
+
+    def __post_init__(self) -> None:
+        self.log_probs = [] if self.track_log_probs else None
+
+    @property
+    def ids(self) -> list[int]:
+        """All ids so far: what the next engine call is sent."""
+        return self.prompt_ids + self.response_ids
+
+    @property
+    def room(self) -> int:
+        """How many more ids may be appended."""
+        return self.max_length - len(self.prompt_ids) - len(self.response_ids)
+
+    def append_model(
+        self, ids: Sequence[int], log_probs: Sequence[float] | None, text: str, weight_version: str | None = None
+    ) -> None:
+        """Adds what the engine sampled, verbatim. Raises ValueError if ids and log-probabilities do not match."""
+        if self.log_probs is not None:
+            if log_probs is None or len(log_probs) != len(ids):
+                raise ValueError(f"{len(ids)} ids came with {0 if log_probs is None else len(log_probs)} log_probs.")
+            self.log_probs += log_probs
+        if weight_version is not None:
+            self.weight_versions.append(weight_version)
+        self._append(ids, 1, Segment("model", text, "turn", len(ids)))
+
+    def append_env(self, ids: Sequence[int], text: str, kind: Literal["observation", "correction"]) -> None:
+        """Adds what the environment says to the model; it is never trained."""
+        if self.log_probs is not None:
+            self.log_probs += [0.0] * len(ids)
+        self._append(ids, 0, Segment("environment", text, kind, len(ids)))
+
+    def _append(self, ids: Sequence[int], mask: int, segment: Segment) -> None:
+        self.response_ids += ids
+        self.loss_mask += [mask] * len(ids)
+        self.segments.append(segment)
