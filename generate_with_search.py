@@ -69,6 +69,8 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
 async def _rollout(runtime: Runtime, sample: Sample, trajectory: Trajectory, sampling_params: dict) -> StopReason:
     """The algorithm: complete, parse, observe, until an answer or a limit. Every engine call is a turn."""
     config, environment, headers = runtime.config, runtime.environment, runtime.routing_headers(sample)
+    if not trajectory.prompt_ids:
+        return StopReason.EMPTY_PROMPT
     for turn in range(config.max_turns + 1):
         if runtime.aborted():
             return StopReason.ABORTED
@@ -133,16 +135,16 @@ def _reward(config: SearchConfig, sample: Sample) -> float:
     return score.reward
 
 
-_configs: dict[int, tuple[Any, SearchConfig]] = {}
 _runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, Runtime] = WeakKeyDictionary()
+_settings: tuple[Any, SearchConfig] | None = None  # slime's args, and what was read for them
 
 
 def _config(args: Any) -> SearchConfig:
-    """The settings for slime's `args`, read once per process."""
-    if id(args) not in _configs:
-        _configs.clear()
-        _configs[id(args)] = args, load_config(SEARCH_R1_CONFIGS, os.environ, args)  # args kept, so its id stays its own
-    return _configs[id(args)][1]
+    """The settings: read once per process, and again only if slime hands us other args."""
+    global _settings
+    if _settings is None or _settings[0] is not args:
+        _settings = args, load_config(SEARCH_R1_CONFIGS, os.environ, args)
+    return _settings[1]
 
 
 def _runtime(args: Any) -> Runtime:

@@ -201,17 +201,13 @@ class Engine:
             request.cached_tokens = min(int(common[best]), len(request.input_ids) - 1)
             if common[slot] < request.cached_tokens:
                 self._cache.copy_prefix(best, slot, request.cached_tokens)
-            self._slot_ids[slot] = -1
-            self._slot_ids[slot, : len(request.input_ids)] = torch.tensor(request.input_ids)
+            self._slot_ids[slot, request.cached_tokens :] = -1  # keys that are not there yet, nobody may copy
+            self._slot_ids[slot, : request.cached_tokens] = torch.tensor(request.input_ids[: request.cached_tokens])
             request.weight_version = self.weight_version
             free.remove(slot)
             self._waiting.remove(request)
             self._running[slot] = request
             admitted.append((slot, request))
-        admitted_slots = {slot for slot, _ in admitted}
-        for slot in admitted_slots:  # a slot's keys past the cached part are not there yet: nobody may copy them
-            request = self._running[slot]
-            self._slot_ids[slot, request.cached_tokens :] = -1
         return admitted
 
     def _common_prefixes(self, ids: list[int]) -> torch.Tensor:
@@ -329,4 +325,3 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[
         value = getattr(config, "eos_token_id", None)
         ids |= set(value) if isinstance(value, list) else {value}
     return {token for token in ids if token is not None}
-

@@ -1,13 +1,13 @@
 """Trains a small language model to search, on a CPU, with real parts: the demo behind `make demo`.
 
-    python -m demo.train --minutes 18
+   python -m demo.train --minutes 18
 
- 1 a corpus of real-world facts and questions about it             demo/world_facts.py
- 2 the real retriever, as a server of its own                      local_dense_retriever/
- 3 an engine that speaks SGLang's /generate over HTTP              demo/engine.py, demo/engine_server.py
- 4 a few supervised steps on synthetic traces                      demo/warm_start.py
- 5 GRPO: rollouts by the plugin as slime calls it, then one step   generate_with_search.py, demo/grpo.py
- 6 exact match on held-out questions before and after, a report    demo/report.py
+1 a corpus of real-world facts and questions about it             demo/world_facts.py
+2 the real retriever, as a server of its own                      local_dense_retriever/
+3 an engine that speaks SGLang's /generate over HTTP              demo/engine.py, demo/engine_server.py
+4 a few supervised steps on synthetic traces                      demo/warm_start.py
+5 GRPO: rollouts by the plugin as slime calls it, then one step   generate_with_search.py, demo/grpo.py
+6 exact match on held-out questions before and after, a report    demo/report.py
 """
 
 import argparse
@@ -59,7 +59,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     option("--steps", None, "GRPO steps at most", type=_positive(int), shown="as many as time allows")
     option("--seed", 0, "of sampling and of the order of questions", type=int)
     option("--model", None, "a Hugging Face model folder", type=Path, shown="SmolLM2-135M-Instruct, from its package")
-    option("--world", None, "folder with corpus.jsonl, train.jsonl, held_out.jsonl", type=Path, shown="made from data packages")
+    option(
+        "--world",
+        None,
+        "folder with corpus.jsonl, train.jsonl, held_out.jsonl",
+        type=Path,
+        shown="made from data packages",
+    )
     option("--dtype", "bfloat16", "arithmetic of engine and trainer", choices=["bfloat16", "float32"])
     option("--warm-start-steps", 14, "supervised steps on synthetic traces", type=_positive(int))
     option("--questions-per-step", 8, "groups of a GRPO step", type=_positive(int))
@@ -119,7 +125,9 @@ def run(args: argparse.Namespace) -> int:
         retriever = stack.enter_context(
             RetrieverProcess(world / "corpus.jsonl", index, encoder, folder.path / "retriever.log")
         )
-        engine = stack.enter_context(Engine(model, tokenizer, dtype=getattr(torch, args.dtype), max_length=MAX_LENGTH, seed=args.seed))
+        engine = stack.enter_context(
+            Engine(model, tokenizer, dtype=getattr(torch, args.dtype), max_length=MAX_LENGTH, seed=args.seed)
+        )
         server = stack.enter_context(EngineServer(engine))
         say(f"retriever on port {retriever.port}, engine on port {server.port}")
         plugin = slime_args(

@@ -104,7 +104,9 @@ class TrainingRun:
         optimizer = self._optimizer(WARM_LEARNING_RATE)
         retriever = LocalRetriever(self.plugin.retrieval_server_url, topk=3, concurrency=8, timeout_s=60, retries=3)
         environment = Environment(self.tokenizer, retriever, self.plugin.max_obs_tokens)
-        steps = tqdm(range(1, self.args.warm_start_steps + 1), desc="warm start", unit="step", leave=False, disable=None)
+        steps = tqdm(
+            range(1, self.args.warm_start_steps + 1), desc="warm start", unit="step", leave=False, disable=None
+        )
         loss = float("nan")
         for step in steps:
             began = time.monotonic()
@@ -167,13 +169,13 @@ class TrainingRun:
         else:
             self.summary["stopped"] = "steps"
 
-    async def _grpo_step(
-        self, step: int, optimizer: torch.optim.Optimizer
-    ) -> tuple[Metrics, StepResult | None, int]:
+    async def _grpo_step(self, step: int, optimizer: torch.optim.Optimizer) -> tuple[Metrics, StepResult | None, int]:
         """Rollouts, advantages, one optimiser step, new weights for the engine."""
         questions = [next(self.questions) for _ in range(self.args.questions_per_step)]
         samples = self.args.samples
-        groups = await roll_out(self.plugin, questions, samples=samples, evaluation=False, title=f"step {step} rollouts")
+        groups = await roll_out(
+            self.plugin, questions, samples=samples, evaluation=False, title=f"step {step} rollouts"
+        )
         if step == 1 or step % SHOWN_EVERY == 0:
             for sample in groups[0][:2]:
                 self.folder.append_trajectory(f"step {step}", sample, self.tokenizer)
@@ -223,7 +225,9 @@ class TrainingRun:
         )
 
     def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        return torch.optim.AdamW(
+            self.model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        )
 
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -68,7 +67,7 @@ class Encoder:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tokenizer, self._model = _load(model)
         dtype = torch.float16 if self._device.type == "cuda" else torch.float32
-        self._model.to(device=self._device, dtype=dtype)  # type: ignore[call-arg]  # transformers' wrapper hides self
+        self._model.to(device=self._device, dtype=dtype)
         self._model.eval()
         self.dim: int = self._model.config.hidden_size
         # Fast tokenizers raise "Already borrowed" when two threads set a truncation length at once, and two batches
@@ -105,13 +104,19 @@ class Encoder:
 
 def _load(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     transformers_logging.disable_progress_bar()
-    local_only = Path(model).exists()  # without it transformers asks the hub for files that the folder lacks
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local_only)
-        return tokenizer, AutoModel.from_pretrained(model, local_files_only=local_only)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        weights = AutoModel.from_pretrained(model)
     except Exception as error:  # OSError, ValueError, safetensors' own, … depending on which of the files is wrong
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"cannot load the encoder --retriever_model {model} ({reason}): "
             "give a folder with config.json, tokenizer and weights, or a name on the Hugging Face hub"
         ) from error
+    # From a folder without tokenizer files transformers makes a tokenizer of a few special tokens, and no error.
+    if len(tokenizer) < weights.config.vocab_size / 2:
+        raise InputError(
+            f"the tokenizer of --retriever_model {model} knows {len(tokenizer)} of the model's "
+            f"{weights.config.vocab_size} tokens: copy the model's tokenizer files too (tokenizer.json, vocab.txt)"
+        )
+    return tokenizer, weights

@@ -75,7 +75,7 @@ def serve(args: argparse.Namespace) -> None:
     with take_port(args.host, args.port) as listener:
         retriever = load_retriever(args)
         app = create_app(retriever, args.topk)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: see take_port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: see _bind
         listener.listen(LISTEN_BACKLOG)
         host, port = listener.getsockname()[:2]
         print(f"ready: {len(retriever)} passages at http://{host}:{port}/retrieve (try /docs)", flush=True)
@@ -84,29 +84,34 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def take_port(host: str, port: int) -> socket.socket:
-    """A socket bound to the address but not listening yet: whoever connects is refused.
-
-    While it does not listen, only a socket without SO_REUSEADDR keeps a second server from taking the port too.
-    """
+    """A socket bound to the address but not listening yet: whoever connects is refused."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise InputError(f"cannot use --host {host} ({error}): give an address of this machine") from error
     try:
-        try:
-            listener.bind(address)
-        except (
-            OSError
-        ):  # perhaps only an old server's closed connections, which Linux keeps for a minute: share with them
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+        _bind(listener, address)
     except OSError as error:
         listener.close()
         raise InputError(
             f"cannot use port {port} of {host} ({error}): stop what is using it, or give another --port"
         ) from error
     return listener
+
+
+def _bind(listener: socket.socket, address: tuple[Any, ...]) -> None:
+    """Binds it, so that a second server cannot take the port too while this one is still loading.
+
+    Linux shares a port among sockets that all have SO_REUSEADDR until one of them listens, so we set it late. But what
+    holds the port may be only the closed connections of an old server, which last a minute; a second try with the
+    option shares with those.
+    """
+    try:
+        listener.bind(address)
+    except OSError:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
 
 
 def load_retriever(args: argparse.Namespace) -> Retriever:

@@ -25,8 +25,8 @@ class Retriever:
         """Raises InputError if the index was not made from this corpus or not with an encoder of this size."""
         if len(index) != len(corpus):
             raise InputError(
-                f"the index {index.path} has {len(index)} rows but the corpus {corpus.path} has {len(corpus)} passages: "
-                "build the index again from this corpus, or give the corpus it was built from"
+                f"the index {index.path} has {len(index)} rows but the corpus {corpus.path} has {len(corpus)} passages"
+                ": build the index again from this corpus, or give the corpus it was built from"
             )
         if index.dim != encoder.dim:
             raise InputError(

@@ -8,9 +8,7 @@ _SENTINEL = "\x02assistant-turn\x03"
 
 def render_prompt(tokenizer: Any, messages: Sequence[dict], **template_kwargs: Any) -> str:
     """The messages as the text of a prompt, up to where the model begins to write."""
-    return tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs
-    )
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs)
 
 
 def next_turn_ids(tokenizer: Any, content: str, last_id: int, **template_kwargs: Any) -> list[int]:

@@ -102,7 +102,9 @@ class SearchConfig:
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a number from 0 to 1"))
         if self.format_score + self.retrieval_score > 1:
-            raise ConfigError(f"format_score + retrieval_score is {self.format_score + self.retrieval_score}; at most 1.")
+            raise ConfigError(
+                f"format_score + retrieval_score is {self.format_score + self.retrieval_score}; at most 1."
+            )
         self._check_modes()
         self._check_backend()
         self._check_built()
@@ -125,7 +127,9 @@ class SearchConfig:
                 "or set SEARCH_BACKEND=local and RETRIEVAL_SERVER_URL to search your own corpus."
             )
         if self.search_backend == "local" and not self.retrieval_server_url.startswith(("http://", "https://")):
-            raise ConfigError(_wrong_value("retrieval_server_url", self.retrieval_server_url, "an http:// or https:// URL"))
+            raise ConfigError(
+                _wrong_value("retrieval_server_url", self.retrieval_server_url, "an http:// or https:// URL")
+            )
 
     def _check_built(self) -> None:
         for key, values in NOT_BUILT_YET.items():

@@ -17,7 +17,9 @@ NOTHING_FOUND = "No documents were found."
 
 CHARS_PER_TOKEN = 12  # a generous bound: text is cut to it before it is ever encoded
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\uffff]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\uffff]"
+)
 
 
 def special_strings(tokenizer: Any) -> frozenset[str]:

@@ -17,6 +17,7 @@ class StopReason(Enum):
     CONTEXT_FULL = "context_full"  # no room for another token
     NO_ROOM_TO_OBSERVE = "no_room_to_observe"  # an observation and the answer reserve no longer fit
     ABORTED = "aborted"  # slime stopped the rollout; the sample will be generated anew
+    EMPTY_PROMPT = "empty_prompt"  # given up: there is nothing to continue
     PROMPT_TOO_LONG = "prompt_too_long"  # given up: the prompt alone fills the context
     ENGINE_FAILED = "engine_failed"  # given up: the engine did not answer, or not in a way that can be trained on
     INTERNAL_ERROR = "internal_error"  # given up: a fault of this plugin; the log has its traceback
@@ -24,7 +25,12 @@ class StopReason(Enum):
     @property
     def gives_up(self) -> bool:
         """True when the end is not the model's doing, so that nothing of the trajectory may be trained."""
-        return self in (StopReason.PROMPT_TOO_LONG, StopReason.ENGINE_FAILED, StopReason.INTERNAL_ERROR)
+        return self in _GIVES_UP
+
+
+_GIVES_UP = frozenset(
+    {StopReason.EMPTY_PROMPT, StopReason.PROMPT_TOO_LONG, StopReason.ENGINE_FAILED, StopReason.INTERNAL_ERROR}
+)
 
 
 class Segment(NamedTuple):

@@ -1,9 +1,11 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from retriever_fakes import ColourEncoder, write_corpus
 
 from local_dense_retriever import build_index
@@ -24,7 +26,7 @@ class ChunkEncoder(ColourEncoder):
     def __init__(self, name: str, model: str, batch_size: int) -> None:
         pass
 
-    def encode_passages(self, passages):
+    def encode_passages(self, passages: Sequence[str]) -> NDArray[np.float32]:
         if ChunkEncoder.calls == ChunkEncoder.stop_after:
             raise KeyboardInterrupt
         ChunkEncoder.calls += 1
@@ -32,7 +34,7 @@ class ChunkEncoder(ColourEncoder):
 
 
 @pytest.fixture(autouse=True)
-def encoder(monkeypatch):
+def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_index, "CHUNK_ROWS", 2)  # 7 passages: four chunks
     monkeypatch.setattr(encoder_module, "Encoder", ChunkEncoder)
     monkeypatch.setattr(ChunkEncoder, "calls", 0)
@@ -40,26 +42,24 @@ def encoder(monkeypatch):
 
 
 def build(folder: Path, *flags: str, index: str = "flat.index") -> int:
-    return build_index.main(
-        ["--corpus_path", str(folder / "c.jsonl"), "--index_path", str(folder / index), "--retriever_name", "minilm"]
-        + ["--retriever_model", "fake", *flags]
-    )
+    paths = ["--corpus_path", str(folder / "c.jsonl"), "--index_path", str(folder / index)]
+    return build_index.main([*paths, "--retriever_name", "minilm", "--retriever_model", "fake", *flags])
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     write_corpus(tmp_path / "c.jsonl", TEXTS)
     return tmp_path
 
 
-def interrupt_after(folder: Path, chunks: int, monkeypatch) -> None:
+def interrupt_after(folder: Path, chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(ChunkEncoder, "stop_after", chunks)
         assert build(folder) == 130
     ChunkEncoder.calls = 0
 
 
-def test_the_index_holds_one_row_per_passage_and_nothing_is_left_beside_it(folder):
+def test_the_index_holds_one_row_per_passage_and_nothing_is_left_beside_it(folder: Path) -> None:
     assert build(folder) == 0
     index = faiss.read_index(str(folder / "flat.index"))
     assert (index.ntotal, index.d, index.metric_type) == (7, 3, faiss.METRIC_INNER_PRODUCT)
@@ -68,7 +68,9 @@ def test_the_index_holds_one_row_per_passage_and_nothing_is_left_beside_it(folde
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 2, 3])
-def test_a_build_interrupted_and_resumed_gives_the_same_bytes(folder, monkeypatch, capsys, chunks):
+def test_a_build_interrupted_and_resumed_gives_the_same_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], chunks: int
+) -> None:
     assert build(folder, index="whole.index") == 0
     ChunkEncoder.calls = 0
     interrupt_after(folder, chunks, monkeypatch)
@@ -79,7 +81,7 @@ def test_a_build_interrupted_and_resumed_gives_the_same_bytes(folder, monkeypatc
     assert (folder / "flat.index").read_bytes() == (folder / "whole.index").read_bytes()
 
 
-def test_rows_written_after_the_last_note_are_cut_off(folder, monkeypatch):
+def test_rows_written_after_the_last_note_are_cut_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert build(folder, index="whole.index") == 0
     ChunkEncoder.calls = 0
     interrupt_after(folder, 2, monkeypatch)
@@ -100,9 +102,11 @@ def test_rows_written_after_the_last_note_are_cut_off(folder, monkeypatch):
         ("embeddings lost", "is shorter than"),
     ],
 )
-def test_a_build_that_cannot_be_continued_starts_afresh_and_says_why(folder, monkeypatch, capsys, change, reason):
+def test_a_build_that_cannot_be_continued_starts_afresh_and_says_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str, reason: str
+) -> None:
     interrupt_after(folder, 2, monkeypatch)
-    flags = []
+    flags: list[str] = []
     if change == "same size, another text":
         write_corpus(folder / "c.jsonl", [text.replace("green blue", "blue green") for text in TEXTS])
     elif change == "one passage more":
@@ -120,7 +124,9 @@ def test_a_build_that_cannot_be_continued_starts_afresh_and_says_why(folder, mon
     assert ChunkEncoder.calls == 4  # all of them
 
 
-def test_an_index_that_exists_is_built_again_only_when_told_to(folder, capsys):
+def test_an_index_that_exists_is_built_again_only_when_told_to(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "flat.index").write_text("old")
     assert build(folder) == 0
     assert "nothing to do (give --overwrite" in capsys.readouterr().out
@@ -129,7 +135,7 @@ def test_an_index_that_exists_is_built_again_only_when_told_to(folder, capsys):
     assert faiss.read_index(str(folder / "flat.index")).ntotal == 7
 
 
-def test_the_note_counts_the_rows_on_disk(folder, monkeypatch):
+def test_the_note_counts_the_rows_on_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_after(folder, 3, monkeypatch)
     note = json.loads((folder / "flat.index.partial.json").read_text())
     assert note["rows_done"] == 6
@@ -145,7 +151,9 @@ def test_the_note_counts_the_rows_on_disk(folder, monkeypatch):
         (["--batch_size", "0"], "--batch_size is 0"),
     ],
 )
-def test_a_wrong_flag_is_one_sentence_and_exit_code_one(folder, capsys, flags, complaint):
+def test_a_wrong_flag_is_one_sentence_and_exit_code_one(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], complaint: str
+) -> None:
     assert build(folder, *flags) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and complaint in error

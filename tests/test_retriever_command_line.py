@@ -1,5 +1,6 @@
 """The server's command line: what a user sees when something is wrong, and one whole run with a real encoder."""
 
+import argparse
 import os
 import signal
 import socket
@@ -14,16 +15,18 @@ from retriever_fakes import ColourEncoder, minilm_folder, write_corpus, write_fl
 
 from local_dense_retriever import build_index, retrieval_server
 from local_dense_retriever import encoder as encoder_module
+from local_dense_retriever.errors import InputError
+from local_dense_retriever.retriever import Retriever
 
 REPOSITORY = Path(__file__).parent.parent
 TOY_CORPUS = REPOSITORY / "local_dense_retriever" / "toy_corpus.jsonl"
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index and a corpus of two passages, and an encoder, that belong together; a server of them is not started."""
 
-    def run(*args, **kwargs):
+    def run(*args: object, **kwargs: object) -> None:
         raise AssertionError("the server started")
 
     monkeypatch.setattr("uvicorn.Server.run", run)
@@ -33,7 +36,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def error_of(folder: Path, capsys, *flags: str) -> str:
+def error_of(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     """The one sentence on stderr of a server that does not start."""
     paths = ["--index_path", str(folder / "flat.index"), "--corpus_path", str(folder / "c.jsonl")]
     assert retrieval_server.main([*paths, "--port", "0", *flags]) == 1
@@ -42,36 +45,38 @@ def error_of(folder: Path, capsys, *flags: str) -> str:
     return error
 
 
-def test_an_index_and_a_corpus_of_different_sizes_are_refused(folder, capsys):
+def test_an_index_and_a_corpus_of_different_sizes_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(folder / "c.jsonl", ["red", "green", "blue"])
     error = error_of(folder, capsys)
     assert f"{folder / 'flat.index'} has 2 rows but the corpus {folder / 'c.jsonl'} has 3 passages: build" in error
 
 
-def test_an_index_made_by_an_encoder_of_another_size_is_refused(folder, capsys):
+def test_an_index_made_by_an_encoder_of_another_size_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_flat_index(folder / "flat.index", np.eye(2, dtype=np.float32))
     error = error_of(folder, capsys)
     assert "has vectors of 2 numbers but the encoder makes 3: give the --retriever_name" in error
 
 
 @pytest.mark.parametrize("name", ["flat.index", "c.jsonl"])
-def test_a_missing_file_is_named(folder, capsys, name):
+def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (folder / name).unlink()
     assert f"there is no file {folder / name}" in error_of(folder, capsys)
 
 
-def test_a_file_that_is_no_index_is_named(folder, capsys):
+def test_a_file_that_is_no_index_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "flat.index").write_text("<html>404 Not Found</html>")
     assert f"{folder / 'flat.index'} is cut short or is not a FAISS index" in error_of(folder, capsys)
 
 
-def test_a_broken_corpus_is_named_with_its_line(folder, capsys):
+def test_a_broken_corpus_is_named_with_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "c.jsonl").write_text("red\n")
     assert f"{folder / 'c.jsonl'}:1: this line is not JSON" in error_of(folder, capsys)
 
 
 @pytest.mark.parametrize("topk", ["0", "101"])
-def test_a_topk_out_of_range_is_refused(folder, capsys, topk):
+def test_a_topk_out_of_range_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], topk: str) -> None:
     assert f"--topk is {topk}; it must be between 1 and 100" in error_of(folder, capsys, "--topk", topk)
 
 
@@ -83,34 +88,41 @@ def test_a_topk_out_of_range_is_refused(folder, capsys, topk):
         (["--host", "192.0.2.1"], "of 192.0.2.1"),  # a documentation address, of no machine
     ],
 )
-def test_an_address_that_cannot_be_served_is_refused(folder, capsys, flags, complaint):
+def test_an_address_that_cannot_be_served_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], complaint: str
+) -> None:
     assert complaint in error_of(folder, capsys, *flags)
 
 
-def test_a_port_in_use_is_noticed_before_anything_is_loaded(folder, capsys):
+def test_a_port_in_use_is_noticed_before_anything_is_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "flat.index").unlink()  # would be the complaint if loading came first
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         assert f"cannot use port {port} of 127.0.0.1" in error_of(folder, capsys, "--port", port)
 
 
-def test_a_port_is_in_use_already_while_its_server_is_still_loading(folder, capsys):
+def test_a_port_is_in_use_already_while_its_server_is_still_loading(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with retrieval_server.take_port("127.0.0.1", 0) as loading:
         port = str(loading.getsockname()[1])
         assert f"cannot use port {port} of 127.0.0.1" in error_of(folder, capsys, "--port", port)
 
 
-def test_nobody_can_connect_while_the_server_is_loading(folder, monkeypatch, capsys):
-    taken = []
+def test_nobody_can_connect_while_the_server_is_loading(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real_take_port = retrieval_server.take_port
+    taken: list[socket.socket] = []
 
-    def load(args):
+    def load(args: argparse.Namespace) -> Retriever:
         [listener] = taken
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(listener.getsockname(), timeout=5).close()
-        raise retrieval_server.InputError("loaded far enough")
+        raise InputError("loaded far enough")
 
-    def take_port(host, port, take=retrieval_server.take_port):
-        taken.append(take(host, port))
+    def take_port(host: str, port: int) -> socket.socket:
+        taken.append(real_take_port(host, port))
         return taken[0]
 
     monkeypatch.setattr(retrieval_server, "take_port", take_port)
@@ -120,14 +132,14 @@ def test_nobody_can_connect_while_the_server_is_loading(folder, monkeypatch, cap
 
 @pytest.mark.parametrize("how", [["-m", "local_dense_retriever.{}"], ["local_dense_retriever/{}.py"]])
 @pytest.mark.parametrize("tool", ["retrieval_server", "build_index"])
-def test_both_tools_run_by_path_and_as_modules(how, tool):
+def test_both_tools_run_by_path_and_as_modules(how: list[str], tool: str) -> None:
     command = [sys.executable, *(part.format(tool) for part in how), "--help"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "--retriever_model" in run.stdout
 
 
-def test_importing_the_tools_imports_neither_torch_nor_faiss():
+def test_importing_the_tools_imports_neither_torch_nor_faiss() -> None:
     code = "import sys, local_dense_retriever.retrieval_server, local_dense_retriever.build_index as b; "
     code += "print([name for name in ('torch', 'transformers', 'faiss') if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -135,7 +147,7 @@ def test_importing_the_tools_imports_neither_torch_nor_faiss():
 
 
 @pytest.mark.model
-def test_a_toy_index_is_built_served_by_the_launcher_searched_and_stopped(tmp_path):
+def test_a_toy_index_is_built_served_by_the_launcher_searched_and_stopped(tmp_path: Path) -> None:
     index = tmp_path / "toy.index"
     model = ["--retriever_name", "minilm", "--retriever_model", minilm_folder()]
     assert build_index.main(["--corpus_path", str(TOY_CORPUS), "--index_path", str(index), *model]) == 0

@@ -14,7 +14,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_both_shapes_of_a_line_give_the_same_passage(tmp_path):
+def test_both_shapes_of_a_line_give_the_same_passage(tmp_path: Path) -> None:
     lines = [
         {"id": "1", "contents": '"Dijon"\nA city in France.'},
         {"id": 1, "title": "Dijon", "text": "A city in France."},
@@ -23,7 +23,7 @@ def test_both_shapes_of_a_line_give_the_same_passage(tmp_path):
     assert corpus.passages([0, 1]) == [Passage("1", '"Dijon"\nA city in France.')] * 2
 
 
-def test_passages_come_in_the_order_asked_for_whatever_blank_lines_lie_between(tmp_path):
+def test_passages_come_in_the_order_asked_for_whatever_blank_lines_lie_between(tmp_path: Path) -> None:
     text = '\n{"id": "a", "contents": "é"}\r\n\n  \n{"id": "b", "contents": "ü"}\n{"id": "c", "contents": "z"}'
     corpus = Corpus(write(tmp_path / "c.jsonl", text))
     assert len(corpus) == 3
@@ -31,7 +31,7 @@ def test_passages_come_in_the_order_asked_for_whatever_blank_lines_lie_between(t
 
 
 @pytest.mark.parametrize("row", [-1, 1])
-def test_a_row_outside_the_corpus_is_an_error_and_not_another_passage(tmp_path, row):
+def test_a_row_outside_the_corpus_is_an_error_and_not_another_passage(tmp_path: Path, row: int) -> None:
     corpus = Corpus(write(tmp_path / "c.jsonl", '{"id": "a", "contents": "x"}\n'))
     with pytest.raises(IndexError):
         corpus.passages([row])
@@ -49,21 +49,21 @@ def test_a_row_outside_the_corpus_is_an_error_and_not_another_passage(tmp_path, 
         ('{"id": "1", "contents": "\\ud83d"}', "not valid Unicode"),
     ],
 )
-def test_a_line_that_is_no_passage_is_named_by_file_and_number(tmp_path, line, complaint):
+def test_a_line_that_is_no_passage_is_named_by_file_and_number(tmp_path: Path, line: str, complaint: str) -> None:
     path = write(tmp_path / "c.jsonl", f'{{"id": "0", "contents": "x"}}\n{line}\n')
     with pytest.raises(InputError, match=complaint) as caught:
         Corpus(path)
     assert str(caught.value).startswith(f"{path}:2: ")
 
 
-def test_bytes_that_are_not_utf8_are_named_by_file_and_number(tmp_path):
+def test_bytes_that_are_not_utf8_are_named_by_file_and_number(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(b'{"id": "0", "contents": "caf\xe9"}\n')
     with pytest.raises(InputError, match=r"c\.jsonl:1: this line is not JSON"):
         Corpus(path)
 
 
-def test_missing_empty_and_compressed_files_are_told_apart(tmp_path):
+def test_missing_empty_and_compressed_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no corpus file"):
         Corpus(tmp_path / "none.jsonl")
     with pytest.raises(InputError, match="has no passage in it"):
@@ -72,7 +72,7 @@ def test_missing_empty_and_compressed_files_are_told_apart(tmp_path):
         Corpus(write(tmp_path / "c.jsonl.gz", "x"))
 
 
-def test_the_toy_corpus_is_in_the_shape_of_wiki_18():
+def test_the_toy_corpus_is_in_the_shape_of_wiki_18() -> None:
     corpus = Corpus(TOY_CORPUS)
     for passage in corpus.passages(range(len(corpus))):
         title, text = passage.contents.split("\n")

@@ -1,6 +1,7 @@
 """The encoder around a fake tokenizer and model whose numbers can be worked out by hand, and around MiniLM."""
 
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,9 @@ class FakeTokenizer:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def __call__(self, texts, padding, truncation, max_length, return_tensors):
+    def __call__(
+        self, texts: list[str], padding: bool, truncation: bool, max_length: int, return_tensors: str
+    ) -> BatchEncoding:
         self.batches.append(texts)
         width = min(max(map(len, texts)), max_length)
         ids = torch.zeros(len(texts), width, dtype=torch.long)
@@ -34,30 +37,30 @@ class FakeModel:
 
     config = SimpleNamespace(hidden_size=2)
 
-    def to(self, device, dtype):
+    def to(self, device: torch.device, dtype: torch.dtype) -> "FakeModel":
         return self
 
-    def eval(self):
+    def eval(self) -> "FakeModel":
         return self
 
-    def __call__(self, input_ids, attention_mask):
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=torch.stack([input_ids.float(), torch.ones(input_ids.shape)], dim=-1))
 
 
 @pytest.fixture
-def tokenizer(monkeypatch) -> FakeTokenizer:
+def tokenizer(monkeypatch: pytest.MonkeyPatch) -> FakeTokenizer:
     fake = FakeTokenizer()
     monkeypatch.setattr(encoder_module, "_load", lambda model: (fake, FakeModel()))
     return fake
 
 
-def test_mean_pooling_leaves_padding_out():
+def test_mean_pooling_leaves_padding_out() -> None:
     hidden = torch.tensor([[[2.0, 0.0], [4.0, 6.0], [100.0, 100.0]]])
     # ((2 + 4) / 2, (0 + 6) / 2)
     assert mean_pooling(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[3.0, 3.0]]
 
 
-def test_cls_pooling_takes_the_first_token():
+def test_cls_pooling_takes_the_first_token() -> None:
     hidden = torch.tensor([[[2.0, 0.0], [4.0, 6.0]]])
     assert cls_pooling(hidden, torch.tensor([[1, 1]])).tolist() == [[2.0, 0.0]]
 
@@ -70,7 +73,7 @@ def test_cls_pooling_takes_the_first_token():
         ("minilm", "who", "who"),
     ],
 )
-def test_each_encoder_puts_its_own_prefixes(tokenizer, name, query, passage):
+def test_each_encoder_puts_its_own_prefixes(tokenizer: FakeTokenizer, name: str, query: str, passage: str) -> None:
     encoder = Encoder(name, "fake")
     encoder.encode_queries(["who"])
     encoder.encode_passages(["who"])
@@ -84,13 +87,15 @@ def test_each_encoder_puts_its_own_prefixes(tokenizer, name, query, passage):
         ("bge", (1.0, 1.0)),  # the first one: (1, 1)
     ],
 )
-def test_vectors_are_pooled_as_the_encoder_was_trained_and_have_length_one(tokenizer, name, pooled):
+def test_vectors_are_pooled_as_the_encoder_was_trained_and_have_length_one(
+    tokenizer: FakeTokenizer, name: str, pooled: tuple[float, float]
+) -> None:
     vectors = Encoder(name, "fake").encode_passages(["\x01\x03", "\x01\x03\x09\x09"])
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors[0], np.array(pooled) / np.linalg.norm(pooled), rtol=1e-6)
 
 
-def test_texts_are_batched_by_length_and_come_back_in_their_order(tokenizer):
+def test_texts_are_batched_by_length_and_come_back_in_their_order(tokenizer: FakeTokenizer) -> None:
     texts = ["\x02", "\x05" * 4, "\x03" * 2, "\x04" * 3, "\x01"]
     vectors = Encoder("minilm", "fake", batch_size=2).encode_passages(texts)
     assert tokenizer.batches == [["\x05" * 4, "\x04" * 3], ["\x03" * 2, "\x02"], ["\x01"]]
@@ -98,13 +103,13 @@ def test_texts_are_batched_by_length_and_come_back_in_their_order(tokenizer):
     np.testing.assert_allclose(vectors[:, 0] / vectors[:, 1], [2, 5, 3, 4, 1], rtol=1e-5)
 
 
-def test_an_unknown_encoder_name_is_answered_with_the_known_ones():
+def test_an_unknown_encoder_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="'dpr': the known encoders are e5, bge, minilm"):
         Encoder("dpr", "fake")
 
 
 @pytest.mark.parametrize("files", [{}, {"config.json": "{}"}, {"config.json": "not json"}])
-def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path, files):
+def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match="cannot load the encoder") as caught:
@@ -113,8 +118,16 @@ def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path, files):
 
 
 @pytest.mark.model
-def test_minilm_from_a_folder_needs_no_network_and_finds_the_paraphrase(monkeypatch):
-    def refuse(*args):
+def test_a_model_folder_without_its_tokenizer_is_refused_and_not_read_as_unknown_words(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(Path(minilm_folder()) / name)
+    with pytest.raises(InputError, match="of the model's 30522 tokens: copy the model's tokenizer files"):
+        Encoder("minilm", str(tmp_path))
+
+
+@pytest.mark.model
+def test_minilm_from_a_folder_needs_no_network_and_finds_the_paraphrase(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
         raise AssertionError("a connection was tried")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)

@@ -1,0 +1,32 @@
+"""Import paths as in a slime worker, and an environment without settings of the developer's own."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SLIME = Path(os.environ.get("SLIME_DIR") or ROOT / "demo" / "slime_standin")
+for folder in (ROOT, SLIME, ROOT / "tests"):
+    sys.path.insert(0, str(folder))
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from search_rollout.config import ENVIRONMENT  # noqa: E402  (needs the path above)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variable of ours from outside, and no singleton or cached setting from another test."""
+    from slime.utils.misc import SingletonMeta
+
+    import generate_with_search
+
+    for name in list(os.environ):
+        if name in ENVIRONMENT.values() or name.startswith("SEARCH_R1_"):
+            monkeypatch.delenv(name)
+    SingletonMeta.clear_all_instances()
+    monkeypatch.setattr(generate_with_search, "_settings", None)
+    yield

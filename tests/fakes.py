@@ -1,0 +1,198 @@
+"""The only fakes: an engine's /generate, a retriever's /retrieve, and slime's GenerateState.
+
+Both servers are real HTTP servers on loopback. `tests/test_contracts.py` holds each fake against the real thing.
+"""
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRAINED_ON = (
+    "<think>I need the capital of Kenya.</think>\n<search>capital of Kenya</search>\n\n<information>Doc 1"
+    '(Title: "Kenya") The capital of Kenya is Nairobi.</information>\n\n<think>It is Nairobi.</think>'
+    "<answer>Nairobi</answer>\n\n user assistant system\n"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A real byte-level BPE tokenizer of a few hundred tokens with a ChatML template; any text has many splits."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TRAINED_ON] * 4, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
+    )
+
+
+def slime_args(**changes: Any) -> argparse.Namespace:
+    """slime's args as far as a rollout reads them; the local backend, so that no key is needed."""
+    values = {
+        "hf_checkpoint": "none",
+        "sglang_router_ip": "127.0.0.1",
+        "sglang_router_port": 1,
+        "search_backend": "local",
+        "retrieval_server_url": "http://127.0.0.1:1",
+        "search_retries": 0,
+        "engine_retries": 0,
+        "engine_timeout_s": 10.0,
+        "search_timeout_s": 10.0,
+    }
+    return argparse.Namespace(**(values | changes))
+
+
+@dataclass
+class FakeGenerateState:
+    """slime's GenerateState, as far as a plugin reads it."""
+
+    tokenizer: Any
+    aborted: bool = False
+
+
+@dataclass
+class Turn:
+    """What the fake engine samples in one call: `ids` wins over `text`, which is encoded in the usual way."""
+
+    text: str = ""
+    ids: list[int] | None = None
+    finish: str = "stop"
+    status: int = 200
+    body: Any = None  # sent as it is instead of a reply
+    delay_s: float = 0.0
+
+
+Script = Callable[[dict], Turn | Awaitable[Turn]]
+
+
+@dataclass
+class FakeEngine:
+    """A `/generate` that answers from a script and records every request.
+
+    Its log-probabilities name their origin: token `p` of request `r` has -(r + p / 1000) - 0.0005.
+    """
+
+    tokenizer: Any
+    script: Iterable[Turn] | Script
+    requests: list[dict] = field(default_factory=list)
+    headers: list[dict] = field(default_factory=list)
+    sampled: list[list[int]] = field(default_factory=list)  # ids of each reply
+    _server: TestServer | None = None
+
+    async def __aenter__(self) -> "FakeEngine":
+        app = web.Application(client_max_size=2**26)
+        app.router.add_post("/generate", self._generate)
+        self._server = TestServer(app)
+        await self._server.start_server()
+        if not callable(self.script):
+            turns = iter(self.script)
+            self.script = lambda _: next(turns)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        await self._server.close()
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None and self._server.port is not None
+        return self._server.port
+
+    @staticmethod
+    def log_prob(request: int, position: int) -> float:
+        return -(request + position / 1000) - 0.0005
+
+    async def _generate(self, http_request: web.Request) -> web.StreamResponse:
+        request = await http_request.json()
+        number = len(self.requests)
+        self.requests.append(request)
+        self.headers.append(dict(http_request.headers))
+        self.sampled.append([])
+        assert callable(self.script)
+        turn = self.script(request)
+        if not isinstance(turn, Turn):
+            turn = await turn
+        if turn.delay_s:
+            await asyncio.sleep(turn.delay_s)
+        if turn.status == 0:  # a connection cut in the middle
+            assert http_request.transport is not None
+            http_request.transport.close()
+            return web.Response()
+        if turn.status != 200 or turn.body is not None:
+            if isinstance(turn.body, str | bytes):
+                return web.Response(status=turn.status, body=turn.body)
+            return web.json_response(turn.body, status=turn.status)
+        ids = self.tokenizer.encode(turn.text) if turn.ids is None else turn.ids
+        limit = request["sampling_params"]["max_new_tokens"]
+        finish = turn.finish if len(ids) <= limit else "length"
+        ids = ids[:limit]
+        self.sampled[number] = ids
+        meta: dict[str, Any] = {
+            "id": str(number),
+            "finish_reason": {"type": finish, "matched": None},
+            "prompt_tokens": len(request["input_ids"]),
+            "completion_tokens": len(ids),
+            "cached_tokens": 0,
+            "weight_version": "7",
+        }
+        if request.get("return_logprob"):
+            meta["output_token_logprobs"] = [[self.log_prob(number, p), token, None] for p, token in enumerate(ids)]
+        return web.json_response({"text": self.tokenizer.decode(ids), "output_ids": ids, "meta_info": meta})
+
+
+@dataclass
+class FakeRetriever:
+    """A `/retrieve` that answers every query with the same documents, or does what `trouble` says."""
+
+    documents: list[str] = field(default_factory=lambda: ['"Kenya capital"\nThe capital of Kenya is Nairobi.'])
+    trouble: Callable[[int], web.StreamResponse | float | None] | None = None  # request number -> answer or delay
+    queries: list[str] = field(default_factory=list)
+    _server: TestServer | None = None
+
+    async def __aenter__(self) -> "FakeRetriever":
+        app = web.Application()
+        app.router.add_post("/retrieve", self._retrieve)
+        self._server = TestServer(app)
+        await self._server.start_server()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        await self._server.close()
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.port}"
+
+    async def _retrieve(self, http_request: web.Request) -> web.StreamResponse:
+        request = await http_request.json()
+        self.queries += request["queries"]
+        trouble = self.trouble(len(self.queries) - 1) if self.trouble else None
+        if isinstance(trouble, float):
+            await asyncio.sleep(trouble)
+        elif trouble is not None:
+            return trouble
+        found = [
+            {"document": {"id": str(number), "contents": contents}, "score": 1.0 - number / 10}
+            for number, contents in enumerate(self.documents[: request["topk"]])
+        ]
+        return web.json_response({"result": [found for _ in request["queries"]]})
