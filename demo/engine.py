@@ -9,6 +9,7 @@ numerically what the trainer does with its float32 weights; log-probabilities of
 
 import copy
 import logging
+import math
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -48,10 +49,21 @@ class SamplingParams:
             raise ValueError(f"sampling_params has {unknown}, which this engine does not know.")
         known = {key: value for key, value in given.items() if value is not None}
         stop = known.pop("stop", ())
+        stop = (stop,) if isinstance(stop, str) else stop
         stop_ids = known.pop("stop_token_ids", ())
-        params = cls(stop=(stop,) if isinstance(stop, str) else tuple(stop), stop_token_ids=tuple(stop_ids), **known)
-        if params.max_new_tokens < 0 or params.temperature < 0 or not 0 < params.top_p <= 1:
-            raise ValueError("sampling_params need max_new_tokens >= 0, temperature >= 0 and 0 < top_p <= 1.")
+        if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
+            raise ValueError(f"sampling_params.stop is {stop!r}; it must be strings that are not empty.")
+        if not isinstance(stop_ids, list | tuple) or not all(type(token) is int for token in stop_ids):
+            raise ValueError(f"sampling_params.stop_token_ids is {stop_ids!r}; it must be a list of integers.")
+        for key, value in known.items():
+            kind = type(getattr(cls, key))  # of the default
+            if type(value) is not kind and (type(value), kind) != (int, float):
+                raise ValueError(f"sampling_params.{key} is {value!r}; it must be of type {kind.__name__}.")
+        params = cls(stop=tuple(stop), stop_token_ids=tuple(stop_ids), **known)
+        if params.max_new_tokens < 0 or not 0 < params.top_p <= 1 or (params.top_k < 1 and params.top_k != -1):
+            raise ValueError("sampling_params need max_new_tokens >= 0, 0 < top_p <= 1, and top_k >= 1 or -1 for all.")
+        if params.temperature != 0 and not 1e-6 <= params.temperature < math.inf:
+            raise ValueError("sampling_params.temperature must be 0, which is greedy, or finite and at least 1e-6.")
         return params
 
 
@@ -83,6 +95,8 @@ class Engine:
         max_length: int = 1024,
         seed: int = 0,
     ) -> None:
+        if slots < 1 or max_length < 2:
+            raise ValueError("An engine needs at least 1 slot and a max_length of at least 2 tokens.")
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.weight_version = "0"
@@ -116,6 +130,7 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise RuntimeError("The engine is closed.")
+            request.done.set_running_or_notify_cancel()  # nobody can cancel it any more: `abort` ends a request
             self._waiting.append(request)
             self._changed.notify_all()
         return request.done
@@ -124,7 +139,7 @@ class Engine:
         """Ends one request, or all, at once with finish reason "abort" and the tokens sampled so far."""
         with self._changed:
             for request in [*self._waiting, *self._running.values()]:
-                if request_id in (None, request.request_id):
+                if request_id in (None, request.request_id) and not request.finish_reason:
                     request.finish_reason = {"type": "abort", "message": "aborted on request"}
             self._changed.notify_all()
 
@@ -142,10 +157,9 @@ class Engine:
 
     def close(self) -> None:
         """Aborts what runs and ends the engine's thread."""
-        self.abort()
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
+            self.abort()
         self._thread.join()
 
     def _run(self) -> None:
@@ -259,9 +273,11 @@ class Engine:
         params = request.params
         if request.finish_reason:  # aborted during the pass
             return
-        if params.max_new_tokens > 0:
-            request.output_ids.append(token)
-            request.log_probs.append(log_prob)
+        if params.max_new_tokens == 0:
+            request.finish_reason = {"type": "length", "length": 0}
+            return
+        request.output_ids.append(token)
+        request.log_probs.append(log_prob)
         used = len(request.input_ids) + len(request.output_ids)
         if token in params.stop_token_ids or (token in self._eos_ids and not params.ignore_eos):
             request.finish_reason = {"type": "stop", "matched": token}
@@ -273,7 +289,7 @@ class Engine:
     def _matched_stop(self, request: Request) -> str | None:
         if not request.params.stop:
             return None
-        longest = max(map(len, request.params.stop))
+        longest = max(len(stop.encode()) for stop in request.params.stop)
         tail = self.tokenizer.decode(request.output_ids[-longest - 1 :])  # a token holds at least a byte
         return next((stop for stop in request.params.stop if stop in tail), None)
 

@@ -43,19 +43,31 @@ def create_app(engine: Engine) -> FastAPI:
             request = _parse(body, engine)
             done = engine.submit(request)
         except ValueError as error:  # json.JSONDecodeError is one
-            return JSONResponse({"error": {"message": str(error), "code": 400}}, status_code=400)
-        finished = await asyncio.wrap_future(done)
+            return _error(400, str(error))
+        except RuntimeError as error:  # the engine is closed
+            return _error(503, str(error))
+        try:
+            finished = await asyncio.wrap_future(done)
+        except Exception as error:  # the engine's step failed, and its log has the traceback
+            return _error(500, f"The engine failed: {error!r}")
         return JSONResponse(_reply(finished, engine, with_log_probs=bool(body.get("return_logprob"))))
 
     @app.post("/abort_request")
     async def abort(http_request: HttpRequest) -> JSONResponse:
-        body = await http_request.json()
-        if not body.get("abort_all") and not body.get("rid"):
-            return JSONResponse({"error": {"message": "Give rid, or abort_all: true.", "code": 400}}, status_code=400)
+        try:
+            body = await http_request.json()
+        except ValueError as error:
+            return _error(400, str(error))
+        if not isinstance(body, dict) or not (body.get("abort_all") or body.get("rid")):
+            return _error(400, "Give rid, or abort_all: true.")
         engine.abort(None if body.get("abort_all") else body["rid"])
         return JSONResponse({})
 
     return app
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "code": status}}, status_code=status)
 
 
 def _parse(body: object, engine: Engine) -> Request:
@@ -64,25 +76,30 @@ def _parse(body: object, engine: Engine) -> Request:
     unknown = sorted(set(body) - KNOWN_FIELDS)
     if unknown or body.get("stream"):
         raise ValueError(f"This engine does not know {unknown or ['stream']}.")
-    if ("input_ids" in body) == ("text" in body):
+    ids, text = body.get("input_ids"), body.get("text")
+    if (ids is None) == (text is None):
         raise ValueError("Give input_ids or text, one of them.")
-    ids = body["input_ids"] if "input_ids" in body else engine.tokenizer.encode(body["text"])
-    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+    if text is not None:
+        if not isinstance(text, str):
+            raise ValueError("text must be a string.")
+        ids = engine.tokenizer.encode(text)
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):  # a bool is an int to isinstance
         raise ValueError("input_ids must be a list of integers.")
-    return Request(
-        request_id=body.get("rid") or uuid.uuid4().hex,
-        input_ids=ids,
-        params=SamplingParams.from_json(body.get("sampling_params") or {}),
-    )
+    request_id, params = body.get("rid") or uuid.uuid4().hex, body.get("sampling_params") or {}
+    if not isinstance(request_id, str) or not isinstance(params, dict):
+        raise ValueError("rid must be a string and sampling_params a JSON object.")
+    return Request(request_id=request_id, input_ids=ids, params=SamplingParams.from_json(params))
 
 
 def _reply(request: Request, engine: Engine, *, with_log_probs: bool) -> dict:
     params = request.params
     assert request.finish_reason is not None
     matched = request.finish_reason.get("matched")
-    text = engine.tokenizer.decode(request.output_ids, skip_special_tokens=params.skip_special_tokens)
-    if isinstance(matched, str) and not params.no_stop_trim:
-        text = text[: text.find(matched)]
+    trim = matched is not None and not params.no_stop_trim  # of the text only: the ids are kept as sampled
+    ids = request.output_ids[:-1] if trim and isinstance(matched, int) else request.output_ids
+    text = engine.tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
+    if trim and isinstance(matched, str):
+        text = text.partition(matched)[0]  # not there if it is a special token's text, which decoding skipped
     meta_info = {
         "id": request.request_id,
         "finish_reason": request.finish_reason,
@@ -98,11 +115,10 @@ def _reply(request: Request, engine: Engine, *, with_log_probs: bool) -> dict:
 
 
 class EngineServer:
-    """Serves an engine on loopback from a thread of this process; `with EngineServer(engine) as server: server.port`."""
+    """Serves an engine on loopback from a thread; `with EngineServer(engine) as server: server.port`."""
 
     def __init__(self, engine: Engine, port: int = 0) -> None:
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", port))
+        self._socket = _take_port(port)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(create_app(engine), log_level="warning", lifespan="off")
         self._server = uvicorn.Server(config)
@@ -114,6 +130,7 @@ class EngineServer:
         self._thread.start()
         while not self._server.started:
             if not self._thread.is_alive():
+                self._socket.close()
                 raise RuntimeError("The engine's HTTP server did not start; its log says why.")
             time.sleep(0.01)
         return self
@@ -124,11 +141,23 @@ class EngineServer:
         self._socket.close()
 
 
+def _take_port(port: int) -> socket.socket:
+    """A socket bound to a loopback port, not listening yet. Raises ValueError, in one sentence, if it cannot be had."""
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ValueError(f"Port {port} cannot be used ({error}); give another --port.") from error
+    return listener
+
+
 def main(argv: list[str] | None = None) -> int:
     """Serves a model folder until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model folder")
-    parser.add_argument("--port", type=int, default=30000)
+    parser.add_argument("--port", type=int, default=30000, help="0 takes any free port")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--slots", type=int, default=32, help="requests that run at the same time")
     parser.add_argument("--max-length", type=int, default=2048, help="tokens of one request, prompt and reply together")
@@ -136,17 +165,20 @@ def main(argv: list[str] | None = None) -> int:
     from demo.models import load_policy
 
     try:
-        model, tokenizer = load_policy(args.model)
-        with Engine(
-            model, tokenizer, dtype=getattr(torch, args.dtype), slots=args.slots, max_length=args.max_length
-        ) as engine:
-            app = create_app(engine)
-            del model
-            print(f"engine: {args.model} on http://127.0.0.1:{args.port}", flush=True)
-            uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning")
+        with _take_port(args.port) as listener:  # first, so that a taken port is noticed before the model is loaded
+            model, tokenizer = load_policy(args.model)
+            with Engine(
+                model, tokenizer, dtype=getattr(torch, args.dtype), slots=args.slots, max_length=args.max_length
+            ) as engine:
+                app = create_app(engine)
+                del model
+                print(f"engine: {args.model} on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+                uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # uvicorn has shut down in order, and hands Ctrl-C on
+        print("stopped", file=sys.stderr)
     return 0
 
 

@@ -46,9 +46,10 @@ def load_policy(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBa
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"The model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if not hasattr(model, "lm_head") or not hasattr(model.model, "layers"):
+    except Exception as error:  # of transformers, tokenizers, safetensors or torch: each has types of its own
+        reason = next(iter(str(error).splitlines()), repr(error))
+        raise ValueError(f"The model in {folder} cannot be loaded: {reason}") from error
+    if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
         raise ValueError(f"{folder} holds a {type(model).__name__}; the demo trains decoders of Llama's shape only.")
     return model, tokenizer
 

@@ -1,5 +1,6 @@
 """The real retriever as a process of its own: its index is built once, the server is started, awaited and stopped."""
 
+import io
 import socket
 import subprocess
 import sys
@@ -13,11 +14,29 @@ START_TIMEOUT_S = 120.0
 
 
 def build_index(corpus: Path, index: Path, encoder: Path) -> None:
-    """Encodes the corpus into a FAISS index, unless it is there already. Raises RuntimeError with the tool's words."""
+    """Encodes the corpus into a FAISS index, unless it is there already. Raises RuntimeError with the tool's words.
+
+    The tool's progress is shown as it comes; only its `error:` line is held back, to be the exception's message.
+    """
     command = [sys.executable, str(SCRIPTS / "build_index.py"), "--corpus_path", str(corpus)]
     command += ["--index_path", str(index), "--retriever_name", "minilm", "--retriever_model", str(encoder)]
-    if subprocess.run(command, check=False).returncode != 0:
-        raise RuntimeError("The index could not be built; the message above says why.")
+    reason = "The index could not be built; the message above says why."
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        # newline="": a progress bar's \r ends a line, and is kept.
+        lines = io.TextIOWrapper(process.stderr, encoding="utf-8", errors="replace", newline="")
+        try:
+            for line in lines:
+                if line.startswith("error: "):
+                    reason = line.removeprefix("error: ").strip()
+                else:
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise RuntimeError(reason)
 
 
 class RetrieverProcess:
@@ -44,12 +63,13 @@ class RetrieverProcess:
         self._stop()
 
     def _wait_until_healthy(self) -> None:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
+                with direct.open(f"http://127.0.0.1:{self.port}/health", timeout=2):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)

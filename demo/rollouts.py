@@ -26,7 +26,7 @@ def slime_args(*, model: str, engine_port: int, retriever_port: int, max_length:
         sglang_router_ip="127.0.0.1",
         sglang_router_port=engine_port,
         sglang_server_concurrency=256,
-        rollout_temperature=1.0,
+        rollout_temperature=0.8,
         rollout_top_p=1.0,
         rollout_top_k=-1,
         rollout_max_response_len=80,

@@ -1,5 +1,6 @@
 """The folder of one run: what happened, line by line, as it happens, so that an interrupted run keeps it all."""
 
+import itertools
 import json
 import math
 import time
@@ -13,8 +14,14 @@ class RunFolder:
 
     def __init__(self, runs: Path, seed: int) -> None:
         name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
-        self.path = next(path for path in (runs / f"{name}{tail}" for tail in _tails()) if not path.exists())
-        self.path.mkdir(parents=True)
+        runs.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            self.path = runs / (name if number == 1 else f"{name}-{number}")
+            try:
+                self.path.mkdir()
+                break
+            except FileExistsError:  # a run of the same second
+                continue
 
     def append(self, file: str, record: dict[str, Any]) -> None:
         """Adds one line of JSON to a file of the folder."""
@@ -56,9 +63,3 @@ def paired_gain(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]
     variance = sum((difference - mean) ** 2 for difference in differences) / max(n - 1, 1)
     margin = 1.96 * math.sqrt(variance / n)
     return {"exact_match": round(mean, 4), "ci95": [round(mean - margin, 4), round(mean + margin, 4)]}
-
-
-def _tails() -> Any:
-    yield ""
-    for number in range(2, 1000):
-        yield f"-{number}"

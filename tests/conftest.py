@@ -19,14 +19,10 @@ from search_rollout.config import ENVIRONMENT  # noqa: E402  (needs the path abo
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No variable of ours from outside, and no singleton or cached setting from another test."""
-    from slime.utils.misc import SingletonMeta
-
-    import generate_with_search
-
+    """No variable of ours from outside, and no settings cached by another test."""
     for name in list(os.environ):
         if name in ENVIRONMENT.values() or name.startswith("SEARCH_R1_"):
             monkeypatch.delenv(name)
-    SingletonMeta.clear_all_instances()
-    monkeypatch.setattr(generate_with_search, "_settings", None)
+    if "generate_with_search" in sys.modules:
+        monkeypatch.setattr(sys.modules["generate_with_search"], "_settings", None)
     yield

@@ -1,0 +1,193 @@
+"""What the plugin and the demo rely on in slime.
+
+    pytest tests/contracts                        against the demo's stand-in
+    SLIME_DIR=/path/to/slime pytest tests/contracts    against a real slime of any version from v0.2.0
+
+The same tests pass for both, which is what makes the stand-in a fair one. Only packages that slime imports for other
+purposes, and that need a GPU or a cluster, are replaced by empty ones here.
+"""
+
+import argparse
+import asyncio
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import sys
+import types
+from unittest.mock import MagicMock
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("default")  # slime's own warnings are not ours to fix
+
+UNUSED_HERE = ("ray", "sglang_router", "sglang", "pybase64", "PIL", "megatron", "pylatexenc", "wandb")
+
+
+class _Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds an empty module for each unused package that is not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in UNUSED_HERE:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        module = types.ModuleType(spec.name)
+        module.__getattr__ = lambda name: MagicMock(name=name)  # type: ignore[method-assign]
+        return module
+
+    def exec_module(self, module):
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unused_packages():
+    finder = _Empty()
+    if os.environ.get("SLIME_DIR"):
+        sys.meta_path.append(finder)
+    yield
+    if finder in sys.meta_path:
+        sys.meta_path.remove(finder)
+
+
+@pytest.fixture
+def Sample():
+    from slime.utils.types import Sample
+
+    return Sample
+
+
+def test_a_sample_has_the_fields_that_a_rollout_reads_and_writes_with_these_defaults(Sample):
+    sample = Sample()
+    expected = {
+        "index": None,
+        "prompt": "",
+        "tokens": [],
+        "response": "",
+        "response_length": 0,
+        "label": None,
+        "reward": None,
+        "loss_mask": None,
+        "rollout_log_probs": None,
+        "weight_versions": [],
+        "metadata": {},
+    }
+    assert {name: getattr(sample, name) for name in expected} == expected
+    assert sample.status is Sample.Status.PENDING
+    for name, default in {"remove_sample": False, "non_generation_time": 0.0, "session_id": None}.items():
+        if hasattr(sample, name):  # fields that came with later versions
+            assert getattr(sample, name) == default
+
+
+def test_the_statuses_have_these_names(Sample):
+    names = {status.name for status in Sample.Status}
+    assert names >= {"PENDING", "COMPLETED", "TRUNCATED", "ABORTED"}
+
+
+def test_what_we_record_survives_a_debug_dump(Sample):
+    sample = Sample(index=3, status=Sample.Status.TRUNCATED, metadata={"search_r1": {"segments": [{"text": "é"}]}})
+    again = Sample.from_dict(sample.to_dict())
+    assert again.status is Sample.Status.TRUNCATED and again.metadata == sample.metadata and again.index == 3
+
+
+def test_functions_are_loaded_by_their_import_path():
+    from slime.utils.misc import load_function
+
+    import generate_with_search
+
+    assert load_function("generate_with_search.generate") is generate_with_search.generate
+    assert load_function("generate_with_search.reward_func") is generate_with_search.reward_func
+
+
+def test_the_hooks_have_the_signatures_that_slime_calls():
+    import generate_with_search
+
+    names = list(inspect.signature(generate_with_search.generate).parameters)
+    assert names == ["args", "sample", "sampling_params", "evaluation"]
+    assert inspect.iscoroutinefunction(generate_with_search.generate)
+    assert inspect.iscoroutinefunction(generate_with_search.reward_func)
+
+
+# A custom generate function and reward model, loaded by path from this very module.
+calls: list[tuple] = []
+
+
+async def fake_generate(args, sample, sampling_params, evaluation=False):
+    calls.append(("generate", evaluation, dict(sampling_params)))
+    sample.tokens, sample.response, sample.response_length = [1, 2], "x", 1
+    sample.reward = args.preset
+    sample.status = args.status
+    return sample
+
+
+async def fake_reward(args, sample, **kwargs):
+    calls.append(("reward",))
+    return 0.5
+
+
+@pytest.fixture
+def call(Sample, monkeypatch):
+    """Runs slime's generate_and_rm on one sample with the two functions above."""
+    from slime.rollout import sglang_rollout
+
+    sys.modules["contract_functions"] = sys.modules[__name__]
+    calls.clear()
+
+    class Anything:
+        async def __aenter__(self):
+            return None
+
+        async def __aexit__(self, *_):
+            return None
+
+        __enter__ = __exit__ = lambda *_: None
+
+    state = types.SimpleNamespace(semaphore=Anything(), aborted=False, dp_rank_context=Anything, tokenizer=None)
+    monkeypatch.setattr(sglang_rollout, "GenerateState", lambda args: state)
+
+    def run(status="COMPLETED", preset=None, aborted=False, evaluation=False):
+        state.aborted = aborted
+        args = argparse.Namespace(
+            custom_generate_function_path="contract_functions.fake_generate",
+            custom_rm_path="contract_functions.fake_reward",
+            partial_rollout=False,
+            mask_offpolicy_in_partial_rollout=False,
+            group_rm=False,
+            rollout_sample_hook_path=None,
+            rollout_sample_hook_paths=None,
+            preset=preset,
+            status=Sample.Status[status],
+        )
+        return asyncio.run(
+            sglang_rollout.generate_and_rm(args, Sample(index=0, prompt="p"), {"stop": None}, evaluation=evaluation)
+        )
+
+    return run
+
+
+def test_a_finished_sample_is_rewarded(call):
+    assert call().reward == 0.5
+
+
+def test_a_preset_reward_of_zero_is_kept(call):
+    assert call(preset=0.0).reward == 0.0
+    assert ("reward",) not in calls
+
+
+def test_an_aborted_sample_is_not_rewarded(call):
+    assert call(status="ABORTED").reward is None
+
+
+def test_nothing_is_generated_once_the_rollout_is_aborted(call, Sample):
+    assert call(aborted=True).status is Sample.Status.ABORTED
+    assert calls == []
+
+
+def test_the_evaluation_flag_is_passed_where_slime_knows_it(call):
+    from slime.rollout import sglang_rollout
+
+    call(evaluation=True)
+    knows = "inspect" in vars(sglang_rollout)
+    assert calls[0][1] is (True if knows else False)

@@ -1,0 +1,123 @@
+"""The supervised traces: what a model is shown must be what a rollout of a perfect model would have been."""
+
+import itertools
+import random
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import torch
+from demo_helpers import plain_log_probs, tiny_model
+from fakes import FakeRetriever, tiny_tokenizer
+
+import qa_em_format
+from demo.grpo import TrainSample
+from demo.rollouts import prompt
+from demo.warm_start import endless, supervised_step, trace
+from demo.world_facts import Hop, Question
+from search_rollout.environment import Environment
+from search_rollout.retrieval import LocalRetriever
+
+ONE_HOP = Question("q1", "What is the capital of Kenya?", ("Nairobi",), (Hop("capital of Kenya", "p0", "Nairobi"),))
+TWO_HOPS = Question(
+    "q2",
+    "What is the capital of the country where Mombasa lies?",
+    ("Nairobi", "the city of Nairobi"),
+    (Hop("country of Mombasa", "p1", "Kenya"), Hop("capital of Kenya", "p0", "Nairobi")),
+)
+THINK = r"<think>[^<>]*{}[^<>]*</think>\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+async def retriever() -> AsyncIterator[FakeRetriever]:
+    async with FakeRetriever() as retriever:
+        yield retriever
+
+
+@pytest.fixture
+async def environment(tokenizer: Any, retriever: FakeRetriever) -> AsyncIterator[Environment]:
+    search = LocalRetriever(retriever.url, topk=3, concurrency=4, timeout_s=10, retries=0)
+    environment = Environment(tokenizer, search, 200)
+    yield environment
+    await environment.close()
+
+
+def parts(tokenizer: Any, sample: TrainSample) -> list[tuple[int, str]]:
+    """The response's stretches of equal mask, decoded."""
+    response = sample.tokens[len(sample.tokens) - len(sample.loss_mask) :]
+    found = itertools.groupby(zip(sample.loss_mask, response, strict=True), key=lambda pair: pair[0])
+    return [(mask, tokenizer.decode([token for _, token in pairs])) for mask, pairs in found]
+
+
+async def test_a_trace_of_two_searches_trains_exactly_what_the_model_writes(
+    tokenizer: Any, environment: Environment, retriever: FakeRetriever
+) -> None:
+    sample = await trace(TWO_HOPS, environment, tokenizer, random.Random(0))
+    masks, texts = zip(*parts(tokenizer, sample), strict=True)
+    assert masks == (1, 0, 1, 0, 1)
+    assert re.fullmatch(THINK.format("country of Mombasa") + "<search>country of Mombasa</search>", texts[0])
+    assert re.fullmatch(THINK.format("capital of Kenya") + "<search>capital of Kenya</search>", texts[2])
+    assert re.fullmatch(THINK.format("Nairobi") + "<answer>Nairobi</answer>", texts[4])
+    observation = '\n\n<information>Doc 1(Title: "Kenya capital") The capital of Kenya is Nairobi.</information>\n\n'
+    assert texts[1] == texts[3] == observation
+    assert retriever.queries == ["country of Mombasa", "capital of Kenya"]
+
+
+async def test_a_trace_begins_with_the_prompt_of_a_rollout(tokenizer: Any, environment: Environment) -> None:
+    sample = await trace(ONE_HOP, environment, tokenizer, random.Random(0))
+    prompt_ids = sample.tokens[: len(sample.tokens) - len(sample.loss_mask)]
+    assert tokenizer.decode(prompt_ids) == prompt(tokenizer, ONE_HOP.text)
+    assert len(sample.rollout_log_probs) == len(sample.loss_mask)
+
+
+@pytest.mark.parametrize("question", [ONE_HOP, TWO_HOPS])
+async def test_a_trace_earns_the_full_reward(tokenizer: Any, environment: Environment, question: Question) -> None:
+    for seed in range(5):
+        sample = await trace(question, environment, tokenizer, random.Random(seed))
+        response = tokenizer.decode(sample.tokens[len(sample.tokens) - len(sample.loss_mask) :])
+        score = qa_em_format.score_trajectory(qa_em_format.split_response(response), question.answers)
+        assert score == (1.0, True, True, "Nairobi", True)  # reward, exact match, valid format, answer, found
+
+
+async def test_traces_of_one_question_differ_in_their_thoughts(tokenizer: Any, environment: Environment) -> None:
+    choose = random.Random(0)
+    traces = [await trace(ONE_HOP, environment, tokenizer, choose) for _ in range(12)]
+    assert len({tuple(sample.tokens) for sample in traces}) > 3
+
+
+async def test_a_failing_retriever_is_an_error_and_no_trace(tokenizer: Any) -> None:
+    environment = Environment(
+        tokenizer, LocalRetriever("http://127.0.0.1:1", topk=3, concurrency=1, timeout_s=5, retries=0), 200
+    )
+    with pytest.raises(RuntimeError, match="The retriever failed while traces were made: "):
+        await trace(ONE_HOP, environment, tokenizer, random.Random(0))
+    await environment.close()
+
+
+def test_the_questions_come_in_random_order_each_once_before_any_comes_again() -> None:
+    questions = [Question(str(number), "", (), ()) for number in range(10)]
+    stream = endless(questions, random.Random(0))
+    rounds = [[next(stream).id for _ in range(10)] for _ in range(3)]
+    assert all(sorted(ids) == [str(number) for number in range(10)] for ids in rounds)
+    assert len({tuple(ids) for ids in rounds}) == 3
+    again = endless(questions, random.Random(0))
+    assert [next(again).id for _ in range(10)] == rounds[0]
+
+
+def test_a_supervised_step_lowers_the_mean_loss_of_the_trained_tokens(tokenizer: Any) -> None:
+    model = tiny_model(tokenizer)
+    samples = [  # 2 and 3 trained tokens
+        TrainSample([5, 6, 7, 8], [1, 0, 1], [0.0] * 3),
+        TrainSample([9, 10, 11, 12, 13, 14], [1, 1, 1], [0.0] * 3),
+    ]
+    first, second = (plain_log_probs(model, sample.tokens, len(sample.tokens) - 3) for sample in samples)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = supervised_step(model, optimizer, samples, torch.float32)
+    assert loss == pytest.approx(-(first[0] + first[2] + sum(second)) / 5, rel=1e-4)
+    assert supervised_step(model, optimizer, samples, torch.float32) < loss
