@@ -40,7 +40,9 @@ def load_policy(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBa
     """A causal language model in float32 and its tokenizer. Raises ValueError if `folder` does not hold them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar for half a second
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a Hugging Face model folder: it has no config.json.")
     try:

@@ -1,5 +1,6 @@
 """The real retriever as a process of its own: its index is built once, the server is started, awaited and stopped."""
 
+import hashlib
 import io
 import socket
 import subprocess
@@ -11,6 +12,15 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "local_dense_retriever"
 START_TIMEOUT_S = 120.0
+
+
+def index_path(cache: Path, corpus: Path) -> Path:
+    """Where a corpus's index is kept: under a name that changes with its text, so that no other corpus's is taken."""
+    try:
+        digest = hashlib.sha256(corpus.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise ValueError(f"Cannot read the corpus {corpus}: {error.strerror}.") from error
+    return cache / f"corpus-{digest}.index"
 
 
 def build_index(corpus: Path, index: Path, encoder: Path) -> None:

@@ -12,6 +12,7 @@
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -67,11 +68,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         shown="made from data packages",
     )
     option("--dtype", "bfloat16", "arithmetic of engine and trainer", choices=["bfloat16", "float32"])
-    option("--warm-start-steps", 14, "supervised steps on synthetic traces", type=_positive(int))
+    option("--warm-start-steps", 16, "supervised steps on synthetic traces", type=_positive(int))
     option("--questions-per-step", 8, "groups of a GRPO step", type=_positive(int))
-    option("--samples", 6, "rollouts of each question, 2 or more", type=_positive(int))
-    option("--learning-rate", 1e-5, "of GRPO", type=_positive(float))
-    option("--held-out", None, "how many held-out questions to ask", type=_positive(int), shown="all")
+    option("--samples", 4, "rollouts of each question, at least 2", type=_positive(int))
+    option("--warm-learning-rate", 2e-5, "of the warm start", type=_positive(float))
+    option("--learning-rate", 2e-5, "of GRPO", type=_positive(float))
+    option("--held-out", 128, "how many held-out questions to ask", type=_positive(int))
     option("--runs", ROOT / "runs", "where the run's folder is made", type=Path, shown="runs/")
     option("--cache", ROOT / ".cache", "where model, corpus and index are kept", type=Path, shown=".cache/")
     parser.add_argument("--save-model", action="store_true", help="keep the trained model in the run's folder (540 MB)")
@@ -85,8 +87,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def _positive(kind: type) -> Any:
     def convert(text: str) -> Any:
         value = kind(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
         return value
 
     convert.__name__ = kind.__name__
@@ -96,9 +98,11 @@ def _positive(kind: type) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Sets up model, corpus, retriever and engine, trains, and tears everything down again."""
     started = time.monotonic()
+    for place in (args.runs, args.cache):  # a place that cannot be written is found before the long work
+        place.mkdir(parents=True, exist_ok=True)
     say("loading the model and the questions")
     from demo.models import encoder_folder, load_policy, policy_folder
-    from demo.retriever_process import RetrieverProcess, build_index
+    from demo.retriever_process import RetrieverProcess, build_index, index_path
     from demo.world_facts import build_world, load_questions, write_world
 
     model_folder = args.model or policy_folder(args.cache)
@@ -109,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     train, held_out = load_questions(world / "train.jsonl"), load_questions(world / "held_out.jsonl")
     held_out = held_out[: args.held_out]
     encoder = encoder_folder()
-    index = args.cache / f"{world.name}.index"
+    index = index_path(args.cache, world / "corpus.jsonl")
     build_index(world / "corpus.jsonl", index, encoder)
 
     import torch

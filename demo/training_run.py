@@ -21,9 +21,8 @@ from demo.world_facts import Question
 from search_rollout.environment import Environment
 from search_rollout.retrieval import LocalRetriever
 
-WARM_LEARNING_RATE = 2e-5
 TRACES_PER_WARM_STEP = 8
-EVALUATION_RESERVE = 1.15  # the last evaluation takes about as long as the first, and a little is kept spare
+EVALUATION_RESERVE = 1.25  # the last evaluation takes about as long as the first, and a little is kept spare
 SHOWN_EVERY = 4  # GRPO steps between two whose trajectories are kept for the report
 
 
@@ -53,10 +52,14 @@ class TrainingRun:
         self.started = started
         self.dtype = getattr(torch, args.dtype)
         self.choose = random.Random(args.seed)
+        # One optimiser for both phases: its second moments, warmed up, keep the first GRPO steps from being sign descent.
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=args.warm_learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        )
         self.questions = endless(train, self.choose)
         self.summary: dict[str, Any] = {
             "seed": args.seed,
-            "model": args.model.name if args.model else "SmolLM2-135M-Instruct",
+            "model": args.model.resolve().name if args.model else "SmolLM2-135M-Instruct",
             "minutes": args.minutes,
             "dtype": args.dtype,
             "steps": 0,
@@ -101,22 +104,23 @@ class TrainingRun:
         self._show("the untrained model", groups[0][0])
 
     async def _warm_start(self) -> None:
-        optimizer = self._optimizer(WARM_LEARNING_RATE)
         retriever = LocalRetriever(self.plugin.retrieval_server_url, topk=3, concurrency=8, timeout_s=60, retries=3)
         environment = Environment(self.tokenizer, retriever, self.plugin.max_obs_tokens)
-        steps = tqdm(
-            range(1, self.args.warm_start_steps + 1), desc="warm start", unit="step", leave=False, disable=None
-        )
         loss = float("nan")
-        for step in steps:
-            began = time.monotonic()
-            questions = [next(self.questions) for _ in range(TRACES_PER_WARM_STEP)]
-            traces = [await trace(question, environment, self.tokenizer, self.choose) for question in questions]
-            loss = supervised_step(self.model, optimizer, traces, self.dtype)
-            steps.set_postfix(loss=f"{loss:.3f}")
-            record = {"step": step, "loss": round(loss, 4), "seconds": round(time.monotonic() - began, 1)}
-            self.folder.append("warm_start.jsonl", record)
-        await environment.close()
+        try:
+            steps = tqdm(
+                range(1, self.args.warm_start_steps + 1), desc="warm start", unit="step", leave=False, disable=None
+            )
+            for step in steps:
+                began = time.monotonic()
+                questions = [next(self.questions) for _ in range(TRACES_PER_WARM_STEP)]
+                traces = [await trace(question, environment, self.tokenizer, self.choose) for question in questions]
+                loss = supervised_step(self.model, self.optimizer, traces, self.dtype)
+                steps.set_postfix(loss=f"{loss:.3f}")
+                record = {"step": step, "loss": round(loss, 4), "seconds": round(time.monotonic() - began, 1)}
+                self.folder.append("warm_start.jsonl", record)
+        finally:
+            await environment.close()
         self.engine.load_weights(self.model, "warm start")
         print(f"warm start: {self.args.warm_start_steps} steps, loss {loss:.3f}, {self._clock()}", flush=True)
 
@@ -147,7 +151,8 @@ class TrainingRun:
 
     async def _grpo(self, reserve_s: float) -> None:
         """GRPO steps until the number of steps or the time is used up."""
-        optimizer = self._optimizer(self.args.learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.learning_rate
         deltas: list[float] = []
         longest = 0.0
         step = 0
@@ -158,7 +163,7 @@ class TrainingRun:
                 break
             step += 1
             began = time.monotonic()
-            metrics, result, trained = await self._grpo_step(step, optimizer)
+            metrics, result, trained = await self._grpo_step(step)
             seconds = time.monotonic() - began
             longest = max(longest, seconds)
             self.summary["steps"] = step
@@ -169,7 +174,7 @@ class TrainingRun:
         else:
             self.summary["stopped"] = "steps"
 
-    async def _grpo_step(self, step: int, optimizer: torch.optim.Optimizer) -> tuple[Metrics, StepResult | None, int]:
+    async def _grpo_step(self, step: int) -> tuple[Metrics, StepResult | None, int]:
         """Rollouts, advantages, one optimiser step, new weights for the engine."""
         questions = [next(self.questions) for _ in range(self.args.questions_per_step)]
         samples = self.args.samples
@@ -192,7 +197,7 @@ class TrainingRun:
         metrics = Metrics.of(sample for group in groups for sample in group)
         if not batch:
             return metrics, None, 0
-        result = train_step(self.model, optimizer, batch, self.dtype, self.plugin.rollout_temperature)
+        result = train_step(self.model, self.optimizer, batch, self.dtype, self.plugin.rollout_temperature)
         self.engine.load_weights(self.model, str(step))
         return metrics, result, trained
 
@@ -222,11 +227,6 @@ class TrainingRun:
             f"length {metrics.response_length:.0f}  |train-rollout logprob| {delta}  "
             f"groups {trained}/{self.args.questions_per_step}  {seconds:.0f} s  {self._clock()}",
             flush=True,
-        )
-
-    def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            self.model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )
 
     def _clock(self) -> str:

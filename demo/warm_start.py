@@ -23,10 +23,10 @@ ANSWER_THOUGHTS = ("It is {found}.", "The documents say {found}.", "So the answe
 
 async def trace(question: Question, environment: Environment, tokenizer: Any, choose: random.Random) -> TrainSample:
     """The trajectory of a question's reference solution, as training data."""
-    trajectory = Trajectory(10**9, prompt_ids=tokenizer.encode(prompt(tokenizer, question.text)))
+    trajectory = Trajectory(10**9, prompt_ids=tokenizer.encode(prompt(tokenizer, question.text), add_special_tokens=False))
 
     def model_writes(text: str) -> None:
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text, add_special_tokens=False)
         trajectory.append_model(ids, [0.0] * len(ids), text)
 
     for hop in question.hops:

@@ -1,0 +1,94 @@
+"""The whole demo with real server processes, on a tiny model and a tiny world; and what an interruption leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from demo_helpers import save_model
+from fakes import tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPITALS = {"Kenya": "Nairobi", "Ghana": "Accra", "Peru": "Lima", "Cuba": "Havana"}
+pytestmark = [pytest.mark.slow, pytest.mark.model]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """A demo of two GRPO steps that takes seconds: the warm start lets the tiny model learn the traces by heart."""
+    model = save_model(tmp_path / "model", tiny_tokenizer())
+    world = tmp_path / "world"
+    world.mkdir()
+    passages, questions = [], []
+    for number, (country, capital) in enumerate(CAPITALS.items()):
+        text = f"The capital of {country} is {capital}."
+        passages.append({"id": f"p{number}", "contents": f'"{country}"\n{text}'})
+        hop = {"query": f"capital of {country}", "passage_id": f"p{number}", "found": capital}
+        question = {"id": f"q{number}", "text": f"Capital of {country}?", "answers": [capital], "hops": [hop]}
+        questions.append(question)
+    for name, rows in {"corpus": passages, "train": questions, "held_out": questions}.items():
+        (world / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = {
+        "--model": model,
+        "--world": world,
+        "--cache": tmp_path / "cache",
+        "--runs": tmp_path / "runs",
+        "--dtype": "float32",
+        "--warm-start-steps": 60,
+        "--warm-learning-rate": 5e-3,
+        "--learning-rate": 1e-3,
+        "--steps": 2,
+    }
+    return [sys.executable, "-m", "demo.train", *(str(part) for pair in arguments.items() for part in pair)]
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_two_steps_leave_a_summary_a_report_and_no_process(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert folder.parent == tmp_path / "runs"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 2 and summary["stopped"] == "steps" and summary["seconds"] > 0
+    for phase in ("before", "after"):
+        assert set(summary[phase]) >= {"exact_match", "valid_format", "searches_per_question"}
+        assert summary[phase]["questions"] == 4
+    steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2]
+    assert any(step["groups_trained"] for step in steps)  # there was something to learn from
+    assert summary["mean_abs_delta_logprob"] <= 1e-4  # both sides in float32
+    phases = {json.loads(line)["phase"] for line in (folder / "trajectories.jsonl").read_text().splitlines()}
+    assert phases == {"untrained", "before", "step 1", "after"}
+    assert "<html" in (folder / "report.html").read_text()
+    for words in ("step  1  reward", "exact match", "valid format", "searches", "|train-rollout logprob|"):
+        assert words in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interruption_keeps_what_was_done_and_leaves_no_process(command: list[str], tmp_path: Path) -> None:
+    command[command.index("--steps") + 1] = "100000"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step  2"):
+            break
+    children = children_of(process.pid)
+    assert children
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    folder = Path(out.splitlines()[-1])
+    assert json.loads((folder / "summary.json").read_text())["stopped"] == "interrupted"
+    assert (folder / "report.html").is_file()
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{child}") for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{child}") for child in children)
