@@ -1,6 +1,6 @@
 """One table of several runs of the demo, and the pooled gain in exact match over all their held-out questions.
 
-    python -m demo.compare_seeds runs/demo-…-seed0 runs/demo-…-seed1 runs/demo-…-seed2
+python -m demo.compare_seeds runs/demo-…-seed0 runs/demo-…-seed1 runs/demo-…-seed2
 """
 
 import argparse
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         after += (outcomes["after"][question] for question in outcomes["before"])
     pooled = paired_gain(before, after)
     low, high = pooled["ci95"]
-    print(f"\nPooled over {len(before)} questions: {pooled['exact_match']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}.")
+    print(f"\nPooled over {len(before)} questions:", end=" ")
+    print(f"{pooled['exact_match']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}.")
     return 0
 
 

@@ -89,7 +89,7 @@ def train_step(
         old = torch.cat([_masked(sample.rollout_log_probs, sample.loss_mask) for sample in batch])
         weights = (1.0 / counts / len(samples)).repeat_interleave(counts)  # sample means, then their mean
         loss = (clipped_loss(log_probs, old, advantages) * weights).sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             delta = log_probs - old
             loss_sum += loss.item()

@@ -3,9 +3,9 @@
 import argparse
 import logging
 
-import generate_with_search
 import pytest
 
+import generate_with_search
 from search_rollout.config import CHOICES, ENVIRONMENT, ConfigError, SearchConfig, load_config
 
 DEFAULTS = generate_with_search.SEARCH_R1_CONFIGS
@@ -103,7 +103,7 @@ def test_chat_with_router_radix_warns(caplog):
 
 @pytest.mark.parametrize("key", ["", "YOUR_API_KEY"])
 def test_google_without_a_key_says_what_to_set(key):
-    with pytest.raises(ConfigError, match="GOOGLE_API_KEY.*SEARCH_BACKEND=local"):
+    with pytest.raises(ConfigError, match=r"GOOGLE_API_KEY.*SEARCH_BACKEND=local"):
         load({"SEARCH_BACKEND": "google", "GOOGLE_API_KEY": key})
 
 

@@ -279,7 +279,8 @@ async def test_an_abort_that_slime_did_not_ask_for_gives_the_sample_up(monkeypat
         ),
         Turn(body={"output_ids": [5], "meta_info": {"finish_reason": {"type": "stop"}, "output_token_logprobs": None}}),
         Turn(
-            body='{"output_ids": [5], "meta_info": {"finish_reason": {"type": "stop"}, "output_token_logprobs": [[NaN, 5, null]]}}'
+            body='{"output_ids": [5], "meta_info": {"finish_reason": {"type": "stop"},'
+            ' "output_token_logprobs": [[NaN, 5, null]]}}'
         ),
     ],
     ids=["400", "503", "not-json", "no-meta", "cut", "empty", "ids-disagree", "no-logprobs", "nan"],

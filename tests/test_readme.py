@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import generate_with_search
-
 from search_rollout.config import CHOICES, ENVIRONMENT, VALID_PAIRS, SearchConfig
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """Loading a function by its import path, and singletons."""
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 
 def load_function(path: str) -> Any:
@@ -13,7 +13,7 @@ def load_function(path: str) -> Any:
 class SingletonMeta(type):
     """A class whose first instance is its only one."""
 
-    _instances: dict[type, Any] = {}
+    _instances: ClassVar[dict[type, Any]] = {}
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls not in SingletonMeta._instances:
