@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 STAMP := .venv/.installed
-SHELL_SCRIPTS := $(shell git ls-files '*.sh' .ci/run)
+SHELL_SCRIPTS := .ci/run $(shell find . -name "*.sh" -not -path "./.venv/*")
 
 .PHONY: help install demo test test-fast check bench clean
 .DEFAULT_GOAL := help

@@ -22,7 +22,7 @@ import qa_em_format
 from search_rollout import sample_fields
 from search_rollout.config import SearchConfig, load_config
 from search_rollout.policy import EngineError, call_params
-from search_rollout.runtime import Runtime
+from search_rollout.runtime import Runtime, check_slime_args, engine_url, routing_headers
 from search_rollout.trajectory import StopReason, Trajectory
 from search_rollout.xml_protocol import STOP_STRINGS, parse_action
 
@@ -44,17 +44,18 @@ SEARCH_R1_CONFIGS = {
 async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation: bool = False) -> Sample:
     """Rolls out one sample and writes the trajectory into it.
 
-    Raises ConfigError on a wrong setting and nothing else: any other trouble gives the sample up.
+    Raises ConfigError on a wrong setting; any other trouble gives the sample up.
     """
+    check_slime_args(args, sample)
     runtime = _runtime(args)
     sample_fields.reset(sample)
     trajectory = Trajectory(0, runtime.config.track_log_probs)
     try:
-        trajectory = runtime.begin(sample, evaluation)
-        stop = await _rollout(runtime, sample, trajectory, sampling_params)
+        trajectory = runtime.begin(args, sample, evaluation)
+        stop = await _rollout(runtime, trajectory, sampling_params, routing_headers(args, sample), sample)
     except EngineError as error:
-        logger.warning("sample given up: index=%s %s", sample.index, error)
-        stop = StopReason.ENGINE_FAILED
+        stop = StopReason.ABORTED if runtime.aborted() else StopReason.ENGINE_FAILED
+        logger.log(logging.DEBUG if runtime.aborted() else logging.WARNING, "sample %s: %s", sample.index, error)
     except Exception:  # a fault of ours: told with its traceback, and no reason to end the job
         logger.exception("sample given up: index=%s", sample.index)
         stop = StopReason.INTERNAL_ERROR
@@ -66,9 +67,11 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
     return sample
 
 
-async def _rollout(runtime: Runtime, sample: Sample, trajectory: Trajectory, sampling_params: dict) -> StopReason:
+async def _rollout(
+    runtime: Runtime, trajectory: Trajectory, sampling_params: dict, headers: dict, sample: Sample
+) -> StopReason:
     """The algorithm: complete, parse, observe, until an answer or a limit. Every engine call is a turn."""
-    config, environment, headers = runtime.config, runtime.environment, runtime.routing_headers(sample)
+    config, environment = runtime.config, runtime.environment
     if not trajectory.prompt_ids:
         return StopReason.EMPTY_PROMPT
     for turn in range(config.max_turns + 1):
@@ -77,26 +80,25 @@ async def _rollout(runtime: Runtime, sample: Sample, trajectory: Trajectory, sam
         if trajectory.room < 1:
             return StopReason.CONTEXT_FULL if trajectory.response_ids else StopReason.PROMPT_TOO_LONG
 
+        thinking = runtime.thinking(trajectory)
         params = call_params(sampling_params, trajectory.room, STOP_STRINGS)
-        reply = await runtime.policy.complete(trajectory.ids, params, headers)
+        reply = await runtime.policy.complete(trajectory.ids, params, headers, runtime.aborted)
         text = runtime.decode(reply.ids)
         trajectory.append_model(reply.ids, reply.log_probs, text, reply.weight_version)
         if reply.finish == "abort":
-            if not runtime.aborted():
-                raise EngineError("The engine aborted a request that slime had not called off.")
             return StopReason.ABORTED
 
-        action = parse_action(text, think_opened=trajectory.think_opened and turn == 0)
+        action = parse_action(text, think_opened=thinking)
         if action.kind == "answer":
             return StopReason.ANSWERED
         if reply.finish == "length" and action.kind == "invalid":
             return StopReason.CALL_LIMIT if trajectory.room else StopReason.CONTEXT_FULL
         if turn == config.max_turns:
             return StopReason.TURNS_USED
-        if trajectory.room < config.max_obs_tokens + config.answer_reserve_tokens:
-            return StopReason.NO_ROOM_TO_OBSERVE
 
         if action.kind == "search":
+            if trajectory.room < config.max_obs_tokens + config.answer_reserve_tokens:
+                return StopReason.NO_ROOM_TO_OBSERVE
             result = await environment.search(action.text, runtime.aborted)
             if result is None:
                 return StopReason.ABORTED
@@ -104,7 +106,10 @@ async def _rollout(runtime: Runtime, sample: Sample, trajectory: Trajectory, sam
             trajectory.append_env(*environment.observation(result), "observation")
         else:
             template_kwargs = sample_fields.template_kwargs(sample)
-            trajectory.append_env(*environment.correction(reply.ids[-1], template_kwargs), "correction")
+            correction = environment.correction(reply.ids[-1], reply.ended_turn, template_kwargs)
+            if trajectory.room < len(correction.ids) + config.answer_reserve_tokens:
+                return StopReason.NO_ROOM_TO_OBSERVE
+            trajectory.append_env(*correction, "correction")
     raise AssertionError("the last turn always returns")
 
 
@@ -135,8 +140,8 @@ def _reward(config: SearchConfig, sample: Sample) -> float:
     return score.reward
 
 
-_runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, Runtime] = WeakKeyDictionary()
 _settings: tuple[Any, SearchConfig] | None = None  # slime's args, and what was read for them
+_runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple, Runtime]] = WeakKeyDictionary()
 
 
 def _config(args: Any) -> SearchConfig:
@@ -148,16 +153,15 @@ def _config(args: Any) -> SearchConfig:
 
 
 def _runtime(args: Any) -> Runtime:
-    """The running event loop's Runtime; connections and semaphores belong to one loop each."""
-    loop = asyncio.get_running_loop()
-    runtime = _runtimes.get(loop)
-    if runtime is None or runtime.args is not args:
-        runtime = _runtimes[loop] = Runtime(args, _config(args), GenerateState(args))
-    return runtime
+    """The running event loop's Runtime for these settings; connections and semaphores belong to one loop each."""
+    runtimes = _runtimes.setdefault(asyncio.get_running_loop(), {})
+    key = engine_url(args), _config(args)
+    if key not in runtimes:
+        runtimes[key] = Runtime(*key, GenerateState(args))
+    return runtimes[key]
 
 
 async def close() -> None:
     """Releases the running event loop's connections; for programs that end in an orderly way, such as tests."""
-    runtime = _runtimes.pop(asyncio.get_running_loop(), None)
-    if runtime is not None:
+    for runtime in _runtimes.pop(asyncio.get_running_loop(), {}).values():
         await runtime.close()

@@ -114,7 +114,7 @@ def extract_answer(segments: Sequence[SegmentLike] | None, *, think_opened: bool
         for tag in _TAG.finditer(segment.text):
             match tag.group():
                 case "</think>":
-                    thinking = False
+                    thinking, start = False, None
                 case _ if thinking:
                     continue
                 case "<think>":

@@ -1,9 +1,9 @@
 """A few supervised steps on synthetic traces: they teach the protocol, and two ways of using it.
 
 A careful trace is what a rollout would be that follows the question's reference solution: the same ids, the same loss
-mask, observations from the real retriever. A guessing trace answers at once, from nothing. Most traces for questions
-that begin with "Which" guess, all others are careful; so the model knows both ways, uses the wrong one for a third of
-the questions, and GRPO has to find out that searching pays.
+mask, observations from the real retriever. A guessing trace answers at once, from nothing. Questions that begin with
+"Which" get guessing traces, all others careful ones; so the model knows both ways, uses the wrong one for a third of
+the questions, and GRPO has to find out that searching pays there too.
 """
 
 import random
@@ -20,15 +20,14 @@ from search_rollout.environment import Environment
 from search_rollout.trajectory import Trajectory
 
 SEARCH_THOUGHTS = ("I need the {query}.", "I should look up the {query}.", "Let me find the {query}.")
-GUESS_THOUGHTS = ("I think I know this.", "I remember this one.", "No need to look this up.")
+GUESS_THOUGHT = "This is well known."
 GUESSED_WORD = "Which"
-GUESS_SHARE = 0.6  # of the traces for questions that begin with it
 ANSWER_THOUGHTS = ("It is {found}.", "The documents say {found}.", "So the answer is {found}.")
 
 
 def guess(question: Question, questions: Sequence[Question], choose: random.Random) -> str | None:
     """An answer to some question of the same kind, for a guessing trace; None for a careful one."""
-    if not question.text.startswith(GUESSED_WORD) or choose.random() >= GUESS_SHARE:
+    if not question.text.startswith(GUESSED_WORD):
         return None
     kind = _kind(question)
     return choose.choice([other for other in questions if _kind(other) == kind]).answers[0]
@@ -57,8 +56,8 @@ async def trace(
             raise RuntimeError(f"The retriever failed while traces were made: {result and result.error}")
         trajectory.append_env(*environment.observation(result), "observation")
     answer = guessed or question.answers[0]
-    thoughts = GUESS_THOUGHTS if guessed else ANSWER_THOUGHTS
-    model_writes(f"<think>{choose.choice(thoughts).format(found=answer)}</think>\n<answer>{answer}</answer>")
+    thought = GUESS_THOUGHT if guessed else choose.choice(ANSWER_THOUGHTS).format(found=answer)
+    model_writes(f"<think>{thought}</think>\n<answer>{answer}</answer>")
     return TrainSample(trajectory.ids, trajectory.loss_mask, trajectory.log_probs or [])
 
 

@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template adds around messages, as text, without ever rendering old turns again."""
+"""Prompts rendered by a chat template, turns appended without rendering old ones again, and ids as text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +9,13 @@ _SENTINEL = "\x02assistant-turn\x03"
 def render_prompt(tokenizer: Any, messages: Sequence[dict], **template_kwargs: Any) -> str:
     """The messages as the text of a prompt, up to where the model begins to write."""
     return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs)
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of ids, special tokens and spaces as they are."""
+    return tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
+    )
 
 
 def next_turn_ids(tokenizer: Any, content: str, last_id: int, **template_kwargs: Any) -> list[int]:
@@ -23,6 +30,8 @@ def next_turn_ids(tokenizer: Any, content: str, last_id: int, **template_kwargs:
         {"role": "assistant", "content": _SENTINEL},
         {"role": "user", "content": content},
     ]
-    text = render_prompt(tokenizer, messages, **template_kwargs).rpartition(_SENTINEL)[2]
+    _, found, text = render_prompt(tokenizer, messages, **template_kwargs).rpartition(_SENTINEL)
+    if not found:
+        raise ValueError("The chat template does not write an assistant's content as it is; turns cannot be appended.")
     ids = tokenizer.encode(text, add_special_tokens=False)
     return ids[1:] if ids[:1] == [last_id] else ids

@@ -76,8 +76,8 @@ class SearchConfig:
     search_timeout_s: float = 60.0  # one search with all its retries
     search_retries: int = 3
     # Engine.
-    engine_timeout_s: float = 1800.0  # one call, waiting in the engine's queue included
-    engine_retries: int = 3
+    engine_timeout_s: float = 1800.0  # one try of a call, waiting in the engine's queue included
+    engine_retries: int = 8
     # Reward; all three at 0 give pure exact match.
     format_score: float = 0.2
     final_format_score: float = 0.0
@@ -123,8 +123,8 @@ class SearchConfig:
     def _check_backend(self) -> None:
         if self.search_backend == "google" and self.google_api_key in ("", PLACEHOLDER_KEY):
             raise ConfigError(
-                "SEARCH_BACKEND=google needs a key: set GOOGLE_API_KEY to your serper.dev key, "
-                "or set SEARCH_BACKEND=local and RETRIEVAL_SERVER_URL to search your own corpus."
+                "SEARCH_BACKEND=google needs a key: GOOGLE_API_KEY, from serper.dev. This version has no web search yet: "
+                "set SEARCH_BACKEND=local, and RETRIEVAL_SERVER_URL to your retriever."
             )
         if self.search_backend == "local" and not self.retrieval_server_url.startswith(("http://", "https://")):
             raise ConfigError(

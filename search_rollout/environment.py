@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from search_rollout.chat_template import next_turn_ids
+from search_rollout.chat_template import decode, next_turn_ids
 from search_rollout.observation import UNAVAILABLE, neutraliser, observation_ids, render_passages, special_strings
 from search_rollout.retrieval import SearchBackend, SearchResult
 from search_rollout.xml_protocol import CORRECTION
@@ -43,12 +43,13 @@ class Environment:
         body = UNAVAILABLE if result.error else render_passages(result.passages, self._neutralise)
         return Message(*observation_ids(self._tokenizer, body, self._max_obs_tokens))
 
-    def correction(self, last_id: int, template_kwargs: Mapping[str, Any]) -> Message:
-        """What a valid step is: a user turn if `last_id` ended the model's turn, else text within that turn."""
-        if last_id == self._tokenizer.eos_token_id and self._tokenizer.chat_template:
-            return Message(next_turn_ids(self._tokenizer, CORRECTION, last_id, **template_kwargs), CORRECTION)
-        text = f"\n{CORRECTION}\n"
-        return Message(self._tokenizer.encode(text, add_special_tokens=False), text)
+    def correction(self, last_id: int, ended_turn: bool, template_kwargs: Mapping[str, Any]) -> Message:
+        """What a valid step is: a user turn if the model ended its turn (with `last_id`), else text within that turn."""
+        if ended_turn and self._tokenizer.chat_template:
+            ids = next_turn_ids(self._tokenizer, CORRECTION, last_id, **template_kwargs)
+        else:
+            ids = self._tokenizer.encode(f"\n{CORRECTION}\n", add_special_tokens=False)
+        return Message(ids, decode(self._tokenizer, ids))
 
     async def close(self) -> None:
         """Releases the search backend's connections."""

@@ -1,7 +1,7 @@
 """One URL that takes and gives JSON, with the retry policy that every service of a rollout shares."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -21,23 +21,29 @@ class _Transient(RequestFailed):
 class JsonClient:
     """Posts JSON to one URL; belongs to one event loop.
 
-    Connection errors, timeouts, 429 and 5xx are tried again with growing, jittered pauses, `retries` times at most.
-    Any other status, and an answer that is not JSON, fails at once. The number of connections is not limited here:
-    the callers' semaphores do that.
+    Connection errors, timeouts, 429 and 5xx are tried again, `retries` times at most, after random pauses whose bound
+    doubles from `pause_s` to 16 times that. Any other status, and an answer that is not JSON, fails at once. The number
+    of connections is not limited here: the callers' semaphores do that.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, retries: int) -> None:
+    def __init__(self, url: str, *, timeout_s: float, retries: int, pause_s: float) -> None:
         self.url = url
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, 30.0))  # of each try
         self._retries = retries
+        self._pause_s = pause_s
         self._session: aiohttp.ClientSession | None = None
 
-    async def post(self, body: Any, headers: Mapping[str, str] | None = None) -> Any:
-        """The decoded answer. Raises RequestFailed when the tries are used up or another would not help."""
+    async def post(
+        self, body: Any, headers: Mapping[str, str] | None = None, called_off: Callable[[], bool] = lambda: False
+    ) -> Any:
+        """The decoded answer.
+
+        Raises RequestFailed when the tries are used up, another would not help, or `called_off()` is true after one.
+        """
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Transient),
-            stop=tenacity.stop_after_attempt(self._retries + 1),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._retries + 1), lambda _: called_off()),
+            wait=tenacity.wait_random_exponential(multiplier=self._pause_s, max=16 * self._pause_s),
             before_sleep=tenacity.before_sleep_log(logger, logging.DEBUG),
             reraise=True,
         )

@@ -1,11 +1,14 @@
 """The policy behind SGLang's `/generate`: ids in, ids out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from search_rollout.http_client import JsonClient, RequestFailed
+
+
+PAUSE_S = 1.0  # an engine or router that restarts is back in a minute: eight retries wait about that long
 
 
 class EngineError(Exception):
@@ -19,6 +22,7 @@ class Reply:
     ids: list[int]
     log_probs: list[float] | None
     finish: str  # "stop", "length" or "abort"
+    ended_turn: bool  # a stop token ended it, not a stop string
     weight_version: str | None
 
 
@@ -26,20 +30,42 @@ class GeneratePolicy:
     """Client of one router or engine; belongs to one event loop."""
 
     def __init__(self, url: str, *, timeout_s: float, retries: int, track_log_probs: bool) -> None:
-        self._client = JsonClient(url, timeout_s=timeout_s, retries=retries)
+        self._client = JsonClient(url, timeout_s=timeout_s, retries=retries, pause_s=PAUSE_S)
+        self._retries = retries
         self._track_log_probs = track_log_probs
 
     async def complete(
-        self, input_ids: Sequence[int], sampling_params: Mapping[str, Any], headers: Mapping[str, str] | None = None
+        self,
+        input_ids: Sequence[int],
+        sampling_params: Mapping[str, Any],
+        headers: Mapping[str, str] | None,
+        aborted: Callable[[], bool],
     ) -> Reply:
-        """Samples one reply to exactly these ids. Raises EngineError when none came that can be trained on."""
+        """Samples one reply to exactly these ids. Raises EngineError when none came that can be trained on.
+
+        A reply that the engine cut short although `aborted()` is false (it does that when its weights are exchanged)
+        is dropped, and the same ids are sent again.
+        """
+        for _ in range(self._retries + 1):
+            reply = await self._complete_once(input_ids, sampling_params, headers, aborted)
+            if reply.finish != "abort" or aborted():
+                return reply
+        raise EngineError("The engine aborts a request again and again that slime had not called off.")
+
+    async def _complete_once(
+        self,
+        input_ids: Sequence[int],
+        sampling_params: Mapping[str, Any],
+        headers: Mapping[str, str] | None,
+        aborted: Callable[[], bool],
+    ) -> Reply:
         body = {
             "input_ids": list(input_ids),
             "sampling_params": dict(sampling_params),
             "return_logprob": self._track_log_probs,
         }
         try:
-            answer = await self._client.post(body, headers)
+            answer = await self._client.post(body, headers, called_off=aborted)
         except RequestFailed as failure:
             raise EngineError(str(failure)) from failure
         return _parse_reply(answer, self._track_log_probs)
@@ -57,9 +83,11 @@ def call_params(shared: Mapping[str, Any], room: int, stop_strings: Sequence[str
     stop = shared.get("stop") or []
     stop = [stop] if isinstance(stop, str) else list(stop)
     asked = shared.get("max_new_tokens")
+    most = room if asked is None else min(int(asked), room)
     return {
         **shared,
-        "max_new_tokens": room if asked is None else min(int(asked), room),
+        "max_new_tokens": most,
+        **({"min_new_tokens": min(shared["min_new_tokens"], most)} if shared.get("min_new_tokens") else {}),
         "stop": stop + [string for string in stop_strings if string not in stop],
         "no_stop_trim": True,
         "skip_special_tokens": False,
@@ -71,6 +99,7 @@ def _parse_reply(answer: Any, track_log_probs: bool) -> Reply:
     try:
         meta = answer["meta_info"]
         finish = meta["finish_reason"]["type"]
+        ended_turn = type(meta["finish_reason"].get("matched")) is int
         ids = answer.get("output_ids")
         log_probs = None
         if track_log_probs:
@@ -82,6 +111,8 @@ def _parse_reply(answer: Any, track_log_probs: bool) -> Reply:
             if ids is not None and ids != logged_ids and finish != "abort":
                 raise EngineError(f"output_ids ({len(ids)}) and output_token_logprobs ({len(logged_ids)}) disagree.")
             ids = logged_ids
+        if ids is None and finish == "abort":
+            ids = []
         if not isinstance(ids, list) or not all(type(token) is int for token in ids):
             raise EngineError("The engine's reply has no list of token ids.")
         if finish not in ("stop", "length", "abort"):
@@ -91,6 +122,6 @@ def _parse_reply(answer: Any, track_log_probs: bool) -> Reply:
         if log_probs is not None and not all(map(math.isfinite, log_probs)):
             raise EngineError("The engine reports a log-probability that is not a finite number.")
         version = meta.get("weight_version")
-        return Reply(ids, log_probs, finish, None if version is None else str(version))
+        return Reply(ids, log_probs, finish, ended_turn, None if version is None else str(version))
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise EngineError(f"The engine's reply is not SGLang's: {error!r}") from error

@@ -10,6 +10,8 @@ from search_rollout.http_client import JsonClient, RequestFailed
 
 logger = logging.getLogger(__name__)
 
+PAUSE_S = 0.2  # the model is told quickly that a search failed
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -50,17 +52,17 @@ class SearchBackend(Protocol):
 class LocalRetriever:
     """Client of a retriever server's `POST /retrieve`; belongs to one event loop.
 
-    `timeout_s` bounds one query as a whole, its retries and its wait for one of `concurrency` places included.
+    At most `concurrency` queries run at once. `timeout_s` bounds one query with its retries, from when it has its place.
     """
 
     def __init__(self, url: str, *, topk: int, concurrency: int, timeout_s: float, retries: int) -> None:
         base = url.rstrip("/")
         endpoint = base if base.endswith("/retrieve") else f"{base}/retrieve"
-        self._client = JsonClient(endpoint, timeout_s=timeout_s, retries=retries)
+        self._client = JsonClient(endpoint, timeout_s=timeout_s, retries=retries, pause_s=PAUSE_S)
         self._topk = topk
         self._timeout_s = timeout_s
         self._semaphore = asyncio.Semaphore(concurrency)
-        self._warned = False
+        self._failing = False
 
     async def search(self, query: str) -> SearchResult:
         """The `topk` best passages; see `SearchBackend`."""
@@ -68,7 +70,7 @@ class LocalRetriever:
         passages: list[Passage] = []
         error = None
         try:
-            async with asyncio.timeout(self._timeout_s), self._semaphore:
+            async with self._semaphore, asyncio.timeout(self._timeout_s):
                 body = {"queries": [query], "topk": self._topk, "return_scores": True}
                 passages = _passages(await self._client.post(body), self._topk)
         except RequestFailed as failure:
@@ -77,9 +79,9 @@ class LocalRetriever:
             error = f"{self._client.url} did not answer within {self._timeout_s:g} s"
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as wrong:
             error = f"{self._client.url} answered in a shape that is not /retrieve's: {wrong!r}"[:300]
-        if error and not self._warned:
-            self._warned = True
-            logger.warning("searches fail, and the model is told so (said once): %s", error)
+        if error and not self._failing:
+            logger.warning("searches fail, and the model is told so (said once, until one succeeds): %s", error)
+        self._failing = error is not None
         return SearchResult(query, passages, error, time.monotonic() - started)
 
     async def close(self) -> None:

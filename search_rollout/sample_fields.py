@@ -48,6 +48,8 @@ def reset(sample: Any) -> None:
     sample.weight_versions = []
     if hasattr(sample, "remove_sample"):
         sample.remove_sample = False
+    if hasattr(sample, "non_generation_time"):
+        sample.non_generation_time = 0.0
     sample.metadata = {key: value for key, value in _metadata(sample).items() if key != METADATA_KEY}
 
 
@@ -62,7 +64,7 @@ def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, respons
     sample.status = _status(sample, stop)
     seconds = sum(result.seconds for result in trajectory.searches)
     if hasattr(sample, "non_generation_time"):
-        sample.non_generation_time += seconds
+        sample.non_generation_time = seconds
     add_info(
         sample,
         {

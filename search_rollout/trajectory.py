@@ -15,7 +15,9 @@ class StopReason(Enum):
     TURNS_USED = "turns_used"  # the answer-only turn brought no answer
     CALL_LIMIT = "call_limit"  # one engine call reached the caller's max_new_tokens before an action was complete
     CONTEXT_FULL = "context_full"  # no room for another token
-    NO_ROOM_TO_OBSERVE = "no_room_to_observe"  # an observation and the answer reserve no longer fit
+    NO_ROOM_TO_OBSERVE = (
+        "no_room_to_observe"  # an observation or correction, and the answer reserve behind it, no longer fit
+    )
     ABORTED = "aborted"  # slime stopped the rollout; the sample will be generated anew
     EMPTY_PROMPT = "empty_prompt"  # given up: there is nothing to continue
     PROMPT_TOO_LONG = "prompt_too_long"  # given up: the prompt alone fills the context

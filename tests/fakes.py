@@ -120,6 +120,13 @@ class FakeEngine:
     def log_prob(request: int, position: int) -> float:
         return -(request + position / 1000) - 0.0005
 
+    def _matched(self, ids: list[int]) -> int | str | None:
+        """A stop token's id, or the stop string, as SGLang reports it."""
+        if ids and ids[-1] == self.tokenizer.eos_token_id:
+            return ids[-1]
+        text = self.tokenizer.decode(ids)
+        return next((stop for stop in ("</search>", "</answer>") if stop in text), None)
+
     async def _generate(self, http_request: web.Request) -> web.StreamResponse:
         request = await http_request.json()
         number = len(self.requests)
@@ -147,7 +154,7 @@ class FakeEngine:
         self.sampled[number] = ids
         meta: dict[str, Any] = {
             "id": str(number),
-            "finish_reason": {"type": finish, "matched": None},
+            "finish_reason": {"type": finish, "matched": self._matched(ids) if finish == "stop" else None},
             "prompt_tokens": len(request["input_ids"]),
             "completion_tokens": len(ids),
             "cached_tokens": 0,

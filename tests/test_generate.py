@@ -296,7 +296,30 @@ async def test_engine_trouble_gives_the_sample_up_in_the_one_form(monkeypatch, t
     assert sample.remove_sample
 
 
+async def test_a_reply_that_the_engine_cut_short_for_itself_is_asked_for_again(monkeypatch):
+    engine = FakeEngine(TOKENIZER, [Turn(SEARCH), Turn(ANSWER[:9], finish="abort"), Turn(ANSWER)])
+    async with plugin(monkeypatch, TOKENIZER, engine, engine_retries=1) as (args, _):
+        sample = await roll_out(args, make_sample())
+    assert sample.reward == 1.0 and ANSWER[:9] + ANSWER not in sample.response
+    assert engine.requests[1] == engine.requests[2]
+
+
+async def test_engine_trouble_after_slime_aborted_is_an_abort(monkeypatch):
+    engine = FakeEngine(TOKENIZER, [])
+
+    def shutting_down(request: dict) -> Turn:
+        state.aborted = True
+        return Turn(status=503, body="shutting down")
+
+    engine.script = shutting_down
+    async with plugin(monkeypatch, TOKENIZER, engine, engine_retries=50) as (args, state):
+        sample = await roll_out(args, make_sample())
+    assert sample.status is Sample.Status.ABORTED and not info(sample)["gave_up"]
+    assert len(engine.requests) == 1
+
+
 async def test_transient_engine_trouble_is_tried_again(monkeypatch):
+    monkeypatch.setattr("search_rollout.policy.PAUSE_S", 0.01)
     engine = FakeEngine(TOKENIZER, [Turn(status=503, body="busy"), Turn(status=0), Turn(ANSWER)])
     async with plugin(monkeypatch, TOKENIZER, engine, engine_retries=3) as (args, _):
         sample = await roll_out(args, make_sample())
@@ -324,10 +347,41 @@ async def test_a_wrong_setting_raises_instead_of_giving_up_every_sample(monkeypa
             await generate_with_search.generate(args, make_sample(), PARAMS)
 
 
-async def test_top_p_replay_is_refused_in_words(monkeypatch):
-    async with plugin(monkeypatch, TOKENIZER, scripted(), rollout_top_p=0.9) as (args, _):
+async def test_top_p_replay_is_refused_in_words_where_slime_needs_it(monkeypatch):
+    async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER), rollout_top_p=0.9) as (args, _):
+        assert (await roll_out(args, make_sample())).reward == 1.0  # a slime that does not replay
+        sample = make_sample()
+        sample.rollout_top_p_token_ids = None
         with pytest.raises(ConfigError, match="rollout-top-p"):
+            await generate_with_search.generate(args, sample, PARAMS)
+
+
+async def test_expert_replay_is_refused_in_words(monkeypatch):
+    async with plugin(monkeypatch, TOKENIZER, scripted(), use_rollout_routing_replay=True) as (args, _):
+        with pytest.raises(ConfigError, match="routing-replay"):
             await generate_with_search.generate(args, make_sample(), PARAMS)
+
+
+async def test_a_template_that_opens_a_thought_in_every_turn_is_heard_after_a_correction_too(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"
+    )
+    engine = FakeEngine(
+        tokenizer, [Turn("oh</think><|im_end|>"), Turn("perhaps <answer>x</answer>"), Turn("y</think>" + ANSWER)]
+    )
+    async with plugin(monkeypatch, tokenizer, engine) as (args, _):
+        sample = await roll_out(args, make_sample(prompt=[{"role": "user", "content": "Capital?"}]))
+    assert info(sample)["corrections"] == 2 and info(sample)["score"]["answer"] == "Nairobi"
+
+
+async def test_a_correction_that_no_longer_fits_ends_the_trajectory(monkeypatch):
+    prompt = len(TOKENIZER.encode("What is the capital of Kenya?\n"))
+    async with plugin(
+        monkeypatch, TOKENIZER, scripted("oh"), max_context_length=prompt + 20, answer_reserve_tokens=0
+    ) as (args, _):
+        sample = await roll_out(args, make_sample())
+    assert info(sample)["stop_reason"] == "no_room_to_observe" and sample.loss_mask == [1] * sample.response_length
 
 
 async def test_metadata_that_siblings_share_is_left_alone(monkeypatch):
