@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from demo.world_facts import Question
+from search_rollout.config import SearchConfig
 
 INSTRUCTION = (
     "Answer the question. First reason inside <think> and </think>. Then either search with "
@@ -18,8 +19,19 @@ INSTRUCTION = (
 
 
 def slime_args(*, model: str, engine_port: int, retriever_port: int, max_length: int) -> argparse.Namespace:
-    """What slime's command line would hold; the last group is what a --custom-config-path file adds."""
+    """What slime's command line would hold, and all settings, as a --custom-config-path file would add them.
+
+    Every setting is given, so that none comes from the user's environment and a run means the same everywhere.
+    """
+    config = SearchConfig(
+        search_backend="local",
+        retrieval_server_url=f"http://127.0.0.1:{retriever_port}",
+        max_context_length=max_length,
+        max_obs_tokens=200,
+        answer_reserve_tokens=80,
+    )
     return argparse.Namespace(
+        **asdict(config),
         hf_checkpoint=model,
         custom_generate_function_path="generate_with_search.generate",
         custom_rm_path="generate_with_search.reward_func",
@@ -30,11 +42,6 @@ def slime_args(*, model: str, engine_port: int, retriever_port: int, max_length:
         rollout_top_p=1.0,
         rollout_top_k=-1,
         rollout_max_response_len=80,
-        search_backend="local",
-        retrieval_server_url=f"http://127.0.0.1:{retriever_port}",
-        max_context_length=max_length,
-        max_obs_tokens=200,
-        answer_reserve_tokens=80,
     )
 
 

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A handler of our own also keeps asyncio from taking Ctrl-C over: it would wait for the end of a training step.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         return run(args)
     except (OSError, ValueError, RuntimeError) as error:
@@ -47,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -56,7 +62,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     def option(name: str, default: Any, text: str, **more: Any) -> None:
         parser.add_argument(name, default=default, help=f"{text} (default: {more.pop('shown', default)})", **more)
 
-    option("--minutes", 18.0, "bound of the whole run", type=_positive(float))
+    option(
+        "--minutes",
+        18.0,
+        "when to be done; set-up, warm start, evaluations and one step always run",
+        type=_positive(float),
+    )
     option("--steps", None, "GRPO steps at most", type=_positive(int), shown="as many as time allows")
     option("--seed", 0, "of sampling and of the order of questions", type=int)
     option("--model", None, "a Hugging Face model folder", type=Path, shown="SmolLM2-135M-Instruct, from its package")

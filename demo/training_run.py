@@ -70,16 +70,18 @@ class TrainingRun:
     def run(self) -> bool:
         """All phases; False if the run was interrupted. The summary and the report are written either way."""
         finished = True
-        with asyncio.Runner() as runner:
-            try:
+        self.summary["stopped"] = "error"
+        try:
+            with asyncio.Runner() as runner:
                 runner.run(self._phases())
-            except KeyboardInterrupt:
-                finished = False
-                self.summary["stopped"] = "interrupted"
-                print("\ninterrupted: what was done so far is in the report", flush=True)
-        self.summary["seconds"] = round(time.monotonic() - self.started, 1)
-        self.folder.write_summary(self.summary)
-        print(f"report: {write_report(self.folder.path)}", flush=True)
+        except KeyboardInterrupt:
+            finished = False
+            self.summary["stopped"] = "interrupted"
+            print("\ninterrupted: what was done so far is in the report", flush=True)
+        finally:
+            self.summary["seconds"] = round(time.monotonic() - self.started, 1)
+            self.folder.write_summary(self.summary)
+            print(f"report: {write_report(self.folder.path)}", flush=True)
         return finished
 
     async def _phases(self) -> None:
@@ -93,6 +95,9 @@ class TrainingRun:
             after, _ = await self._evaluate("after")
             self.summary["gain"] = paired_gain(before, after)
             self._print_comparison()
+            if self.args.save_model:
+                self.model.save_pretrained(self.folder.path / "model")
+                self.tokenizer.save_pretrained(self.folder.path / "model")
         finally:
             await generate_with_search.close()
 
@@ -104,7 +109,9 @@ class TrainingRun:
         self._show("the untrained model", groups[0][0])
 
     async def _warm_start(self) -> None:
-        retriever = LocalRetriever(self.plugin.retrieval_server_url, topk=3, concurrency=8, timeout_s=60, retries=3)
+        retriever = LocalRetriever(
+            self.plugin.retrieval_server_url, topk=self.plugin.topk, concurrency=8, timeout_s=60, retries=3
+        )
         environment = Environment(self.tokenizer, retriever, self.plugin.max_obs_tokens)
         loss = float("nan")
         try:

@@ -123,8 +123,8 @@ class SearchConfig:
     def _check_backend(self) -> None:
         if self.search_backend == "google" and self.google_api_key in ("", PLACEHOLDER_KEY):
             raise ConfigError(
-                "SEARCH_BACKEND=google needs a key: GOOGLE_API_KEY, from serper.dev. This version has no web search yet: "
-                "set SEARCH_BACKEND=local, and RETRIEVAL_SERVER_URL to your retriever."
+                "SEARCH_BACKEND=google needs a key: set GOOGLE_API_KEY, from serper.dev. This version has no "
+                "web search yet: set SEARCH_BACKEND=local, and RETRIEVAL_SERVER_URL to your retriever."
             )
         if self.search_backend == "local" and not self.retrieval_server_url.startswith(("http://", "https://")):
             raise ConfigError(

@@ -44,7 +44,7 @@ class Environment:
         return Message(*observation_ids(self._tokenizer, body, self._max_obs_tokens))
 
     def correction(self, last_id: int, ended_turn: bool, template_kwargs: Mapping[str, Any]) -> Message:
-        """What a valid step is: a user turn if the model ended its turn (with `last_id`), else text within that turn."""
+        """What a valid step is: a user turn if the model ended its own (with `last_id`), else text within it."""
         if ended_turn and self._tokenizer.chat_template:
             ids = next_turn_ids(self._tokenizer, CORRECTION, last_id, **template_kwargs)
         else:

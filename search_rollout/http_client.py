@@ -42,7 +42,7 @@ class JsonClient:
         """
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Transient),
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._retries + 1), lambda _: called_off()),
+            stop=lambda state: state.attempt_number > self._retries or called_off(),
             wait=tenacity.wait_random_exponential(multiplier=self._pause_s, max=16 * self._pause_s),
             before_sleep=tenacity.before_sleep_log(logger, logging.DEBUG),
             reraise=True,

@@ -7,7 +7,6 @@ from typing import Any
 
 from search_rollout.http_client import JsonClient, RequestFailed
 
-
 PAUSE_S = 1.0  # an engine or router that restarts is back in a minute: eight retries wait about that long
 
 

@@ -52,7 +52,7 @@ class SearchBackend(Protocol):
 class LocalRetriever:
     """Client of a retriever server's `POST /retrieve`; belongs to one event loop.
 
-    At most `concurrency` queries run at once. `timeout_s` bounds one query with its retries, from when it has its place.
+    At most `concurrency` queries run at once; `timeout_s` bounds one with its retries, from when it has its place.
     """
 
     def __init__(self, url: str, *, topk: int, concurrency: int, timeout_s: float, retries: int) -> None:

@@ -1,6 +1,6 @@
 """The only fakes: an engine's /generate, a retriever's /retrieve, and slime's GenerateState.
 
-Both servers are real HTTP servers on loopback. `tests/test_contracts.py` holds each fake against the real thing.
+Both servers are real HTTP servers on loopback. `tests/contracts/` holds each fake against the real thing.
 """
 
 import argparse

@@ -4,11 +4,13 @@ import asyncio
 import random
 
 from aiohttp import web
-from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
+from fakes import FakeEngine, FakeRetriever, Turn, slime_args, tiny_tokenizer
 from rollout_helpers import PARAMS, info, make_sample, plugin, response_ids, roll_out
+from slime.utils.types import Sample
 
 TOKENIZER = tiny_tokenizer()
 TRAJECTORIES = 1000
+LIMIT = 2000  # tokens
 SOUP = (
     "<think>", "</think>", "<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>",
     "<|im_end|>", "<|im_start|>", "<|endoftext|>", "Nairobi", "capital of Kenya", " ", "\n\n", "é", "漢字", "\x00", "<",
@@ -74,32 +76,38 @@ async def test_a_thousand_bad_rollouts_are_data_and_not_a_crash(monkeypatch):
 
     retriever.trouble = trouble
     engine = FakeEngine(TOKENIZER, lambda _: turn(choose))
-    settings = {"search_timeout_s": 0.3, "max_context_length": 2000, "max_obs_tokens": 200, "answer_reserve_tokens": 64}
-    async with plugin(monkeypatch, TOKENIZER, engine, retriever, **settings) as (args, _):
+    settings = {
+        "search_timeout_s": 0.3,
+        "max_context_length": LIMIT,
+        "max_obs_tokens": 200,
+        "answer_reserve_tokens": 64,
+    }
+    prompts = ["Capital?\n", soup(choose), [{"role": "user", "content": soup(choose)}], "", "y" * 1800, "y" * 3000]
+    labels = [None, "Nairobi", {"target": ["Nairobi"]}, {"ground_truth": {"target": []}}, 7]
+    async with plugin(monkeypatch, TOKENIZER, engine, retriever, **settings) as (args, state):
+        nobody_there = slime_args(**{**vars(args), "retrieval_server_url": "http://127.0.0.1:1"})
         places = asyncio.Semaphore(50)
 
-        async def one(number: int):
+        async def one(number: int) -> Sample:
             async with places:
-                prompt = choose.choice(
-                    [
-                        "Capital?\n",
-                        soup(choose),
-                        [{"role": "user", "content": soup(choose)}],
-                        "",
-                        "y" * 1800,
-                        "y" * 3000,
-                    ]
-                )
-                label = choose.choice([None, "Nairobi", {"target": ["Nairobi"]}, {"ground_truth": {"target": []}}, 7])
-                return await roll_out(
-                    args, make_sample(index=number, prompt=prompt, label=label), PARAMS
-                )  # checks alignment
+                sample = make_sample(index=number, prompt=choose.choice(prompts), label=choose.choice(labels))
+                return await roll_out(nobody_there if number % 20 == 0 else args, sample, PARAMS)  # checks alignment
 
+        async def abort_now_and_then() -> None:
+            while True:
+                await asyncio.sleep(0.2)
+                state.aborted = True
+                await asyncio.sleep(0.02)
+                state.aborted = False
+
+        aborts = asyncio.create_task(abort_now_and_then())
         samples = await asyncio.gather(*map(one, range(TRAJECTORIES)))
+        aborts.cancel()
 
     replies = {tuple(ids) for ids in engine.sampled}
     reasons = {info(sample)["stop_reason"] for sample in samples}
     for sample in samples:
+        assert len(sample.tokens) <= LIMIT or not info(sample)["segments"]  # the prompt alone was too long
         trained = list(zip(response_ids(sample), sample.loss_mask, strict=True))
         position = 0
         for segment in info(sample)["segments"]:
@@ -112,5 +120,13 @@ async def test_a_thousand_bad_rollouts_are_data_and_not_a_crash(monkeypatch):
                 special = set(TOKENIZER.all_special_ids) & {token for token, _ in stretch}
                 assert not special and "<answer>" not in segment["text"]
                 assert segment["text"].count("</information>") == 1 and len(stretch) <= 200
-    assert reasons >= {"answered", "turns_used", "call_limit", "no_room_to_observe", "engine_failed", "prompt_too_long"}
+    assert reasons >= {
+        "answered",
+        "turns_used",
+        "call_limit",
+        "no_room_to_observe",
+        "engine_failed",
+        "prompt_too_long",
+        "aborted",
+    }
     assert "internal_error" not in reasons  # none of it surprises us

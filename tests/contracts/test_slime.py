@@ -127,6 +127,31 @@ async def fake_reward(args, sample, **kwargs):
     return 0.5
 
 
+CALL_ARGS = {
+    "partial_rollout": False,
+    "mask_offpolicy_in_partial_rollout": False,
+    "group_rm": False,
+    "rollout_sample_hook_path": None,
+    "rollout_sample_hook_paths": None,
+}
+
+
+class _Anything:
+    """A context manager of either kind that does nothing."""
+
+    async def __aenter__(self):
+        return None
+
+    async def __aexit__(self, *_):
+        return None
+
+    __enter__ = __exit__ = lambda *_: None
+
+
+def slime_state(tokenizer, aborted):
+    return types.SimpleNamespace(semaphore=_Anything(), aborted=aborted, dp_rank_context=_Anything, tokenizer=tokenizer)
+
+
 @pytest.fixture
 def call(Sample, monkeypatch):
     """Runs slime's generate_and_rm on one sample with the two functions above."""
@@ -135,28 +160,13 @@ def call(Sample, monkeypatch):
     sys.modules["contract_functions"] = sys.modules[__name__]
     calls.clear()
 
-    class Anything:
-        async def __aenter__(self):
-            return None
-
-        async def __aexit__(self, *_):
-            return None
-
-        __enter__ = __exit__ = lambda *_: None
-
-    state = types.SimpleNamespace(semaphore=Anything(), aborted=False, dp_rank_context=Anything, tokenizer=None)
-    monkeypatch.setattr(sglang_rollout, "GenerateState", lambda args: state)
-
     def run(status="COMPLETED", preset=None, aborted=False, evaluation=False):
-        state.aborted = aborted
+        state = slime_state(None, aborted)
+        monkeypatch.setattr(sglang_rollout, "GenerateState", lambda args: state)
         args = argparse.Namespace(
+            **CALL_ARGS,
             custom_generate_function_path="contract_functions.fake_generate",
             custom_rm_path="contract_functions.fake_reward",
-            partial_rollout=False,
-            mask_offpolicy_in_partial_rollout=False,
-            group_rm=False,
-            rollout_sample_hook_path=None,
-            rollout_sample_hook_paths=None,
             preset=preset,
             status=Sample.Status[status],
         )
@@ -165,6 +175,62 @@ def call(Sample, monkeypatch):
         )
 
     return run
+
+
+@pytest.fixture
+def roll_out(Sample, monkeypatch):
+    """Our own hooks through slime's generate_and_rm, between the fake engine and the fake retriever."""
+    from fakes import FakeEngine, FakeRetriever, slime_args, tiny_tokenizer
+    from slime.rollout import sglang_rollout
+
+    import generate_with_search
+
+    tokenizer = tiny_tokenizer()
+
+    async def run(turns, aborted=False):
+        state = slime_state(tokenizer, aborted)
+        monkeypatch.setattr(sglang_rollout, "GenerateState", lambda args: state)
+        monkeypatch.setattr(generate_with_search, "GenerateState", lambda args: state)
+        async with FakeEngine(tokenizer, turns) as engine, FakeRetriever() as retriever:
+            args = slime_args(
+                **CALL_ARGS,
+                custom_generate_function_path="generate_with_search.generate",
+                custom_rm_path="generate_with_search.reward_func",
+                sglang_router_port=engine.port,
+                retrieval_server_url=retriever.url,
+            )
+            sample = Sample(index=0, prompt="Capital of Kenya?", label={"ground_truth": {"target": ["Nairobi"]}})
+            try:
+                return await sglang_rollout.generate_and_rm(args, sample, {"max_new_tokens": 64, "stop": None})
+            finally:
+                await generate_with_search.close()
+
+    return run
+
+
+async def test_our_hooks_fill_slimes_own_sample(roll_out, Sample):
+    from fakes import Turn
+
+    search, answer = "<think>x</think><search>Kenya</search>", "<think>y</think><answer>Nairobi</answer>"
+    sample = await roll_out([Turn(search), Turn(answer)])
+    assert sample.status is Sample.Status.COMPLETED and sample.reward == 1.0
+    assert len(sample.loss_mask) == len(sample.rollout_log_probs) == sample.response_length
+    assert {0, 1} == set(sample.loss_mask)
+    again = Sample.from_dict(sample.to_dict())  # as a debug dump is read back
+    assert again.metadata["search_r1"]["stop_reason"] == "answered" and again.tokens == sample.tokens
+
+
+async def test_a_sample_that_we_give_up_keeps_its_preset_reward(roll_out, Sample):
+    from fakes import Turn
+
+    sample = await roll_out([Turn(status=400, body="no")])
+    assert sample.status is Sample.Status.TRUNCATED and sample.reward == 0.0
+    assert sample.loss_mask == [0] and getattr(sample, "remove_sample", True)
+
+
+async def test_an_aborted_rollout_leaves_slimes_sample_aborted(roll_out, Sample):
+    sample = await roll_out([], aborted=True)
+    assert sample.status is Sample.Status.ABORTED and sample.reward is None
 
 
 def test_a_finished_sample_is_rewarded(call):

@@ -1,0 +1,65 @@
+"""The fakes of tests/fakes.py held against the real servers: the same request, an answer of the same shape."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+from demo_helpers import tiny_model
+from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
+from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
+
+from demo.engine import Engine
+from demo.engine_server import EngineServer
+from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.index import PassageIndex
+from local_dense_retriever.retrieval_server import create_app
+from local_dense_retriever.retriever import Retriever
+
+TOKENIZER = tiny_tokenizer()
+
+
+def shape(value: Any) -> Any:
+    """The types of a JSON value: keys of objects, the first item of lists."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(item) for item in value[:1]] if value and not isinstance(value[0], float) else "numbers"
+    return type(value).__name__
+
+
+async def generate(port: int, **params: Any) -> dict:
+    body = {
+        "input_ids": TOKENIZER.encode("capital of Kenya"),
+        "sampling_params": {"max_new_tokens": 5, "ignore_eos": True, "no_stop_trim": True, **params},
+        "return_logprob": True,
+    }
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        return (await client.post(f"http://127.0.0.1:{port}/generate", json=body)).json()
+
+
+async def test_the_fake_engine_answers_as_the_demos_engine_does() -> None:
+    async with FakeEngine(TOKENIZER, [Turn("longer than the limit")]) as fake:
+        answer = await generate(fake.port)
+    with Engine(tiny_model(TOKENIZER), TOKENIZER, max_length=64) as engine, EngineServer(engine) as real:
+        expected = await generate(real.port)
+    expected["meta_info"]["finish_reason"].pop("length")  # the fake does not repeat the count
+    answer["meta_info"]["finish_reason"].pop("matched")
+    assert shape(answer) == shape(expected)
+    for reply in (answer, expected):
+        triples = reply["meta_info"]["output_token_logprobs"]
+        assert [token for _, token, _ in triples] == reply["output_ids"]
+        assert reply["meta_info"]["finish_reason"]["type"] == "length"
+
+
+async def test_the_fake_retriever_answers_as_the_real_one_does(tmp_path: Path) -> None:
+    texts = ['"Red"\nred is a colour', '"Blue"\nblue is a colour']
+    index = write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(texts))
+    retriever = Retriever(ColourEncoder(), PassageIndex(index), Corpus(write_corpus(tmp_path / "c.jsonl", texts)))
+    body = {"queries": ["red", "blue"], "topk": 2, "return_scores": True}
+    transport = httpx.ASGITransport(app=create_app(retriever))
+    async with httpx.AsyncClient(transport=transport, base_url="http://real") as client:
+        expected = (await client.post("/retrieve", json=body)).json()
+    async with FakeRetriever(documents=texts) as fake, httpx.AsyncClient(trust_env=False) as client:
+        answer = (await client.post(f"{fake.url}/retrieve", json=body)).json()
+    assert shape(answer) == shape(expected)
+    assert [len(found) for found in answer["result"]] == [len(found) for found in expected["result"]] == [2, 2]
