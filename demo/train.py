@@ -79,7 +79,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         shown="made from data packages",
     )
     option("--dtype", "bfloat16", "arithmetic of engine and trainer", choices=["bfloat16", "float32"])
-    option("--warm-start-steps", 18, "supervised steps on synthetic traces", type=_positive(int))
+    option("--warm-start-steps", 16, "supervised steps on synthetic traces", type=_positive(int))
     option("--questions-per-step", 8, "groups of a GRPO step", type=_positive(int))
     option("--samples", 4, "rollouts of each question, at least 2", type=_positive(int))
     option("--warm-learning-rate", 2e-5, "of the warm start", type=_positive(float))

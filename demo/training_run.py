@@ -16,7 +16,7 @@ from demo.grpo import StepResult, TrainSample, group_advantages, train_step
 from demo.report import write_report
 from demo.rollouts import Metrics, outcome, roll_out
 from demo.run_folder import RunFolder, paired_gain
-from demo.warm_start import endless, guess, supervised_step, trace
+from demo.warm_start import endless, supervised_step, trace
 from demo.world_facts import Question
 from search_rollout.environment import Environment
 from search_rollout.retrieval import LocalRetriever
@@ -121,16 +121,7 @@ class TrainingRun:
             for step in steps:
                 began = time.monotonic()
                 questions = [next(self.questions) for _ in range(TRACES_PER_WARM_STEP)]
-                traces = [
-                    await trace(
-                        question,
-                        guess(question, self.train, self.choose),
-                        environment,
-                        self.tokenizer,
-                        self.choose,
-                    )
-                    for question in questions
-                ]
+                traces = [await trace(question, environment, self.tokenizer, self.choose) for question in questions]
                 loss = supervised_step(self.model, self.optimizer, traces, self.dtype)
                 steps.set_postfix(loss=f"{loss:.3f}")
                 record = {"step": step, "loss": round(loss, 4), "seconds": round(time.monotonic() - began, 1)}

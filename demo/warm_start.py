@@ -1,9 +1,7 @@
-"""A few supervised steps on synthetic traces: they teach the protocol, and two ways of using it.
+"""A few supervised steps on synthetic traces, so that GRPO meets a model that knows the protocol but uses it badly.
 
-A careful trace is what a rollout would be that follows the question's reference solution: the same ids, the same loss
-mask, observations from the real retriever. A guessing trace answers at once, from nothing. Questions that begin with
-"Which" get guessing traces, all others careful ones; so the model knows both ways, uses the wrong one for a third of
-the questions, and GRPO has to find out that searching pays there too.
+A trace is what the rollout of a model that follows a question's reference solution would be: the same ids, the same
+loss mask, and observations from the real retriever.
 """
 
 import random
@@ -20,27 +18,11 @@ from search_rollout.environment import Environment
 from search_rollout.trajectory import Trajectory
 
 SEARCH_THOUGHTS = ("I need the {query}.", "I should look up the {query}.", "Let me find the {query}.")
-GUESS_THOUGHT = "This is well known."
-GUESSED_WORD = "Which"
 ANSWER_THOUGHTS = ("It is {found}.", "The documents say {found}.", "So the answer is {found}.")
 
 
-def guess(question: Question, questions: Sequence[Question], choose: random.Random) -> str | None:
-    """An answer to some question of the same kind, for a guessing trace; None for a careful one."""
-    if not question.text.startswith(GUESSED_WORD):
-        return None
-    kind = _kind(question)
-    return choose.choice([other for other in questions if _kind(other) == kind]).answers[0]
-
-
-def _kind(question: Question) -> str:
-    return question.hops[-1].passage_id.partition("-")[0]  # the relation that its answer stands in
-
-
-async def trace(
-    question: Question, guessed: str | None, environment: Environment, tokenizer: Any, choose: random.Random
-) -> TrainSample:
-    """A trajectory that answers `guessed` at once, or follows the reference solution, as training data."""
+async def trace(question: Question, environment: Environment, tokenizer: Any, choose: random.Random) -> TrainSample:
+    """The trajectory of a question's reference solution, as training data."""
     prompt_ids = tokenizer.encode(prompt(tokenizer, question.text), add_special_tokens=False)
     trajectory = Trajectory(10**9, prompt_ids=prompt_ids)
 
@@ -48,16 +30,15 @@ async def trace(
         ids = tokenizer.encode(text, add_special_tokens=False)
         trajectory.append_model(ids, [0.0] * len(ids), text)
 
-    for hop in question.hops if guessed is None else ():
+    for hop in question.hops:
         thought = choose.choice(SEARCH_THOUGHTS).format(query=hop.query)
         model_writes(f"<think>{thought}</think>\n<search>{hop.query}</search>")
         result = await environment.search(hop.query, lambda: False)
         if result is None or result.error:
             raise RuntimeError(f"The retriever failed while traces were made: {result and result.error}")
         trajectory.append_env(*environment.observation(result), "observation")
-    answer = guessed or question.answers[0]
-    thought = GUESS_THOUGHT if guessed else choose.choice(ANSWER_THOUGHTS).format(found=answer)
-    model_writes(f"<think>{thought}</think>\n<answer>{answer}</answer>")
+    answer = question.answers[0]
+    model_writes(f"<think>{choose.choice(ANSWER_THOUGHTS).format(found=answer)}</think>\n<answer>{answer}</answer>")
     return TrainSample(trajectory.ids, trajectory.loss_mask, trajectory.log_probs or [])
 
 

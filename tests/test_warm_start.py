@@ -14,7 +14,7 @@ from fakes import FakeRetriever, tiny_tokenizer
 import qa_em_format
 from demo.grpo import TrainSample
 from demo.rollouts import prompt
-from demo.warm_start import GUESS_SHARE, endless, guess, supervised_step, trace
+from demo.warm_start import endless, supervised_step, trace
 from demo.world_facts import Hop, Question
 from search_rollout.environment import Environment
 from search_rollout.retrieval import LocalRetriever
@@ -58,7 +58,7 @@ def parts(tokenizer: Any, sample: TrainSample) -> list[tuple[int, str]]:
 async def test_a_trace_of_two_searches_trains_exactly_what_the_model_writes(
     tokenizer: Any, environment: Environment, retriever: FakeRetriever
 ) -> None:
-    sample = await trace(TWO_HOPS, None, environment, tokenizer, random.Random(0))
+    sample = await trace(TWO_HOPS, environment, tokenizer, random.Random(0))
     masks, texts = zip(*parts(tokenizer, sample), strict=True)
     assert masks == (1, 0, 1, 0, 1)
     assert re.fullmatch(THINK.format("country of Mombasa") + "<search>country of Mombasa</search>", texts[0])
@@ -70,7 +70,7 @@ async def test_a_trace_of_two_searches_trains_exactly_what_the_model_writes(
 
 
 async def test_a_trace_begins_with_the_prompt_of_a_rollout(tokenizer: Any, environment: Environment) -> None:
-    sample = await trace(ONE_HOP, None, environment, tokenizer, random.Random(0))
+    sample = await trace(ONE_HOP, environment, tokenizer, random.Random(0))
     prompt_ids = sample.tokens[: len(sample.tokens) - len(sample.loss_mask)]
     assert tokenizer.decode(prompt_ids) == prompt(tokenizer, ONE_HOP.text)
     assert len(sample.rollout_log_probs) == len(sample.loss_mask)
@@ -79,7 +79,7 @@ async def test_a_trace_begins_with_the_prompt_of_a_rollout(tokenizer: Any, envir
 @pytest.mark.parametrize("question", [ONE_HOP, TWO_HOPS])
 async def test_a_trace_earns_the_full_reward(tokenizer: Any, environment: Environment, question: Question) -> None:
     for seed in range(5):
-        sample = await trace(question, None, environment, tokenizer, random.Random(seed))
+        sample = await trace(question, environment, tokenizer, random.Random(seed))
         response = tokenizer.decode(sample.tokens[len(sample.tokens) - len(sample.loss_mask) :])
         score = qa_em_format.score_trajectory(qa_em_format.split_response(response), question.answers)
         assert score == (1.0, True, True, "Nairobi", True)  # reward, exact match, valid format, answer, found
@@ -87,7 +87,7 @@ async def test_a_trace_earns_the_full_reward(tokenizer: Any, environment: Enviro
 
 async def test_traces_of_one_question_differ_in_their_thoughts(tokenizer: Any, environment: Environment) -> None:
     choose = random.Random(0)
-    traces = [await trace(ONE_HOP, None, environment, tokenizer, choose) for _ in range(12)]
+    traces = [await trace(ONE_HOP, environment, tokenizer, choose) for _ in range(12)]
     assert len({tuple(sample.tokens) for sample in traces}) > 3
 
 
@@ -96,7 +96,7 @@ async def test_a_failing_retriever_is_an_error_and_no_trace(tokenizer: Any) -> N
         tokenizer, LocalRetriever("http://127.0.0.1:1", topk=3, concurrency=1, timeout_s=5, retries=0), 200
     )
     with pytest.raises(RuntimeError, match="The retriever failed while traces were made: "):
-        await trace(ONE_HOP, None, environment, tokenizer, random.Random(0))
+        await trace(ONE_HOP, environment, tokenizer, random.Random(0))
     await environment.close()
 
 
@@ -121,26 +121,3 @@ def test_a_supervised_step_lowers_the_mean_loss_of_the_trained_tokens(tokenizer:
     loss = supervised_step(model, optimizer, samples, torch.float32)
     assert loss == pytest.approx(-(first[0] + first[2] + sum(second)) / 5, rel=1e-4)
     assert supervised_step(model, optimizer, samples, torch.float32) < loss
-
-
-async def test_a_guessing_trace_answers_at_once_in_a_valid_format(
-    tokenizer: Any, environment: Environment, retriever: FakeRetriever
-) -> None:
-    sample = await trace(ONE_HOP, "Accra", environment, tokenizer, random.Random(0))
-    ((mask, text),) = parts(tokenizer, sample)
-    assert mask == 1 and retriever.queries == []
-    score = qa_em_format.score_trajectory(qa_em_format.split_response(text), ONE_HOP.answers)
-    assert (score.answer, score.valid_format, score.exact_match) == ("Accra", True, False)
-
-
-def test_only_questions_that_begin_with_which_are_guessed_and_not_always() -> None:
-    def question(text: str, answer: str, passage: str) -> Question:
-        return Question(text, text, (answer,), (Hop("x", passage, answer),))
-
-    which = question("Which city is the capital of Kenya?", "Nairobi", "capital-KE")
-    others = [question("What is the capital of Ghana?", "Accra", "capital-GH"), question("?", "euro", "currency-FR")]
-    choose = random.Random(0)
-    assert all(guess(other, [which, *others], choose) is None for other in others)
-    guesses = [guess(which, [which, *others], choose) for _ in range(1000)]
-    assert set(guesses) == {None, "Nairobi", "Accra"}  # of the same kind: never a currency
-    assert 1000 * GUESS_SHARE - 60 < sum(found is not None for found in guesses) < 1000 * GUESS_SHARE + 60  # 4 sigma
