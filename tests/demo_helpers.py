@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,13 @@ def complete(engine: Engine, *requests: Request) -> list[Request]:
     with engine._changed:
         futures = [engine.submit(one) for one in requests]
     return [future.result(WAIT_S) for future in futures]
+
+
+def assert_ended(threads: Iterable[threading.Thread]) -> None:
+    """Threads may take a moment to end (transformers reads weights in a pool), but none may stay."""
+    for thread in threads:
+        thread.join(WAIT_S)
+        assert not thread.is_alive(), thread.name
 
 
 def kind_of_end(reply: Request) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from demo_helpers import save_model, write_world
+from demo_helpers import assert_ended, save_model, write_world
 from fakes import tiny_tokenizer
 
 from demo import retriever_process, train
@@ -70,9 +70,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def error_of(folder: Path, model: Path, capfd: pytest.CaptureFixture[str], *flags: object) -> str:
     """The one sentence on stderr of a demo that does not start; later flags override earlier ones."""
     places = ["--model", model, "--world", folder / "world", "--cache", folder / "cache", "--runs", folder / "runs"]
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     assert train.main([str(argument) for argument in (*places, *flags)]) == 1
-    assert threading.active_count() == threads
+    assert_ended(set(threading.enumerate()) - threads)
     shown = capfd.readouterr().err
     errors = [line for line in shown.splitlines() if line.startswith("error: ")]  # not transformers' progress bars
     assert len(errors) == 1 and "Traceback" not in shown

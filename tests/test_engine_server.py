@@ -11,7 +11,17 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from demo_helpers import WAIT_S, Steps, plain_greedy, plain_log_probs, save_model, scripted_tokens, some_ids, tiny_model
+from demo_helpers import (
+    WAIT_S,
+    Steps,
+    assert_ended,
+    plain_greedy,
+    plain_log_probs,
+    save_model,
+    scripted_tokens,
+    some_ids,
+    tiny_model,
+)
 from fakes import tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -253,9 +263,9 @@ def test_a_closed_engine_is_answered_503_and_its_server_ends_with_the_block(mode
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one sentence on stderr of a server that does not start."""
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     assert engine_server.main([str(argument) for argument in arguments]) == 1
-    assert threading.active_count() == threads
+    assert_ended(set(threading.enumerate()) - threads)
     shown = capsys.readouterr().err
     errors = [line for line in shown.splitlines() if line.startswith("error: ")]  # not transformers' progress bars
     assert len(errors) == 1 and shown.endswith(f"{errors[0]}\n") and "Traceback" not in shown
