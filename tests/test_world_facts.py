@@ -41,7 +41,7 @@ def mentions(text: str, phrase: str) -> bool:
 
 def test_the_world_is_large_enough_to_train_on(world: World) -> None:
     assert 2_500 <= len(world.passages) <= 3_500
-    assert len(world.train) == 520
+    assert len(world.train) == 400
     assert len(world.held_out) == 160
 
 
