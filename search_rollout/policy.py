@@ -45,29 +45,20 @@ class GeneratePolicy:
         A reply that the engine cut short although `aborted()` is false (it does that when its weights are exchanged)
         is dropped, and the same ids are sent again.
         """
-        for _ in range(self._retries + 1):
-            reply = await self._complete_once(input_ids, sampling_params, headers, aborted)
-            if reply.finish != "abort" or aborted():
-                return reply
-        raise EngineError("The engine aborts a request again and again that slime had not called off.")
-
-    async def _complete_once(
-        self,
-        input_ids: Sequence[int],
-        sampling_params: Mapping[str, Any],
-        headers: Mapping[str, str] | None,
-        aborted: Callable[[], bool],
-    ) -> Reply:
         body = {
             "input_ids": list(input_ids),
             "sampling_params": dict(sampling_params),
             "return_logprob": self._track_log_probs,
         }
-        try:
-            answer = await self._client.post(body, headers, called_off=aborted)
-        except RequestFailed as failure:
-            raise EngineError(str(failure)) from failure
-        return _parse_reply(answer, self._track_log_probs)
+        for _ in range(self._retries + 1):
+            try:
+                answer = await self._client.post(body, headers, called_off=aborted)
+            except RequestFailed as failure:
+                raise EngineError(str(failure)) from failure
+            reply = _parse_reply(answer, self._track_log_probs)
+            if reply.finish != "abort" or aborted():
+                return reply
+        raise EngineError("The engine aborts a request again and again that slime had not called off.")
 
     async def close(self) -> None:
         """Closes the connections."""
