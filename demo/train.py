@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     option("--warm-start-steps", 16, "supervised steps on synthetic traces", type=_positive(int))
     option("--questions-per-step", 8, "groups of a GRPO step", type=_positive(int))
     option("--samples", 4, "rollouts of each question, at least 2", type=_positive(int))
-    option("--warm-learning-rate", 2e-5, "of the warm start", type=_positive(float))
+    option("--warm-learning-rate", 5e-5, "of the warm start, where it falls to that of GRPO", type=_positive(float))
     option("--learning-rate", 2e-5, "of GRPO", type=_positive(float))
     option("--held-out", 128, "how many held-out questions to ask", type=_positive(int))
     option("--runs", ROOT / "runs", "where the run's folder is made", type=Path, shown="runs/")

@@ -16,7 +16,7 @@ from demo.grpo import StepResult, TrainSample, group_advantages, train_step
 from demo.report import write_report
 from demo.rollouts import Metrics, outcome, roll_out
 from demo.run_folder import RunFolder, paired_gain
-from demo.warm_start import endless, supervised_step, trace
+from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Question
 from search_rollout.environment import Environment
 from search_rollout.retrieval import LocalRetriever
@@ -118,10 +118,11 @@ class TrainingRun:
             steps = tqdm(
                 range(1, self.args.warm_start_steps + 1), desc="warm start", unit="step", leave=False, disable=None
             )
+            shown = solutions(self.questions)
             for step in steps:
                 began = time.monotonic()
-                questions = [next(self.questions) for _ in range(TRACES_PER_WARM_STEP)]
-                traces = [await trace(question, environment, self.tokenizer, self.choose) for question in questions]
+                self._set_learning_rate((step - 1) / self.args.warm_start_steps)
+                traces = [await trace(next(shown), environment, self.tokenizer) for _ in range(TRACES_PER_WARM_STEP)]
                 loss = supervised_step(self.model, self.optimizer, traces, self.dtype)
                 steps.set_postfix(loss=f"{loss:.3f}")
                 record = {"step": step, "loss": round(loss, 4), "seconds": round(time.monotonic() - began, 1)}
@@ -130,6 +131,12 @@ class TrainingRun:
             await environment.close()
         self.engine.load_weights(self.model, "warm start")
         print(f"warm start: {self.args.warm_start_steps} steps, loss {loss:.3f}, {self._clock()}", flush=True)
+
+    def _set_learning_rate(self, progress: float) -> None:
+        """Falls in a straight line from the warm start's rate (progress 0) to GRPO's (1)."""
+        rate = self.args.warm_learning_rate + progress * (self.args.learning_rate - self.args.warm_learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     async def _evaluate(self, phase: str) -> tuple[list[bool], float]:
         """Greedy exact match on the held-out questions, question by question, and the seconds it took."""
@@ -158,8 +165,7 @@ class TrainingRun:
 
     async def _grpo(self, reserve_s: float) -> None:
         """GRPO steps until the number of steps or the time is used up."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.args.learning_rate
+        self._set_learning_rate(1.0)
         deltas: list[float] = []
         longest = 0.0
         step = 0

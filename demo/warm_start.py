@@ -4,8 +4,10 @@ A trace is what the rollout of a model that follows a question's reference solut
 loss mask, and observations from the real retriever.
 """
 
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +19,22 @@ from demo.world_facts import Question
 from search_rollout.environment import Environment
 from search_rollout.trajectory import Trajectory
 
-SEARCH_THOUGHTS = ("I need the {query}.", "I should look up the {query}.", "Let me find the {query}.")
-ANSWER_THOUGHTS = ("It is {found}.", "The documents say {found}.", "So the answer is {found}.")
+
+def solutions(questions: Iterable[Question]) -> Iterator[Question]:
+    """What the traces show: the reference solutions, but every second two-search question stops after one search.
+
+    Its answer is then what that search found: a valid reply, and wrong.
+    """
+    early = itertools.cycle((True, False))
+    for question in questions:
+        if len(question.hops) > 1 and next(early):
+            yield replace(question, hops=question.hops[:1])
+        else:
+            yield question
 
 
-async def trace(question: Question, environment: Environment, tokenizer: Any, choose: random.Random) -> TrainSample:
-    """The trajectory of a question's reference solution, as training data."""
+async def trace(question: Question, environment: Environment, tokenizer: Any) -> TrainSample:
+    """The trajectory of one solution, as training data."""
     prompt_ids = tokenizer.encode(prompt(tokenizer, question.text), add_special_tokens=False)
     trajectory = Trajectory(10**9, prompt_ids=prompt_ids)
 
@@ -30,15 +42,15 @@ async def trace(question: Question, environment: Environment, tokenizer: Any, ch
         ids = tokenizer.encode(text, add_special_tokens=False)
         trajectory.append_model(ids, [0.0] * len(ids), text)
 
+    thought = ""
     for hop in question.hops:
-        thought = choose.choice(SEARCH_THOUGHTS).format(query=hop.query)
-        model_writes(f"<think>{thought}</think>\n<search>{hop.query}</search>")
+        model_writes(f"<think>{thought}I need the {hop.query}.</think>\n<search>{hop.query}</search>")
         result = await environment.search(hop.query, lambda: False)
         if result is None or result.error:
             raise RuntimeError(f"The retriever failed while traces were made: {result and result.error}")
         trajectory.append_env(*environment.observation(result), "observation")
-    answer = question.answers[0]
-    model_writes(f"<think>{choose.choice(ANSWER_THOUGHTS).format(found=answer)}</think>\n<answer>{answer}</answer>")
+        thought = f"It is {hop.found}. "
+    model_writes(f"<think>{thought.strip()}</think>\n<answer>{question.hops[-1].found}</answer>")
     return TrainSample(trajectory.ids, trajectory.loss_mask, trajectory.log_probs or [])
 
 

