@@ -20,11 +20,12 @@ from slime.utils.types import Sample
 
 import qa_em_format
 from search_rollout import sample_fields
-from search_rollout.config import SearchConfig, load_config
+from search_rollout.config import ConfigError, SearchConfig, load_config
 from search_rollout.policy import EngineError, call_params
-from search_rollout.runtime import Runtime, check_slime_args, engine_url, routing_headers
+from search_rollout.retrieval import search_all
+from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url, opens_thought
+from search_rollout.tracking import RouterMismatch, unscored_log_probs
 from search_rollout.trajectory import StopReason, Trajectory
-from search_rollout.xml_protocol import STOP_STRINGS, parse_action
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ SEARCH_R1_CONFIGS = {
     "max_context_length": 16384,  # tokens, prompt and response together
     "max_obs_tokens": 500,  # of an observation
     "answer_reserve_tokens": 256,  # kept free behind an observation
+    "max_tool_calls": 8,  # of a turn, and queries of a call, in chat mode
 }
 
 
@@ -49,46 +51,58 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
     check_slime_args(args, sample)
     runtime = _runtime(args)
     sample_fields.reset(sample)
-    trajectory = Trajectory(0, runtime.config.track_log_probs)
+    trajectory = Trajectory(0, runtime.tracks_log_probs(sampling_params))
     try:
-        trajectory = runtime.begin(args, sample, evaluation)
-        stop = await _rollout(runtime, trajectory, sampling_params, routing_headers(args, sample), sample)
+        rollout = await runtime.begin(args, sample, sampling_params, evaluation)
+        trajectory = rollout.trajectory
+        sample_fields.add_info(sample, {"trajectory_id": rollout.trajectory_id})
+        stop = await _rollout(runtime, rollout, sampling_params)
+        trajectory.drop_unscored()
+        if stop is not StopReason.ABORTED:
+            await rollout.tracking.verify(trajectory, rollout.headers)
+    except sample_fields.SampleError as error:
+        logger.warning("sample %s given up: %s", sample.index, error)
+        stop = StopReason.BAD_SAMPLE
     except EngineError as error:
-        stop = StopReason.ABORTED if runtime.aborted() else StopReason.ENGINE_FAILED
+        failed = StopReason.ROUTER_MISMATCH if isinstance(error, RouterMismatch) else StopReason.ENGINE_FAILED
+        stop = StopReason.ABORTED if runtime.aborted() else failed
         logger.log(logging.DEBUG if runtime.aborted() else logging.WARNING, "sample %s: %s", sample.index, error)
+    except ConfigError:
+        raise
     except Exception:  # a fault of ours: told with its traceback, and no reason to end the job
         logger.exception("sample given up: index=%s", sample.index)
         stop = StopReason.INTERNAL_ERROR
     if stop.gives_up:
         sample_fields.write_give_up(sample, trajectory, stop, runtime.tokenizer.eos_token_id or 0)
     else:
-        sample_fields.write_rollout(sample, trajectory, stop, runtime.decode(trajectory.response_ids))
+        sample_fields.write_rollout(sample, trajectory, stop, runtime.tokenizer)
     logger.debug("rollout done: index=%s tokens=%d stop=%s", sample.index, sample.response_length, stop.value)
     return sample
 
 
-async def _rollout(
-    runtime: Runtime, trajectory: Trajectory, sampling_params: dict, headers: dict, sample: Sample
-) -> StopReason:
+async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason:
     """The algorithm: complete, parse, observe, until an answer or a limit. Every engine call is a turn."""
-    config, environment = runtime.config, runtime.environment
+    config, trajectory, protocol = runtime.config, rollout.trajectory, rollout.protocol
     if not trajectory.prompt_ids:
         return StopReason.EMPTY_PROMPT
+    thinking = trajectory.think_opened
     for turn in range(config.max_turns + 1):
         if runtime.aborted():
             return StopReason.ABORTED
         if trajectory.room < 1:
             return StopReason.CONTEXT_FULL if trajectory.response_ids else StopReason.PROMPT_TOO_LONG
 
-        thinking = runtime.thinking(trajectory)
-        params = call_params(sampling_params, trajectory.room, STOP_STRINGS)
-        reply = await runtime.policy.complete(trajectory.ids, params, headers, runtime.aborted)
+        params = call_params(sampling_params, trajectory.room, protocol.stop_strings)
+        reply = await rollout.tracking.complete(trajectory, params, rollout.headers, runtime.aborted)
+        if reply.finish == "abort" and trajectory.unscored:
+            return StopReason.ABORTED
         text = runtime.decode(reply.ids)
-        trajectory.append_model(reply.ids, reply.log_probs, text, reply.weight_version)
+        scores = unscored_log_probs(reply, trajectory)
+        trajectory.append_model(reply.ids, reply.log_probs, text, reply.weight_version, scores)
         if reply.finish == "abort":
             return StopReason.ABORTED
 
-        action = parse_action(text, think_opened=thinking)
+        action = protocol.parse(text, think_opened=thinking, ended=reply.finish != "length")
         if action.kind == "answer":
             return StopReason.ANSWERED
         if reply.finish == "length" and action.kind == "invalid":
@@ -97,19 +111,21 @@ async def _rollout(
             return StopReason.TURNS_USED
 
         if action.kind == "search":
-            if trajectory.room < config.max_obs_tokens + config.answer_reserve_tokens:
+            if action.queries and trajectory.room < config.max_obs_tokens + config.answer_reserve_tokens:
                 return StopReason.NO_ROOM_TO_OBSERVE
-            result = await environment.search(action.text, runtime.aborted)
-            if result is None:
+            results = await search_all(runtime.search, action.queries, runtime.aborted)
+            if results is None:
                 return StopReason.ABORTED
-            trajectory.searches.append(result)
-            trajectory.append_env(*environment.observation(result), "observation")
+            trajectory.searches += results
+            trajectory.mistakes.update(call.error for call in action.calls if call.error)
+            message = protocol.observe(action, results, reply.ids[-1])
         else:
-            template_kwargs = sample_fields.template_kwargs(sample)
-            correction = environment.correction(reply.ids[-1], reply.ended_turn, template_kwargs)
-            if trajectory.room < len(correction.ids) + config.answer_reserve_tokens:
-                return StopReason.NO_ROOM_TO_OBSERVE
-            trajectory.append_env(*correction, "correction")
+            message = protocol.correct(reply.ids[-1], reply.ended_turn)
+        if trajectory.room < len(message.ids) + config.answer_reserve_tokens:
+            return StopReason.NO_ROOM_TO_OBSERVE
+        trajectory.append_env(message)
+        rollout.tracking.tell(message)
+        thinking = opens_thought(message.text)
     raise AssertionError("the last turn always returns")
 
 
@@ -134,7 +150,9 @@ def _reward(config: SearchConfig, sample: Sample) -> float:
         format_score=config.format_score,
         final_format_score=config.final_format_score,
         retrieval_score=config.retrieval_score,
+        style="tools" if config.llm_api_mode == "chat" else "xml",
         think_opened=bool(info.get("think_opened")),
+        end_of_turn=info.get("end_of_turn", ()),
     )
     sample_fields.add_info(sample, {"score": score._asdict()})
     return score.reward

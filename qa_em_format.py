@@ -1,8 +1,9 @@
 """The reward: exact match on the model's answer, adjusted for whether the trajectory keeps to the protocol.
 
 A model turn is `<think>…</think>` and then one action: `<search>query</search>`, which the environment answers with
-`<information>…</information>`, or `<answer>…</answer>`, which ends the trajectory. `score_trajectory` holds the table
-of outcome → reward; the other functions are its parts. All are pure, take time linear in the length of the text, and
+`<information>…</information>`, or `<answer>…</answer>`, which ends the trajectory. In chat mode (style "tools") a turn
+calls tools instead of `<search>`, and tool messages answer it. `score_trajectory` holds the table of outcome → reward;
+the other functions are its parts. All are pure, take time linear in the length of the text, and
 accept any text, None included: a bad rollout earns little, it never raises.
 """
 
@@ -15,6 +16,8 @@ from enum import Enum, auto
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")  # a group, so that split() keeps the tags
+_FORGED = re.compile(r"</?(?:search|information|answer)>")  # behind the thought of a turn that calls tools
+_CALL_BEGINS = ("{", "<|python_tag|>", "<tool_call>")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -29,6 +32,7 @@ class Segment(NamedTuple):
 
 # A mapping with Segment's fields as keys, as in sample.metadata, or a sequence that begins with them.
 SegmentLike: TypeAlias = Mapping[str, Any] | Sequence[Any]
+Style: TypeAlias = Literal["xml", "tools"]  # how a turn searches: by <search>, or by calling a tool
 
 
 class Score(NamedTuple):
@@ -46,6 +50,7 @@ def score_trajectory(
     format_score: float = 0.2,
     final_format_score: float = 0.0,
     retrieval_score: float = 0.0,
+    style: Style = "xml",
     think_opened: bool = False,
     end_of_turn: Sequence[str] = (),
 ) -> Score:
@@ -59,9 +64,9 @@ def score_trajectory(
     | no           | no           | final_format_score                                                     |
     | none given   | no           | 0.0                                                                    |
     """
-    answer = extract_answer(segments, think_opened=think_opened)
+    answer = extract_answer(segments, style=style, think_opened=think_opened, end_of_turn=end_of_turn)
     right = exact_match(answer, golds)
-    valid = is_valid_format(segments, think_opened=think_opened, end_of_turn=end_of_turn)
+    valid = is_valid_format(segments, style=style, think_opened=think_opened, end_of_turn=end_of_turn)
     retrieved = _retrieved_gold(segments, golds)
     if right:
         reward = 1.0 if valid else 1.0 - format_score
@@ -100,30 +105,56 @@ def _same_answer(prediction: str, gold: str) -> bool:
     return wanted != "" and prediction.strip().casefold() == wanted
 
 
-def extract_answer(segments: Sequence[SegmentLike] | None, *, think_opened: bool = False) -> str | None:
+def extract_answer(
+    segments: Sequence[SegmentLike] | None,
+    *,
+    style: Style = "xml",
+    think_opened: bool = False,
+    end_of_turn: Sequence[str] = (),
+) -> str | None:
     """The stripped content of the model's last `<answer>…</answer>` outside thinking; None if there is none.
 
     A `<think>` hides what follows it up to `</think>`, or up to the end of its segment. With `think_opened` the prompt
-    ended in `<think>`, so the first model turn begins inside it.
+    ended in `<think>`, so the first model turn begins inside it. In style "tools" only a model turn that is the last
+    segment counts, and without tags it is the answer as it stands, unless it calls a tool.
     """
+    filled = _as_segments(segments, think_opened)
+    if style == "xml":
+        answers = [_tagged_answer(segment.text) for segment in filled if segment.source == "model"]
+        return next((answer for answer in reversed(answers) if answer is not None), None)
+    if not filled or filled[-1].source != "model":
+        return None
+    tagged = _tagged_answer(filled[-1].text)
+    return _plain_answer(filled[-1].text, end_of_turn) if tagged is None else tagged
+
+
+def _tagged_answer(turn: str) -> str | None:
     answer = None
-    for segment in _as_segments(segments, think_opened):
-        if segment.source != "model":
-            continue
-        thinking, start = False, None  # start: where the content of an open <answer> begins
-        for tag in _TAG.finditer(segment.text):
-            match tag.group():
-                case "</think>":
-                    thinking, start = False, None
-                case _ if thinking:
-                    continue
-                case "<think>":
-                    thinking, start = True, None
-                case "<answer>":
-                    start = tag.end()
-                case "</answer>" if start is not None:
-                    answer, start = segment.text[start : tag.start()].strip(), None
+    thinking, start = False, None  # start: where the content of an open <answer> begins
+    for tag in _TAG.finditer(turn):
+        match tag.group():
+            case "</think>":
+                thinking, start = False, None
+            case _ if thinking:
+                continue
+            case "<think>":
+                thinking, start = True, None
+            case "<answer>":
+                start = tag.end()
+            case "</answer>" if start is not None:
+                answer, start = turn[start : tag.start()].strip(), None
     return answer
+
+
+def _plain_answer(turn: str, end_of_turn: Sequence[str]) -> str | None:
+    """What stands behind the thinking; None if the turn ends in it, calls a tool, or says nothing."""
+    rest = turn.rpartition("</think>")[2]
+    for end in end_of_turn:
+        rest = rest.removesuffix(end)
+    rest = rest.strip()
+    if not rest or "<think>" in rest or rest.startswith(_CALL_BEGINS) or "<tool_call>" in rest:
+        return None
+    return rest
 
 
 def _retrieved_gold(segments: Sequence[SegmentLike] | None, golds: Sequence[str]) -> bool:
@@ -149,23 +180,40 @@ class _State(Enum):
 
 
 def is_valid_format(
-    segments: Sequence[SegmentLike] | None, *, think_opened: bool = False, end_of_turn: Sequence[str] = ()
+    segments: Sequence[SegmentLike] | None,
+    *,
+    style: Style = "xml",
+    think_opened: bool = False,
+    end_of_turn: Sequence[str] = (),
 ) -> bool:
     """Whether the trajectory is (search turn, observation)* answer turn, with nothing else anywhere.
 
     turn = `<think>…</think>` and `<search>…</search>` (not blank) or `<answer>…</answer>`, with no protocol tag inside
     either and only whitespace around them; one of `end_of_turn` (such as "<|im_end|>") may stand last.
     With `think_opened` the prompt ended in `<think>`, so the first turn lacks that tag.
+    In style "tools" a search turn is `<think>…</think>` and calls; an observation behind it says that all were sound.
     """
     state = _State.TURN
+    after_turn = _state_after_turn if style == "xml" else _state_after_tool_turn
     for segment in _as_segments(segments, think_opened):
         if state is _State.TURN and segment.source == "model":
-            state = _state_after_turn(segment.text, end_of_turn)
+            state = after_turn(segment.text, end_of_turn)
         elif state is _State.OBSERVATION and _is_observation(segment):
             state = _State.TURN
         else:
             return False
     return state is _State.DONE
+
+
+def _state_after_tool_turn(text: str, end_of_turn: Sequence[str]) -> _State:
+    if "<tool_response>" in text or "</tool_response>" in text:
+        return _State.INVALID
+    if _state_after_turn(text, end_of_turn) is _State.DONE:
+        return _State.DONE
+    before, _, rest = text.partition("<think>")
+    thought, closed, calls = rest.partition("</think>")
+    clean = closed and not before.strip() and not _TAG.search(thought) and "<think>" not in calls
+    return _State.OBSERVATION if clean and "</think>" not in calls and not _FORGED.search(calls) else _State.INVALID
 
 
 def _state_after_turn(text: str, end_of_turn: Sequence[str]) -> _State:

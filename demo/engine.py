@@ -23,6 +23,7 @@ from demo.slot_cache import ATTENTION, SlotCache
 
 logger = logging.getLogger(__name__)
 
+LOGITS_ROWS = 256  # of a prompt's log-probabilities, computed at once: 50 MB with a vocabulary of 49,152
 PREFILL_TOKENS = 4096  # computed in one forward pass at most, padding included: bounds the memory of a pass
 
 
@@ -74,7 +75,9 @@ class Request:
     request_id: str
     input_ids: list[int]
     params: SamplingParams
+    logprob_start_len: int = -1  # from this prompt position on, log-probabilities of the prompt are kept; -1 = none
     done: "Future[Request]" = field(default_factory=Future)
+    input_log_probs: list[float | None] = field(default_factory=list)  # the first is None, as in SGLang
     output_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finish_reason: dict | None = None
@@ -127,6 +130,8 @@ class Engine:
             raise ValueError(f"{len(request.input_ids)} input tokens do not fit: the limit is {self.max_length - 1}.")
         if not all(0 <= token < self._model.config.vocab_size for token in request.input_ids):
             raise ValueError("input_ids holds an id outside the model's vocabulary.")
+        if not -1 <= request.logprob_start_len <= len(request.input_ids):
+            raise ValueError("logprob_start_len must be a position of input_ids, its length, or -1 for none.")
         with self._changed:
             if self._closing:
                 raise RuntimeError("The engine is closed.")
@@ -212,7 +217,7 @@ class Engine:
             common = self._common_prefixes(request.input_ids)
             best = int(common.argmax())
             slot = max(free, key=lambda s: (int(common[s]), -s))
-            request.cached_tokens = min(int(common[best]), len(request.input_ids) - 1)
+            request.cached_tokens = min(int(common[best]), _reusable(request))
             if common[slot] < request.cached_tokens:
                 self._cache.copy_prefix(best, slot, request.cached_tokens)
             self._slot_ids[slot, request.cached_tokens :] = -1  # keys that are not there yet, nobody may copy
@@ -263,11 +268,28 @@ class Engine:
         ).last_hidden_state
         last = hidden[torch.arange(len(slots)), lengths - 1]  # (B, hidden)
         requests = [self._running[slot] for slot in slots]
+        for row, request in zip(hidden, requests, strict=True):
+            if request.logprob_start_len >= 0 and not request.output_ids:
+                request.input_log_probs = self._input_log_probs(request, row)
         tokens, log_probs = sample(output_logits(self._model, last), [r.params for r in requests], self._random)
         for slot, ids, start in zip(slots, new_ids, starts.tolist(), strict=True):
             self._slot_ids[slot, start : start + len(ids)] = torch.tensor(ids)
         for request, token, log_prob in zip(requests, tokens, log_probs, strict=True):
             self._append(request, token, log_prob)
+
+    def _input_log_probs(self, request: Request, hidden: torch.Tensor) -> list[float | None]:
+        """Those of the prompt's ids from logprob_start_len on, at temperature 1, whatever is sampled at afterwards.
+
+        `hidden` (T, D) begins behind the reused keys; each state tells about the id that follows it.
+        """
+        ids = torch.tensor(request.input_ids[request.logprob_start_len :], dtype=torch.long)
+        states = hidden[request.logprob_start_len - request.cached_tokens :]
+        log_probs: list[float | None] = [None] * min(len(ids), 1)
+        for first in range(1, len(ids), LOGITS_ROWS):
+            following = ids[first : first + LOGITS_ROWS, None]  # (N, 1)
+            logits = output_logits(self._model, states[first - 1 : first - 1 + len(following)])
+            log_probs += torch.log_softmax(logits, dim=-1).gather(1, following)[:, 0].tolist()
+        return log_probs
 
     def _append(self, request: Request, token: int, log_prob: float) -> None:
         params = request.params
@@ -314,6 +336,12 @@ def sample(
     greedy = torch.tensor([p.temperature == 0 for p in params])
     tokens = torch.where(greedy, log_probs.argmax(dim=-1), tokens)
     return tokens.tolist(), log_probs.gather(1, tokens[:, None])[:, 0].tolist()
+
+
+def _reusable(request: Request) -> int:
+    """How many of a prompt's tokens may be left out of its forward pass at most: each log-probability needs its own."""
+    last = len(request.input_ids) - 1
+    return last if request.logprob_start_len < 0 else min(last, request.logprob_start_len)
 
 
 def _nucleus(log_probs: torch.Tensor, params: SamplingParams) -> torch.Tensor:

@@ -4,7 +4,9 @@
 
 Wire (as far as a rollout needs it): `{"input_ids" or "text", "sampling_params", "return_logprob", "rid"}` in;
 `{"text", "output_ids", "meta_info"}` out, where `meta_info.output_token_logprobs` holds
-`[log_prob, token_id, null]` triples. `POST /abort_request {"rid"}` or `{"abort_all": true}` ends requests.
+`[log_prob, token_id, null]` triples. With `logprob_start_len`, `meta_info.input_token_logprobs` holds such triples of
+the prompt's tokens from that position on, the first with null. `POST /abort_request {"rid"}` or
+`{"abort_all": true}` ends requests. `tests/engine/` holds all this against SGLang itself.
 """
 
 import argparse
@@ -24,7 +26,16 @@ from starlette.requests import Request as HttpRequest
 
 from demo.engine import Engine, Request, SamplingParams
 
-KNOWN_FIELDS = {"input_ids", "text", "sampling_params", "return_logprob", "rid", "stream", "return_text_in_logprobs"}
+KNOWN_FIELDS = {
+    "input_ids",
+    "text",
+    "sampling_params",
+    "return_logprob",
+    "logprob_start_len",
+    "rid",
+    "stream",
+    "return_text_in_logprobs",
+}
 
 
 def create_app(engine: Engine) -> FastAPI:
@@ -88,7 +99,15 @@ def _parse(body: object, engine: Engine) -> Request:
     request_id, params = body.get("rid") or uuid.uuid4().hex, body.get("sampling_params") or {}
     if not isinstance(request_id, str) or not isinstance(params, dict):
         raise ValueError("rid must be a string and sampling_params a JSON object.")
-    return Request(request_id=request_id, input_ids=ids, params=SamplingParams.from_json(params))
+    start = body.get("logprob_start_len")
+    if start is not None and type(start) is not int:
+        raise ValueError("logprob_start_len must be an integer.")
+    return Request(
+        request_id=request_id,
+        input_ids=ids,
+        params=SamplingParams.from_json(params),
+        logprob_start_len=start if start is not None and body.get("return_logprob") else -1,
+    )
 
 
 def _reply(request: Request, engine: Engine, *, with_log_probs: bool) -> dict:
@@ -111,6 +130,10 @@ def _reply(request: Request, engine: Engine, *, with_log_probs: bool) -> dict:
     if with_log_probs:
         pairs = zip(request.log_probs, request.output_ids, strict=True)
         meta_info["output_token_logprobs"] = [[log_prob, token, None] for log_prob, token in pairs]
+    if with_log_probs and request.logprob_start_len >= 0:
+        prompt_ids = request.input_ids[request.logprob_start_len :]
+        prompt_pairs = zip(request.input_log_probs, prompt_ids, strict=False)  # none if aborted while it waited
+        meta_info["input_token_logprobs"] = [[log_prob, token, None] for log_prob, token in prompt_pairs]
     return {"text": text, "output_ids": request.output_ids, "meta_info": meta_info}
 
 

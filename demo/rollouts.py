@@ -9,21 +9,31 @@ from typing import Any
 from tqdm import tqdm
 
 from demo.world_facts import Question
+from search_rollout.chat_template import render_prompt
 from search_rollout.config import SearchConfig
 
-INSTRUCTION = (
-    "Answer the question. First reason inside <think> and </think>. Then either search with "
-    "<search>query</search>, and read what comes back between <information> and </information>, "
-    "or give the answer in a few words with <answer>answer</answer>. Search as often as you need."
-)
+INSTRUCTIONS = {
+    "generate": (
+        "Answer the question. First reason inside <think> and </think>. Then either search with "
+        "<search>query</search>, and read what comes back between <information> and </information>, "
+        "or give the answer in a few words with <answer>answer</answer>. Search as often as you need."
+    ),
+    "chat": (
+        "Answer the question. First reason inside <think> and </think>. Then either call the search tool, "
+        "or give the answer in a few words with <answer>answer</answer>. Search as often as you need."
+    ),
+}
 
 
-def slime_args(*, model: str, engine_port: int, retriever_port: int, max_length: int) -> argparse.Namespace:
+def slime_args(
+    *, model: str, engine_port: int, retriever_port: int, max_length: int, api_mode: str = "generate"
+) -> argparse.Namespace:
     """What slime's command line would hold, and all settings, as a --custom-config-path file would add them.
 
     Every setting is given, so that none comes from the user's environment and a run means the same everywhere.
     """
     config = SearchConfig(
+        llm_api_mode=api_mode,
         search_backend="local",
         retrieval_server_url=f"http://127.0.0.1:{retriever_port}",
         max_context_length=max_length,
@@ -82,12 +92,6 @@ def outcome(sample: Any) -> dict[str, Any]:
     }
 
 
-def prompt(tokenizer: Any, question: str) -> str:
-    """The prompt text of a question, as slime makes it with --apply-chat-template."""
-    messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
 async def roll_out(
     args: argparse.Namespace, questions: Sequence[Question], *, samples: int, evaluation: bool, title: str
 ) -> list[list[Any]]:
@@ -96,7 +100,7 @@ async def roll_out(
 
     state = GenerateState(args)
     params = state.sampling_params | ({"temperature": 0.0} if evaluation else {})
-    groups = [_group(state.tokenizer, question, samples) for question in questions]
+    groups = [[sample_of(args, state.tokenizer, question, index) for index in range(samples)] for question in questions]
     with tqdm(total=len(groups), desc=title, unit="question", leave=False, disable=None) as bar:
 
         async def run(group: list[Any]) -> list[Any]:
@@ -107,15 +111,17 @@ async def roll_out(
         return await asyncio.gather(*map(run, groups))
 
 
-def _group(tokenizer: Any, question: Question, samples: int) -> list[Any]:
+def sample_of(args: argparse.Namespace, tokenizer: Any, question: Question, index: int = 0) -> Any:
+    """A question as slime's Sample: messages in chat mode, else their text, as by --apply-chat-template."""
     from slime.utils.types import Sample
 
-    return [
-        Sample(
-            index=index,
-            prompt=prompt(tokenizer, question.text),
-            label={"ground_truth": {"target": list(question.answers)}},
-            metadata={"question_id": question.id, "question": question.text, "hops": len(question.hops)},
-        )
-        for index in range(samples)
+    messages = [
+        {"role": "system", "content": INSTRUCTIONS[args.llm_api_mode]},
+        {"role": "user", "content": question.text},
     ]
+    return Sample(
+        index=index,
+        prompt=messages if args.llm_api_mode == "chat" else render_prompt(tokenizer, messages),
+        label={"ground_truth": {"target": list(question.answers)}},
+        metadata={"question_id": question.id, "question": question.text, "hops": len(question.hops)},
+    )

@@ -74,6 +74,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         shown="made from data packages",
     )
+    option(
+        "--api-mode",
+        "generate",
+        "how the model searches: generate = XML tags, chat = messages and tool calls",
+        choices=["generate", "chat"],
+    )
     option("--dtype", "bfloat16", "arithmetic of engine and trainer", choices=["bfloat16", "float32"])
     option("--warm-start-steps", 16, "supervised steps on synthetic traces", type=_positive(int))
     option("--questions-per-step", 8, "groups of a GRPO step", type=_positive(int))
@@ -108,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     for place in (args.runs, args.cache):  # a place that cannot be written is found before the long work
         place.mkdir(parents=True, exist_ok=True)
     say("loading the model and the questions")
-    from demo.models import encoder_folder, load_policy, policy_folder
+    from demo.models import encoder_folder, load_policy, policy_folder, tool_tokenizer_folder
     from demo.retriever_process import RetrieverProcess, build_index, index_path
     from demo.world_facts import build_world, load_questions, write_world
 
@@ -142,7 +148,11 @@ def run(args: argparse.Namespace) -> int:
         server = stack.enter_context(EngineServer(engine))
         say(f"retriever on port {retriever.port}, engine on port {server.port}")
         plugin = slime_args(
-            model=str(model_folder), engine_port=server.port, retriever_port=retriever.port, max_length=MAX_LENGTH
+            model=str(tool_tokenizer_folder(model_folder, args.cache) if args.api_mode == "chat" else model_folder),
+            engine_port=server.port,
+            retriever_port=retriever.port,
+            max_length=MAX_LENGTH,
+            api_mode=args.api_mode,
         )
         finished = TrainingRun(args, plugin, folder, model, tokenizer, engine, train, held_out, started).run()
     print(folder.path, flush=True)

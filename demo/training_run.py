@@ -18,8 +18,8 @@ from demo.rollouts import Metrics, outcome, roll_out
 from demo.run_folder import RunFolder, paired_gain
 from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Question
-from search_rollout.environment import Environment
-from search_rollout.retrieval import LocalRetriever
+from search_rollout.config import load_config
+from search_rollout.runtime import Runtime, engine_url
 
 TRACES_PER_WARM_STEP = 8
 EVALUATION_RESERVE = 1.25  # the last evaluation takes about as long as the first, and a little is kept spare
@@ -109,10 +109,9 @@ class TrainingRun:
         self._show("the untrained model", groups[0][0])
 
     async def _warm_start(self) -> None:
-        retriever = LocalRetriever(
-            self.plugin.retrieval_server_url, topk=self.plugin.topk, concurrency=8, timeout_s=60, retries=3
-        )
-        environment = Environment(self.tokenizer, retriever, self.plugin.max_obs_tokens)
+        from slime.rollout.sglang_rollout import GenerateState
+
+        runtime = Runtime(engine_url(self.plugin), load_config({}, {}, self.plugin), GenerateState(self.plugin))
         loss = float("nan")
         try:
             steps = tqdm(
@@ -122,13 +121,13 @@ class TrainingRun:
             for step in steps:
                 began = time.monotonic()
                 self._set_learning_rate((step - 1) / self.args.warm_start_steps)
-                traces = [await trace(next(shown), environment, self.tokenizer) for _ in range(TRACES_PER_WARM_STEP)]
+                traces = [await trace(next(shown), runtime, self.plugin) for _ in range(TRACES_PER_WARM_STEP)]
                 loss = supervised_step(self.model, self.optimizer, traces, self.dtype)
                 steps.set_postfix(loss=f"{loss:.3f}")
                 record = {"step": step, "loss": round(loss, 4), "seconds": round(time.monotonic() - began, 1)}
                 self.folder.append("warm_start.jsonl", record)
         finally:
-            await environment.close()
+            await runtime.close()
         self.engine.load_weights(self.model, "warm start")
         print(f"warm start: {self.args.warm_start_steps} steps, loss {loss:.3f}, {self._clock()}", flush=True)
 

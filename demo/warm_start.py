@@ -4,20 +4,35 @@ A trace is what the rollout of a model that follows a question's reference solut
 loss mask, and observations from the real retriever.
 """
 
+import argparse
 import itertools
+import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from demo.grpo import MAX_GRAD_NORM, TrainSample, batches, masked_log_probs
-from demo.rollouts import prompt
+from demo.rollouts import sample_of
 from demo.world_facts import Question
-from search_rollout.environment import Environment
-from search_rollout.trajectory import Trajectory
+from search_rollout.chat_template import encode
+from search_rollout.retrieval import search_all
+from search_rollout.runtime import Runtime
+
+
+def search_text(api_mode: str, query: str) -> str:
+    """How the model of an API mode searches."""
+    if api_mode == "generate":
+        return f"<search>{query}</search>"
+    call = json.dumps({"name": "search", "arguments": {"queries": [query]}})
+    return f"<tool_call>\n{call}\n</tool_call><|im_end|>"
+
+
+def answer_text(api_mode: str, answer: str) -> str:
+    """How it answers."""
+    return f"<answer>{answer}</answer>" + ("<|im_end|>" if api_mode == "chat" else "")
 
 
 def solutions(questions: Iterable[Question]) -> Iterator[Question]:
@@ -33,24 +48,28 @@ def solutions(questions: Iterable[Question]) -> Iterator[Question]:
             yield question
 
 
-async def trace(question: Question, environment: Environment, tokenizer: Any) -> TrainSample:
-    """The trajectory of one solution, as training data."""
-    prompt_ids = tokenizer.encode(prompt(tokenizer, question.text), add_special_tokens=False)
-    trajectory = Trajectory(10**9, prompt_ids=prompt_ids)
+async def trace(question: Question, runtime: Runtime, args: argparse.Namespace) -> TrainSample:
+    """The trajectory of one solution, as training data, by the very parts that rollouts are made of."""
+    mode = runtime.config.llm_api_mode
+    rollout = await runtime.begin(args, sample_of(args, runtime.tokenizer, question), {}, evaluation=False)
+    trajectory = rollout.trajectory
 
-    def model_writes(text: str) -> None:
-        ids = tokenizer.encode(text, add_special_tokens=False)
+    def model_writes(text: str) -> int:
+        ids = encode(runtime.tokenizer, text)
         trajectory.append_model(ids, [0.0] * len(ids), text)
+        return ids[-1]
 
     thought = ""
     for hop in question.hops:
-        model_writes(f"<think>{thought}I need the {hop.query}.</think>\n<search>{hop.query}</search>")
-        result = await environment.search(hop.query, lambda: False)
-        if result is None or result.error:
-            raise RuntimeError(f"The retriever failed while traces were made: {result and result.error}")
-        trajectory.append_env(*environment.observation(result), "observation")
+        turn = f"<think>{thought}I need the {hop.query}.</think>\n{search_text(mode, hop.query)}"
+        last_id = model_writes(turn)
+        action = rollout.protocol.parse(turn, think_opened=False, ended=True)
+        results = await search_all(runtime.search, action.queries, lambda: False)
+        if not results or results[0].error:
+            raise RuntimeError(f"The retriever failed while traces were made: {results and results[0].error}")
+        trajectory.append_env(rollout.protocol.observe(action, results, last_id))
         thought = f"It is {hop.found}. "
-    model_writes(f"<think>{thought.strip()}</think>\n<answer>{question.hops[-1].found}</answer>")
+    model_writes(f"<think>{thought.strip()}</think>\n{answer_text(mode, question.hops[-1].found)}")
     return TrainSample(trajectory.ids, trajectory.loss_mask, trajectory.log_probs or [])
 
 

@@ -1,14 +1,27 @@
 """Prompts rendered by a chat template, turns appended without rendering old ones again, and ids as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SENTINEL = "\x02assistant-turn\x03"
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[dict], **template_kwargs: Any) -> str:
-    """The messages as the text of a prompt, up to where the model begins to write."""
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs)
+def render_prompt(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **kwargs: Any
+) -> str:
+    """The messages as the text of a prompt, up to where the model begins to write; `kwargs` go to the template."""
+    return tokenizer.apply_chat_template(
+        [dict(message) for message in messages],
+        tools=[dict(tool) for tool in tools] or None,
+        tokenize=False,
+        add_generation_prompt=True,
+        **kwargs,
+    )
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text, nothing added."""
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -18,20 +31,18 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     )
 
 
-def next_turn_ids(tokenizer: Any, content: str, last_id: int, **template_kwargs: Any) -> list[int]:
-    """Ids of a user message that follows an assistant turn which ended in `last_id`, generation prompt included.
+def next_turn_ids(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], last_id: int | None, **kwargs: Any
+) -> list[int]:
+    """Ids of the messages that follow an assistant turn which ended in `last_id`, generation prompt included.
 
-    One render of [user, assistant, the message] is cut behind the assistant's content; the end-of-turn id at its
-    head is dropped, since the engine sampled it already. (The difference of two renders would not do: some templates
-    write a last assistant turn in another way than an earlier one.)
+    One render of [user, assistant, the messages] is cut behind the assistant's content; the end-of-turn id at its
+    head is dropped where it is `last_id`, which the engine sampled already. (The difference of two renders would not
+    do: some templates write a last assistant turn in another way than an earlier one.)
     """
-    messages = [
-        {"role": "user", "content": "-"},
-        {"role": "assistant", "content": _SENTINEL},
-        {"role": "user", "content": content},
-    ]
-    _, found, text = render_prompt(tokenizer, messages, **template_kwargs).rpartition(_SENTINEL)
+    dummies = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _SENTINEL}]
+    _, found, text = render_prompt(tokenizer, [*dummies, *messages], **kwargs).rpartition(_SENTINEL)
     if not found:
         raise ValueError("The chat template does not write an assistant's content as it is; turns cannot be appended.")
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = encode(tokenizer, text)
     return ids[1:] if ids[:1] == [last_id] else ids

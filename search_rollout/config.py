@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from search_rollout.tool_formats import FORMATS
+
 logger = logging.getLogger(__name__)
 
 PLACEHOLDER_KEY = "YOUR_API_KEY"
@@ -31,6 +33,7 @@ CHOICES = {
     "search_backend": ("google", "local"),
     "token_tracking_mode": ("manual", "router_radix", "router_handler"),
     "loss_mask_mode": ("strict", "simple"),
+    "tool_call_format": ("auto", *FORMATS),
 }
 
 VALID_PAIRS = {  # (llm_api_mode, token_tracking_mode) -> what it is for
@@ -39,13 +42,6 @@ VALID_PAIRS = {  # (llm_api_mode, token_tracking_mode) -> what it is for
     ("chat", "manual"): "OpenAI messages and tools; ids from each reply",
     ("chat", "router_handler"): "OpenAI messages and tools; ids from the router, by messages",
     ("chat", "router_radix"): "works, but loses the structure of messages",
-}
-
-NOT_BUILT_YET = {  # setting -> values that have a place in the table above and no code behind them yet
-    "llm_api_mode": ("chat",),
-    "search_backend": ("google",),
-    "token_tracking_mode": ("router_radix", "router_handler"),
-    "loss_mask_mode": ("simple",),
 }
 
 
@@ -68,6 +64,9 @@ class SearchConfig:
     max_context_length: int = 16384  # prompt and response together
     max_obs_tokens: int = 500
     answer_reserve_tokens: int = 256  # kept free for the model after an observation
+    # Tools of chat mode.
+    tool_call_format: str = "auto"  # auto: what the tokenizer's chat template shows
+    max_tool_calls: int = 8  # of a turn, and queries of a call
     # Search.
     retrieval_server_url: str = "http://localhost:8000"
     google_api_key: str = dataclasses.field(default=PLACEHOLDER_KEY, repr=False)
@@ -87,7 +86,7 @@ class SearchConfig:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ConfigError(_wrong_value(key, getattr(self, key), f"one of {', '.join(allowed)}"))
-        for key in ("max_turns", "max_context_length", "topk", "search_concurrency"):
+        for key in ("max_turns", "max_context_length", "topk", "search_concurrency", "max_tool_calls"):
             if getattr(self, key) < 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 1 up"))
         if self.max_obs_tokens < 32:  # the tags and a few words
@@ -107,7 +106,6 @@ class SearchConfig:
             )
         self._check_modes()
         self._check_backend()
-        self._check_built()
 
     def _check_modes(self) -> None:
         pair = (self.llm_api_mode, self.token_tracking_mode)
@@ -126,16 +124,12 @@ class SearchConfig:
                 "SEARCH_BACKEND=google needs a key: set GOOGLE_API_KEY, from serper.dev. This version has no "
                 "web search yet: set SEARCH_BACKEND=local, and RETRIEVAL_SERVER_URL to your retriever."
             )
+        if self.search_backend == "google":
+            raise ConfigError("SEARCH_BACKEND=google is not built yet; use local.")
         if self.search_backend == "local" and not self.retrieval_server_url.startswith(("http://", "https://")):
             raise ConfigError(
                 _wrong_value("retrieval_server_url", self.retrieval_server_url, "an http:// or https:// URL")
             )
-
-    def _check_built(self) -> None:
-        for key, values in NOT_BUILT_YET.items():
-            if getattr(self, key) in values:
-                built = next(value for value in CHOICES[key] if value not in values)
-                raise ConfigError(f"{_variable(key)}={getattr(self, key)} is not built yet; use {built}.")
 
 
 def load_config(defaults: Mapping[str, Any], environment: Mapping[str, str], args: object) -> SearchConfig:

@@ -8,13 +8,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from search_rollout.retrieval import Passage
-from search_rollout.xml_protocol import TAGS
+from search_rollout.retrieval import Passage, SearchResult
 
-OPEN, CLOSE = "\n\n<information>", "</information>\n\n"
+Neutralise = Callable[[str], str]
+
+TAGS = ("think", "search", "information", "answer", "tool_call", "tool_response")  # of both protocols
 UNAVAILABLE = "Search is not available at the moment."
 NOTHING_FOUND = "No documents were found."
 
+CUT = 0.97  # a little more is cut than the proportion says: to encode once more costs more than a few words
 CHARS_PER_TOKEN = 12  # a generous bound: text is cut to it before it is ever encoded
 
 _CONTROL = re.compile(
@@ -27,12 +29,12 @@ def special_strings(tokenizer: Any) -> frozenset[str]:
     return frozenset(filter(None, (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab())))
 
 
-def neutraliser(special: Iterable[str]) -> Callable[[str], str]:
+def neutraliser(special: Iterable[str]) -> Neutralise:
     """A function that breaks the `special` strings and the protocol's tags by a space behind their first character.
 
     `</answer>` becomes `< /answer>`: readable, and neither a tag nor a token. Control characters are removed.
     """
-    tags = rf"<(?=\s*/?\s*(?:{'|'.join(TAGS)}|tool_call|tool_response)\s*>)"
+    tags = rf"<(?=\s*/?\s*(?:{'|'.join(TAGS)})\s*>)"
     others = "|".join(
         rf"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in sorted(special) if len(text) > 1 and text.strip()
     )
@@ -45,7 +47,7 @@ def neutraliser(special: Iterable[str]) -> Callable[[str], str]:
     return neutralise
 
 
-def render_passages(passages: Sequence[Passage], neutralise: Callable[[str], str]) -> str:
+def render_passages(passages: Sequence[Passage], neutralise: Neutralise) -> str:
     """The documents, numbered, in the paper's form."""
     if not passages:
         return NOTHING_FOUND
@@ -55,18 +57,31 @@ def render_passages(passages: Sequence[Passage], neutralise: Callable[[str], str
     )
 
 
-def observation_ids(tokenizer: Any, body: str, max_tokens: int) -> tuple[list[int], str]:
-    """Ids and text of `<information>body</information>`, at most `max_tokens` ids.
+def render_result(result: SearchResult, neutralise: Neutralise) -> str:
+    """What came of one search: its documents, or that there are none."""
+    return UNAVAILABLE if result.error else render_passages(result.passages, neutralise)
 
-    What does not fit is cut from the body's end, never from the closing tag.
+
+def fit(
+    bodies: Sequence[str], render: Callable[[Sequence[str]], list[int]], max_tokens: int
+) -> tuple[list[int], list[str]]:
+    """`render(bodies)`, ids, with the bodies cut at their ends, longest first, until it has at most `max_tokens` ids.
+
+    What `render` puts around the bodies is never cut; if that alone is too long, the bodies end up empty.
     """
+    bodies = [body[: CHARS_PER_TOKEN * max_tokens].strip() for body in bodies]
+    while len(ids := render(bodies)) > max_tokens and any(bodies):
+        chars = sum(map(len, bodies))
+        bodies = _cut(bodies, min(int(CUT * chars * max_tokens / len(ids)), chars - 1))
+    return ids, bodies
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
 
-    body = body[: CHARS_PER_TOKEN * max_tokens].strip()
-    while len(ids := encode(OPEN + body + CLOSE)) > max_tokens and body:
-        size = len(encode(body))
-        keep = max(size - (len(ids) - max_tokens), 0)
-        body = body[: min(len(body) * keep // max(size, 1), len(body) - 1)].rstrip()
-    return ids, OPEN + body + CLOSE
+def _cut(bodies: Sequence[str], chars: int) -> list[str]:
+    """The bodies with at most `chars` characters in all; the shorter ones stay whole."""
+    lengths = sorted(map(len, bodies))
+    limit = 0
+    for shorter, length in enumerate(lengths):
+        limit = (chars - sum(lengths[:shorter])) // (len(lengths) - shorter)
+        if length > limit:
+            break
+    return [body[:limit].rstrip() for body in bodies]

@@ -1,4 +1,4 @@
-"""The policy behind SGLang's `/generate`: ids in, ids out."""
+"""The policy behind SGLang: clients of its `/generate`, and of a token router's endpoints."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,53 +16,59 @@ class EngineError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """One engine call's answer. `log_probs` is None when they were not asked for."""
+    """One engine call's answer. The log-probabilities are None when they were not asked for."""
 
     ids: list[int]
     log_probs: list[float] | None
     finish: str  # "stop", "length" or "abort"
     ended_turn: bool  # a stop token ended it, not a stop string
-    weight_version: str | None
+    weight_version: str | None = None
+    text: str = ""  # as the engine decoded it
+    prompt_tokens: int | None = None  # how many ids the engine read
+    prompt_scores: list[tuple[int, float]] | None = None  # (id, log-probability) behind logprob_start_len
+    message: dict[str, Any] | None = None  # the turn in OpenAI's form, from chat completions
 
 
-class GeneratePolicy:
+class EngineClient:
     """Client of one router or engine; belongs to one event loop."""
 
-    def __init__(self, url: str, *, timeout_s: float, retries: int, track_log_probs: bool) -> None:
-        self._client = JsonClient(url, timeout_s=timeout_s, retries=retries, pause_s=PAUSE_S)
+    def __init__(self, base_url: str, *, timeout_s: float, retries: int) -> None:
+        self._client = JsonClient(base_url, timeout_s=timeout_s, retries=retries, pause_s=PAUSE_S)
         self._retries = retries
-        self._track_log_probs = track_log_probs
 
-    async def complete(
-        self,
-        input_ids: Sequence[int],
-        sampling_params: Mapping[str, Any],
-        headers: Mapping[str, str] | None,
-        aborted: Callable[[], bool],
-    ) -> Reply:
-        """Samples one reply to exactly these ids. Raises EngineError when none came that can be trained on.
+    async def generate(self, body: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]) -> Reply:
+        """Samples one reply by `/generate`. Raises EngineError when none came that can be trained on.
 
         A reply that the engine cut short although `aborted()` is false (it does that when its weights are exchanged)
-        is dropped, and the same ids are sent again.
+        is dropped, and the same request is sent again.
         """
-        body = {
-            "input_ids": list(input_ids),
-            "sampling_params": dict(sampling_params),
-            "return_logprob": self._track_log_probs,
-        }
-        for _ in range(self._retries + 1):
-            try:
-                answer = await self._client.post(body, headers, called_off=aborted)
-            except RequestFailed as failure:
-                raise EngineError(str(failure)) from failure
-            reply = _parse_reply(answer, self._track_log_probs)
-            if reply.finish != "abort" or aborted():
-                return reply
-        raise EngineError("The engine aborts a request again and again that slime had not called off.")
+        return await self._complete("/generate", body, headers, aborted)
+
+    async def chat(self, body: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]) -> Reply:
+        """Samples one reply by a token router's `/v1/chat/completions`; as `generate`, with `Reply.message`."""
+        return await self._complete("/v1/chat/completions", {**body, "return_meta_info": True}, headers, aborted)
+
+    async def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
+        """Any other call of the router. Raises RequestFailed."""
+        return await self._client.post(path, body, headers)
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
+
+    async def _complete(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
+    ) -> Reply:
+        track_log_probs = bool(body.get("return_logprob") or body.get("logprobs"))
+        for _ in range(self._retries + 1):
+            try:
+                answer = await self._client.post(path, body, headers, called_off=aborted)
+            except RequestFailed as failure:
+                raise EngineError(str(failure)) from failure
+            reply = _parse_reply(answer, track_log_probs)
+            if reply.finish != "abort" or aborted():
+                return reply
+        raise EngineError("The engine aborts a request again and again that slime had not called off.")
 
 
 def call_params(shared: Mapping[str, Any], room: int, stop_strings: Sequence[str]) -> dict[str, Any]:
@@ -85,33 +91,57 @@ def call_params(shared: Mapping[str, Any], room: int, stop_strings: Sequence[str
 
 
 def _parse_reply(answer: Any, track_log_probs: bool) -> Reply:
-    """Ids and log-probabilities of SGLang's answer; raises EngineError on anything that does not add up."""
+    """What SGLang answered, by either endpoint; raises EngineError on anything that does not add up."""
     try:
-        meta = answer["meta_info"]
-        finish = meta["finish_reason"]["type"]
-        ended_turn = type(meta["finish_reason"].get("matched")) is int
-        ids = answer.get("output_ids")
-        log_probs = None
-        if track_log_probs:
-            triples = meta.get("output_token_logprobs")
-            if triples is None and finish == "abort":
-                triples = []  # an abort may come without them
-            log_probs = [float(triple[0]) for triple in triples]
-            logged_ids = [triple[1] for triple in triples]
-            if ids is not None and ids != logged_ids and finish != "abort":
-                raise EngineError(f"output_ids ({len(ids)}) and output_token_logprobs ({len(logged_ids)}) disagree.")
-            ids = logged_ids
-        if ids is None and finish == "abort":
-            ids = []
-        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-            raise EngineError("The engine's reply has no list of token ids.")
-        if finish not in ("stop", "length", "abort"):
-            raise EngineError(f"The engine's finish reason is {finish!r}.")
-        if not ids and finish != "abort":
-            raise EngineError("The engine's reply is empty.")
-        if log_probs is not None and not all(map(math.isfinite, log_probs)):
-            raise EngineError("The engine reports a log-probability that is not a finite number.")
-        version = meta.get("weight_version")
-        return Reply(ids, log_probs, finish, ended_turn, None if version is None else str(version))
+        message = None
+        if "choices" in answer:  # a chat completion: the same data in another place
+            choice = answer["choices"][0]
+            message = dict(choice["message"])
+            answer = {"meta_info": choice["meta_info"], "output_ids": choice["meta_info"].get("output_ids")}
+        return _reply(answer, answer["meta_info"], track_log_probs, message)
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise EngineError(f"The engine's reply is not SGLang's: {error!r}") from error
+
+
+def _reply(answer: Mapping[str, Any], meta: Mapping[str, Any], track_log_probs: bool, message: dict | None) -> Reply:
+    finish = meta["finish_reason"]["type"]
+    if finish not in ("stop", "length", "abort"):
+        raise EngineError(f"The engine's finish reason is {finish!r}.")
+    ids, log_probs = _ids_and_log_probs(answer, meta, finish, track_log_probs)
+    version = meta.get("weight_version")
+    scores = meta.get("input_token_logprobs")
+    return Reply(
+        ids,
+        log_probs,
+        finish,
+        ended_turn=type(meta["finish_reason"].get("matched")) is int,
+        weight_version=None if version is None else str(version),
+        text=str(answer.get("text") or ""),
+        prompt_tokens=meta.get("prompt_tokens"),
+        prompt_scores=[(item[1], item[0]) for item in scores[1:]] if scores else None,  # the first has no value
+        message=message,
+    )
+
+
+def _ids_and_log_probs(
+    answer: Mapping[str, Any], meta: Mapping[str, Any], finish: str, track_log_probs: bool
+) -> tuple[list[int], list[float] | None]:
+    ids = answer.get("output_ids")
+    log_probs = None
+    if track_log_probs:
+        # An abort may come without them.
+        triples = meta["output_token_logprobs"] if finish != "abort" else meta.get("output_token_logprobs") or []
+        log_probs = [float(triple[0]) for triple in triples]
+        logged_ids = [triple[1] for triple in triples]
+        if ids is not None and ids != logged_ids and finish != "abort":
+            raise EngineError(f"output_ids ({len(ids)}) and output_token_logprobs ({len(logged_ids)}) disagree.")
+        ids = logged_ids
+    if ids is None and finish == "abort":
+        ids = []
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise EngineError("The engine's reply has no list of token ids.")
+    if not ids and finish != "abort":
+        raise EngineError("The engine's reply is empty.")
+    if log_probs is not None and not all(map(math.isfinite, log_probs)):
+        raise EngineError("The engine reports a log-probability that is not a finite number.")
+    return ids, log_probs

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from search_rollout.http_client import JsonClient, RequestFailed
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 0.2  # the model is told quickly that a search failed
+ABORT_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,22 @@ class SearchBackend(Protocol):
         ...
 
 
+async def search_all(
+    backend: SearchBackend, queries: Sequence[str], aborted: Callable[[], bool]
+) -> list[SearchResult] | None:
+    """The results of all queries, in their order; None as soon as `aborted()` turns true."""
+    tasks = [asyncio.ensure_future(backend.search(query)) for query in queries]
+    try:
+        while not aborted():
+            if all(task.done() for task in tasks):
+                return [task.result() for task in tasks]
+            await asyncio.wait(tasks, timeout=ABORT_POLL_S)
+        return None
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 class LocalRetriever:
     """Client of a retriever server's `POST /retrieve`; belongs to one event loop.
 
@@ -56,9 +74,8 @@ class LocalRetriever:
     """
 
     def __init__(self, url: str, *, topk: int, concurrency: int, timeout_s: float, retries: int) -> None:
-        base = url.rstrip("/")
-        endpoint = base if base.endswith("/retrieve") else f"{base}/retrieve"
-        self._client = JsonClient(endpoint, timeout_s=timeout_s, retries=retries, pause_s=PAUSE_S)
+        self._url = url.rstrip("/").removesuffix("/retrieve")
+        self._client = JsonClient(self._url, timeout_s=timeout_s, retries=retries, pause_s=PAUSE_S)
         self._topk = topk
         self._timeout_s = timeout_s
         self._semaphore = asyncio.Semaphore(concurrency)
@@ -72,13 +89,13 @@ class LocalRetriever:
         try:
             async with self._semaphore, asyncio.timeout(self._timeout_s):
                 body = {"queries": [query], "topk": self._topk, "return_scores": True}
-                passages = _passages(await self._client.post(body), self._topk)
+                passages = _passages(await self._client.post("/retrieve", body), self._topk)
         except RequestFailed as failure:
             error = str(failure)
         except TimeoutError:
-            error = f"{self._client.url} did not answer within {self._timeout_s:g} s"
+            error = f"{self._url}/retrieve did not answer within {self._timeout_s:g} s"
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as wrong:
-            error = f"{self._client.url} answered in a shape that is not /retrieve's: {wrong!r}"[:300]
+            error = f"{self._url}/retrieve answered in a shape that is not /retrieve's: {wrong!r}"[:300]
         if error and not self._failing:
             logger.warning("searches fail, and the model is told so (said once, until one succeeds): %s", error)
         self._failing = error is not None

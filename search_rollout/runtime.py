@@ -1,68 +1,157 @@
 """What all rollouts of one event loop share: settings, tokenizer, and the clients of engine and search."""
 
-from collections.abc import Sequence
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from search_rollout import sample_fields
-from search_rollout.chat_template import decode
+from search_rollout.chat_template import decode, encode
 from search_rollout.config import ConfigError, SearchConfig
-from search_rollout.environment import Environment
-from search_rollout.policy import GeneratePolicy
+from search_rollout.observation import neutraliser, special_strings
+from search_rollout.policy import EngineClient
+from search_rollout.protocol import RolloutProtocol
 from search_rollout.retrieval import LocalRetriever
+from search_rollout.tool_formats import tool_format
+from search_rollout.tool_protocol import ToolProtocol
+from search_rollout.tracking import (
+    NAMESPACE_HEADER,
+    HandlerTracking,
+    ManualTracking,
+    RadixTracking,
+    Tracking,
+    check_router,
+)
 from search_rollout.trajectory import Trajectory
+from search_rollout.xml_protocol import XmlProtocol
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One rollout's own parts."""
+
+    trajectory: Trajectory
+    protocol: RolloutProtocol
+    tracking: Tracking
+    headers: dict[str, str]  # of every engine call
+    trajectory_id: str
 
 
 class Runtime:
     """Made once per event loop, inside it. `state` is slime's GenerateState (`.tokenizer`, `.aborted`)."""
 
-    def __init__(self, engine_url: str, config: SearchConfig, state: Any) -> None:
+    def __init__(self, base_url: str, config: SearchConfig, state: Any) -> None:
         self.config = config
         self.tokenizer = state.tokenizer
         self._state = state
-        self.policy = GeneratePolicy(
-            engine_url,
-            timeout_s=config.engine_timeout_s,
-            retries=config.engine_retries,
-            track_log_probs=config.track_log_probs,
-        )
-        search = LocalRetriever(
+        self._neutralise = neutraliser(special_strings(self.tokenizer))
+        self._scale_told = False
+        self._router_checked = config.token_tracking_mode == "manual"
+        self.engine = EngineClient(base_url, timeout_s=config.engine_timeout_s, retries=config.engine_retries)
+        self.search = LocalRetriever(
             config.retrieval_server_url,
             topk=config.topk,
             concurrency=config.search_concurrency,
             timeout_s=config.search_timeout_s,
             retries=config.search_retries,
         )
-        self.environment = Environment(self.tokenizer, search, config.max_obs_tokens)
 
     def aborted(self) -> bool:
         """True once slime has called the whole rollout off."""
         return bool(self._state.aborted)
 
-    def begin(self, args: Any, sample: Any, evaluation: bool) -> Trajectory:
-        """A trajectory that holds the sample's prompt and nothing else."""
-        prompt = sample_fields.prompt_text(sample, self.tokenizer)
-        prompt_ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-        trajectory = Trajectory(_context_limit(args, self.config, evaluation), self.config.track_log_probs, prompt_ids)
-        trajectory.think_opened = self.thinking(trajectory)
-        return trajectory
+    async def begin(self, args: Any, sample: Any, sampling_params: Mapping[str, Any], evaluation: bool) -> Rollout:
+        """A rollout that holds the sample's prompt and nothing else.
+
+        Raises ConfigError if a mode cannot work here, SampleError if the sample cannot be rolled out.
+        """
+        if not self._router_checked:
+            await check_router(self.engine, self.config.token_tracking_mode)
+            self._router_checked = True
+        kwargs = sample_fields.template_kwargs(args, sample)
+        tools = sample_fields.sample_tools(sample) if self.config.llm_api_mode == "chat" else []
+        prompt = sample_fields.prompt_text(sample, self.tokenizer, tools, kwargs)
+        trajectory = Trajectory(
+            _context_limit(args, self.config, evaluation),
+            self.tracks_log_probs(sampling_params),
+            encode(self.tokenizer, prompt),
+            self.config.loss_mask_mode == "simple",
+            opens_thought(prompt),
+        )
+        trajectory_id = uuid.uuid4().hex
+        return Rollout(
+            trajectory,
+            self._protocol(tools, kwargs),
+            self._tracking(sample, prompt, tools, kwargs),
+            {NAMESPACE_HEADER: trajectory_id, **routing_headers(args, sample)},
+            trajectory_id,
+        )
+
+    def tracks_log_probs(self, sampling_params: Mapping[str, Any]) -> bool:
+        """Whether log-probabilities can be recorded.
+
+        Those of observations are at temperature 1, and those of sampled tokens at the rollout's: with the simple mask
+        both are trained, so they must be on one scale.
+        """
+        if not self.config.track_log_probs or self.config.loss_mask_mode == "strict":
+            return self.config.track_log_probs
+        if sampling_params.get("temperature", 1.0) == 1.0 and sampling_params.get("top_p", 1.0) == 1.0:
+            return True
+        if not self._scale_told:
+            logger.warning(
+                "LOSS_MASK_MODE=simple with a temperature or top_p other than 1: the engine scores observations at "
+                "temperature 1, so rollout_log_probs stay None on every such sample."
+            )
+            self._scale_told = True
+        return False
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens and spaces as they are."""
         return decode(self.tokenizer, ids)
 
-    def thinking(self, trajectory: Trajectory) -> bool:
-        """True if the text so far ends in <think>, as some templates begin every turn of the model."""
-        return self.decode(trajectory.ids[-16:]).rstrip().endswith("<think>")
-
     async def close(self) -> None:
         """Releases all connections."""
-        await self.policy.close()
-        await self.environment.close()
+        await self.engine.close()
+        await self.search.close()
+
+    def _protocol(self, tools: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> RolloutProtocol:
+        shared = self.tokenizer, self._neutralise, self.config.max_obs_tokens, kwargs
+        if self.config.llm_api_mode == "generate":
+            return XmlProtocol(*shared)
+        try:
+            form = tool_format(self.tokenizer, self.config.tool_call_format)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return ToolProtocol(*shared, tools=tools, form=form, max_calls=self.config.max_tool_calls)
+
+    def _tracking(
+        self, sample: Any, prompt: str, tools: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]
+    ) -> Tracking:
+        match self.config.token_tracking_mode:
+            case "router_radix":
+                return RadixTracking(self.engine, prompt)
+            case "router_handler":
+                messages = sample_fields.prompt_messages(sample)
+                if messages is None:
+                    raise ConfigError(
+                        "TOKEN_TRACKING_MODE=router_handler needs prompts that are messages: leave out slime's "
+                        "--apply-chat-template, the router applies it."
+                    )
+                return HandlerTracking(self.engine, messages, tools, kwargs)
+        return ManualTracking(self.engine)
+
+
+def opens_thought(text: str) -> bool:
+    """True if the text ends in <think>, as some templates begin every turn of the model."""
+    return text.rstrip().endswith("<think>")
 
 
 def engine_url(args: Any) -> str:
     """slime's router."""
-    return f"http://{args.sglang_router_ip}:{args.sglang_router_port}/generate"
+    return f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
 
 
 def routing_headers(args: Any, sample: Any) -> dict[str, str]:

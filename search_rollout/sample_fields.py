@@ -4,26 +4,56 @@ Works on any slime version's Sample by its attributes; slime is not imported. Ev
 fields stands in `sample.metadata[METADATA_KEY]`, as plain JSON values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_rollout.chat_template import render_prompt
+from search_rollout.chat_template import decode, render_prompt
+from search_rollout.tool_protocol import strip_end, tools_of
 from search_rollout.trajectory import StopReason, Trajectory
 
 METADATA_KEY = "search_r1"
 
 
-def prompt_text(sample: Any, tokenizer: Any) -> str:
-    """The prompt as the model's text: a string as it is, a list of messages by the chat template."""
+class SampleError(ValueError):
+    """A sample that cannot be rolled out; the message says what is wrong with it."""
+
+
+def prompt_messages(sample: Any) -> list[dict[str, Any]] | None:
+    """The prompt's messages; None if it is a string. Raises SampleError."""
     if isinstance(sample.prompt, str):
+        return None
+    try:
+        return [dict(message) for message in sample.prompt]
+    except (TypeError, ValueError) as error:
+        raise SampleError(f"The prompt is neither a string nor a list of messages: {error}") from error
+
+
+def prompt_text(sample: Any, tokenizer: Any, tools: Sequence[Mapping[str, Any]], template_kwargs: Any) -> str:
+    """The prompt as the model's text: a string as it is, messages and tools by the chat template.
+
+    Raises SampleError.
+    """
+    messages = prompt_messages(sample)
+    if messages is None:
         return sample.prompt
-    messages = [dict(message) for message in sample.prompt]
-    return render_prompt(tokenizer, messages, **template_kwargs(sample))
+    try:
+        return render_prompt(tokenizer, messages, tools, **template_kwargs)
+    except Exception as error:  # templates raise what they like about messages that they do not take
+        raise SampleError(f"The chat template does not take the prompt: {error!r}") from error
 
 
-def template_kwargs(sample: Any) -> dict[str, Any]:
-    """Keyword arguments for the chat template that came with the sample."""
-    return dict(getattr(sample, "apply_chat_template_kwargs", None) or {})
+def sample_tools(sample: Any) -> list[dict[str, Any]]:
+    """The tools that came with the sample, else the search tool. Raises SampleError."""
+    try:
+        return tools_of(_metadata(sample))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise SampleError(f"The tools in the sample's metadata are not in OpenAI's form: {error}") from error
+
+
+def template_kwargs(args: Any, sample: Any) -> dict[str, Any]:
+    """Keyword arguments for the chat template: slime's, and the sample's own."""
+    ours = getattr(args, "apply_chat_template_kwargs", None), getattr(sample, "apply_chat_template_kwargs", None)
+    return {key: value for kwargs in ours if isinstance(kwargs, Mapping) for key, value in kwargs.items()}
 
 
 def rollout_info(sample: Any) -> dict[str, Any]:
@@ -53,10 +83,10 @@ def reset(sample: Any) -> None:
     sample.metadata = {key: value for key, value in _metadata(sample).items() if key != METADATA_KEY}
 
 
-def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, response: str) -> None:
+def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, tokenizer: Any) -> None:
     """Puts a finished trajectory into slime's fields."""
     sample.tokens = trajectory.ids
-    sample.response = response
+    sample.response = decode(tokenizer, trajectory.response_ids)
     sample.response_length = len(trajectory.response_ids)
     sample.loss_mask = list(trajectory.loss_mask)
     sample.rollout_log_probs = None if trajectory.log_probs is None else list(trajectory.log_probs)
@@ -72,7 +102,9 @@ def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, respons
             "gave_up": False,
             "turns": sum(segment.source == "model" for segment in trajectory.segments),
             "corrections": sum(segment.kind == "correction" for segment in trajectory.segments),
+            "mistakes": dict(trajectory.mistakes),
             "think_opened": trajectory.think_opened,
+            "end_of_turn": _ends_of_turns(trajectory, tokenizer),
             "segments": [segment._asdict() for segment in trajectory.segments],
             "search_seconds": seconds,
             "searches": [
@@ -105,6 +137,12 @@ def write_give_up(sample: Any, trajectory: Trajectory, stop: StopReason, filler_
         sample,
         {"stop_reason": stop.value, "gave_up": True, "turns": 0, "corrections": 0, "segments": [], "searches": []},
     )
+
+
+def _ends_of_turns(trajectory: Trajectory, tokenizer: Any) -> list[str]:
+    """The special tokens that the model ended its turns with."""
+    turns = [segment.text for segment in trajectory.segments if segment.source == "model"]
+    return sorted({turn[len(strip_end(tokenizer, turn)) :] for turn in turns} - {""})
 
 
 def _status(sample: Any, stop: StopReason) -> Any:

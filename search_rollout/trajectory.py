@@ -1,10 +1,12 @@
 """The one owner of alignment: a trajectory's ids, loss mask and log-probabilities grow together or not at all."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, NamedTuple
 
+from search_rollout.protocol import Message
 from search_rollout.retrieval import SearchResult
 
 
@@ -19,9 +21,11 @@ class StopReason(Enum):
         "no_room_to_observe"  # an observation or correction, and the answer reserve behind it, no longer fit
     )
     ABORTED = "aborted"  # slime stopped the rollout; the sample will be generated anew
+    BAD_SAMPLE = "bad_sample"  # given up: its prompt or its tools cannot be used; the log says why
     EMPTY_PROMPT = "empty_prompt"  # given up: there is nothing to continue
     PROMPT_TOO_LONG = "prompt_too_long"  # given up: the prompt alone fills the context
     ENGINE_FAILED = "engine_failed"  # given up: the engine did not answer, or not in a way that can be trained on
+    ROUTER_MISMATCH = "router_mismatch"  # given up: the router's record is not what its replies carried
     INTERNAL_ERROR = "internal_error"  # given up: a fault of this plugin; the log has its traceback
 
     @property
@@ -31,7 +35,14 @@ class StopReason(Enum):
 
 
 _GIVES_UP = frozenset(
-    {StopReason.EMPTY_PROMPT, StopReason.PROMPT_TOO_LONG, StopReason.ENGINE_FAILED, StopReason.INTERNAL_ERROR}
+    {
+        StopReason.BAD_SAMPLE,
+        StopReason.EMPTY_PROMPT,
+        StopReason.PROMPT_TOO_LONG,
+        StopReason.ENGINE_FAILED,
+        StopReason.ROUTER_MISMATCH,
+        StopReason.INTERNAL_ERROR,
+    }
 )
 
 
@@ -48,19 +59,22 @@ class Segment(NamedTuple):
 class Trajectory:
     """Prompt and response of one rollout. `append_model` and `append_env` are the only ways to grow the response.
 
-    Strict loss mask: 1 exactly on the ids that the engine sampled, each with its log-probability; 0 and 0.0 on the
-    environment's. `log_probs` stays None when they are not tracked.
+    Loss mask, strict: 1 exactly on the ids that the engine sampled, each with its log-probability; 0 and 0.0 on the
+    environment's. Simple: 1 everywhere; what the environment said gets the engine's own log-probabilities with the
+    next reply, and is dropped if no reply follows. `log_probs` stays None when they are not tracked.
     """
 
     max_length: int  # of prompt and response together
     track_log_probs: bool = True
     prompt_ids: list[int] = field(default_factory=list)
+    simple_mask: bool = False
     think_opened: bool = False  # the prompt ends inside <think>
     response_ids: list[int] = field(default_factory=list)  # (T_resp,) prompt excluded
-    loss_mask: list[int] = field(default_factory=list)  # (T_resp,) 1 = sampled by the engine
+    loss_mask: list[int] = field(default_factory=list)  # (T_resp,) 1 = trained
     log_probs: list[float] | None = None  # (T_resp,) or None when not tracked
     segments: list[Segment] = field(default_factory=list)
     searches: list[SearchResult] = field(default_factory=list)
+    mistakes: Counter[str] = field(default_factory=Counter)  # in tool calls, by class
     weight_versions: list[str] = field(default_factory=list)  # one per engine call that reported one
 
     def __post_init__(self) -> None:
@@ -76,23 +90,50 @@ class Trajectory:
         """How many more ids may be appended."""
         return self.max_length - len(self.prompt_ids) - len(self.response_ids)
 
+    @property
+    def unscored(self) -> int:
+        """With the simple mask: how many ids at the end wait for the engine's log-probabilities."""
+        last = self.segments[-1] if self.segments else None
+        return last.tokens if self.simple_mask and last and last.source == "environment" else 0
+
     def append_model(
-        self, ids: Sequence[int], log_probs: Sequence[float] | None, text: str, weight_version: str | None = None
+        self,
+        ids: Sequence[int],
+        log_probs: Sequence[float] | None,
+        text: str,
+        weight_version: str | None = None,
+        unscored_log_probs: Sequence[float] = (),
     ) -> None:
-        """Adds what the engine sampled, verbatim. Raises ValueError if ids and log-probabilities do not match."""
+        """Adds what the engine sampled, verbatim, and the log-probabilities of the unscored ids before it.
+
+        Raises ValueError if ids and log-probabilities do not match.
+        """
         if self.log_probs is not None:
             if log_probs is None or len(log_probs) != len(ids):
                 raise ValueError(f"{len(ids)} ids came with {0 if log_probs is None else len(log_probs)} log_probs.")
+            if len(unscored_log_probs) != self.unscored:
+                raise ValueError(f"{self.unscored} ids wait for log_probs; {len(unscored_log_probs)} came.")
+            self.log_probs[len(self.log_probs) - self.unscored :] = unscored_log_probs
             self.log_probs += log_probs
         if weight_version is not None:
             self.weight_versions.append(weight_version)
         self._append(ids, 1, Segment("model", text, "turn", len(ids)))
 
-    def append_env(self, ids: Sequence[int], text: str, kind: Literal["observation", "correction"]) -> None:
-        """Adds what the environment says to the model; it is never trained."""
+    def append_env(self, message: Message) -> None:
+        """Adds what the environment says to the model."""
         if self.log_probs is not None:
-            self.log_probs += [0.0] * len(ids)
-        self._append(ids, 0, Segment("environment", text, kind, len(ids)))
+            self.log_probs += [0.0] * len(message.ids)
+        mask = 1 if self.simple_mask else 0
+        self._append(message.ids, mask, Segment("environment", message.text, message.kind, len(message.ids)))
+
+    def drop_unscored(self) -> None:
+        """Forgets what no reply scored, at the end of a rollout with the simple mask."""
+        if self.unscored:
+            end = len(self.response_ids) - self.unscored
+            del self.response_ids[end:], self.loss_mask[end:]
+            if self.log_probs is not None:
+                del self.log_probs[end:]
+            self.segments.pop()
 
     def _append(self, ids: Sequence[int], mask: int, segment: Segment) -> None:
         self.response_ids += ids

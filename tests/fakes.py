@@ -87,7 +87,8 @@ Script = Callable[[dict], Turn | Awaitable[Turn]]
 class FakeEngine:
     """A `/generate` that answers from a script and records every request.
 
-    Its log-probabilities name their origin: token `p` of request `r` has -(r + p / 1000) - 0.0005.
+    Its log-probabilities name their origin: token `p` of the reply to request `r` has -(r + p / 1000) - 0.0005, and
+    token `p` of that request's prompt, where it was asked for, 100 less.
     """
 
     tokenizer: Any
@@ -162,6 +163,10 @@ class FakeEngine:
         }
         if request.get("return_logprob"):
             meta["output_token_logprobs"] = [[self.log_prob(number, p), token, None] for p, token in enumerate(ids)]
+            if (start := request.get("logprob_start_len", -1)) >= 0:
+                read = list(enumerate(request["input_ids"]))[start:]
+                values = [None, *(self.log_prob(number, p) - 100 for p, _ in read[1:])]
+                meta["input_token_logprobs"] = [[value, i, None] for value, (_, i) in zip(values, read, strict=True)]
         return web.json_response({"text": self.tokenizer.decode(ids), "output_ids": ids, "meta_info": meta})
 
 

@@ -335,7 +335,7 @@ async def test_a_refused_request_is_not_tried_again(monkeypatch):
 
 async def test_a_fault_of_ours_is_logged_with_its_traceback_and_gives_the_sample_up(monkeypatch, caplog):
     async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER)) as (args, _):
-        monkeypatch.setattr(generate_with_search, "parse_action", lambda *a, **k: 1 / 0)
+        monkeypatch.setattr("search_rollout.xml_protocol.parse_action", lambda *a, **k: 1 / 0)
         sample = await roll_out(args, make_sample())
     assert info(sample)["stop_reason"] == "internal_error"
     assert "ZeroDivisionError" in caplog.text

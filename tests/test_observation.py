@@ -7,9 +7,8 @@ from fakes import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_rollout.observation import CLOSE, OPEN, neutraliser, observation_ids, render_passages, special_strings
+from search_rollout.observation import TAGS, fit, neutraliser, render_passages, special_strings
 from search_rollout.retrieval import Passage
-from search_rollout.xml_protocol import TAGS
 
 TOKENIZER = tiny_tokenizer()
 NEUTRALISE = neutraliser(special_strings(TOKENIZER))
@@ -46,22 +45,33 @@ def test_no_document_can_forge_a_tag_or_a_special_token(pieces):
     assert not set(TOKENIZER.all_special_ids) & set(TOKENIZER.encode(text))
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10_000), st.integers(32, 200))
-def test_an_observation_keeps_to_its_tokens_and_its_closing_tag(seed, limit):
+def rendered(bodies):
+    return TOKENIZER.encode("<information>" + "|".join(bodies) + "</information>")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.integers(32, 200), st.integers(1, 4))
+def test_bodies_are_cut_until_they_fit_and_the_shorter_ones_stay_whole(seed, limit, count):
     choose = random.Random(seed)
-    body = "".join(choose.choices([*"abc \n", "capital of Kenya ", "漢", "é", "\U0001f600"], k=choose.randint(0, 3000)))
-    ids, text = observation_ids(TOKENIZER, body, limit)
+    pieces = [*"abc \n", "capital of Kenya ", "漢", "é", "\U0001f600"]
+    bodies = ["".join(choose.choices(pieces, k=choose.randint(0, 2000))).strip() for _ in range(count)]
+    ids, cut = fit(bodies, rendered, limit)
     assert len(ids) <= limit
-    assert text.startswith(OPEN) and text.endswith(CLOSE)
-    assert ids == TOKENIZER.encode(text)
-    inside = text[len(OPEN) : -len(CLOSE)]
-    assert body.strip().startswith(inside)
+    assert ids == rendered(cut)
+    assert all(body.startswith(left) for body, left in zip(bodies, cut, strict=True))
+    whole = [len(body) for body, left in zip(bodies, cut, strict=True) if left == body]
+    shortened = [len(left) for body, left in zip(bodies, cut, strict=True) if len(left) < len(body) - 1]
+    assert not shortened or not whole or max(whole) <= max(shortened) + max(map(len, pieces))
 
 
 def test_what_is_cut_is_no_more_than_needed():
-    ids, _ = observation_ids(TOKENIZER, "capital of Kenya " * 500, 100)
+    ids, _ = fit(["capital of Kenya " * 500], rendered, 100)
     assert 90 <= len(ids) <= 100
+
+
+def test_what_stands_around_the_bodies_is_never_cut():
+    ids, cut = fit(["capital of Kenya"], rendered, 3)
+    assert cut == [""] and ids == rendered([""])
 
 
 @pytest.mark.model

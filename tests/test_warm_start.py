@@ -2,21 +2,22 @@
 
 import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 import torch
 from demo_helpers import plain_log_probs, tiny_model
-from fakes import FakeRetriever, tiny_tokenizer
+from fakes import CHATML, FakeGenerateState, FakeRetriever, tiny_tokenizer
 
 import qa_em_format
 from demo.grpo import TrainSample
-from demo.rollouts import prompt
+from demo.models import TOOL_TEMPLATE
+from demo.rollouts import sample_of, slime_args
 from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Hop, Question
-from search_rollout.environment import Environment
-from search_rollout.retrieval import LocalRetriever
+from search_rollout.config import load_config
+from search_rollout.runtime import Runtime
 
 ONE_HOP = Question("q1", "What is the capital of Kenya?", ("Nairobi",), (Hop("capital of Kenya", "p0", "Nairobi"),))
 TWO_HOPS = Question(
@@ -25,6 +26,9 @@ TWO_HOPS = Question(
     ("Nairobi", "the city of Nairobi"),
     (Hop("country of Mombasa", "p1", "Kenya"), Hop("capital of Kenya", "p0", "Nairobi")),
 )
+
+
+Teach = Callable[..., Awaitable[TrainSample]]
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +43,20 @@ async def retriever() -> AsyncIterator[FakeRetriever]:
 
 
 @pytest.fixture
-async def environment(tokenizer: Any, retriever: FakeRetriever) -> AsyncIterator[Environment]:
-    search = LocalRetriever(retriever.url, topk=3, concurrency=4, timeout_s=10, retries=0)
-    environment = Environment(tokenizer, search, 200)
-    yield environment
-    await environment.close()
+async def teach(tokenizer: Any, retriever: FakeRetriever) -> AsyncIterator[Teach]:
+    """trace() of a question in an API mode."""
+    runtimes = []
+
+    async def one(question: Question, mode: str = "generate", port: int | None = None) -> TrainSample:
+        port = port or int(retriever.url.rpartition(":")[2])
+        args = slime_args(model="none", engine_port=1, retriever_port=port, max_length=896, api_mode=mode)
+        tokenizer.chat_template = TOOL_TEMPLATE.read_text() if mode == "chat" else CHATML
+        runtimes.append(Runtime("http://127.0.0.1:1", load_config({}, {}, args), FakeGenerateState(tokenizer)))
+        return await trace(question, runtimes[-1], args)
+
+    yield one
+    for runtime in runtimes:
+        await runtime.close()
 
 
 def parts(tokenizer: Any, sample: TrainSample) -> list[tuple[int, str]]:
@@ -54,9 +67,9 @@ def parts(tokenizer: Any, sample: TrainSample) -> list[tuple[int, str]]:
 
 
 async def test_a_trace_of_two_searches_trains_exactly_what_the_model_writes(
-    tokenizer: Any, environment: Environment, retriever: FakeRetriever
+    tokenizer: Any, teach: Teach, retriever: FakeRetriever
 ) -> None:
-    sample = await trace(TWO_HOPS, environment, tokenizer)
+    sample = await teach(TWO_HOPS)
     masks, texts = zip(*parts(tokenizer, sample), strict=True)
     assert masks == (1, 0, 1, 0, 1)
     assert texts[0] == "<think>I need the country of Mombasa.</think>\n<search>country of Mombasa</search>"
@@ -67,16 +80,17 @@ async def test_a_trace_of_two_searches_trains_exactly_what_the_model_writes(
     assert retriever.queries == ["country of Mombasa", "capital of Kenya"]
 
 
-async def test_a_trace_begins_with_the_prompt_of_a_rollout(tokenizer: Any, environment: Environment) -> None:
-    sample = await trace(ONE_HOP, environment, tokenizer)
+async def test_a_trace_begins_with_the_prompt_of_a_rollout(tokenizer: Any, teach: Teach) -> None:
+    sample = await teach(ONE_HOP)
     prompt_ids = sample.tokens[: len(sample.tokens) - len(sample.loss_mask)]
-    assert tokenizer.decode(prompt_ids) == prompt(tokenizer, ONE_HOP.text)
+    args = slime_args(model="none", engine_port=1, retriever_port=1, max_length=896)
+    assert tokenizer.decode(prompt_ids) == sample_of(args, tokenizer, ONE_HOP).prompt
     assert len(sample.rollout_log_probs) == len(sample.loss_mask)
 
 
 @pytest.mark.parametrize("question", [ONE_HOP, TWO_HOPS])
-async def test_a_trace_earns_the_full_reward(tokenizer: Any, environment: Environment, question: Question) -> None:
-    sample = await trace(question, environment, tokenizer)
+async def test_a_trace_earns_the_full_reward(tokenizer: Any, teach: Teach, question: Question) -> None:
+    sample = await teach(question)
     response = tokenizer.decode(sample.tokens[len(sample.tokens) - len(sample.loss_mask) :])
     score = qa_em_format.score_trajectory(qa_em_format.split_response(response), question.answers)
     assert score == (1.0, True, True, "Nairobi", True)  # reward, exact match, valid format, answer, found
@@ -88,21 +102,32 @@ def test_every_second_two_search_solution_stops_after_one_search() -> None:
     assert shown[1] == ONE_HOP and shown[2] == TWO_HOPS
 
 
-async def test_a_trace_that_stops_early_is_valid_and_wrong(tokenizer: Any, environment: Environment) -> None:
+async def test_a_trace_that_stops_early_is_valid_and_wrong(tokenizer: Any, teach: Teach) -> None:
     (early,) = solutions([TWO_HOPS])
-    sample = await trace(early, environment, tokenizer)
+    sample = await teach(early)
     response = tokenizer.decode(sample.tokens[len(sample.tokens) - len(sample.loss_mask) :])
     score = qa_em_format.score_trajectory(qa_em_format.split_response(response), TWO_HOPS.answers)
     assert (score.valid_format, score.exact_match, score.answer) == (True, False, "Kenya")
 
 
-async def test_a_failing_retriever_is_an_error_and_no_trace(tokenizer: Any) -> None:
-    environment = Environment(
-        tokenizer, LocalRetriever("http://127.0.0.1:1", topk=3, concurrency=1, timeout_s=5, retries=0), 200
-    )
+async def test_a_failing_retriever_is_an_error_and_no_trace(teach: Teach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search_rollout.retrieval.PAUSE_S", 0.01)
     with pytest.raises(RuntimeError, match="The retriever failed while traces were made: "):
-        await trace(ONE_HOP, environment, tokenizer)
-    await environment.close()
+        await teach(ONE_HOP, port=1)
+
+
+async def test_a_trace_of_chat_mode_calls_the_tool(tokenizer: Any, teach: Teach, retriever: FakeRetriever) -> None:
+    sample = await teach(TWO_HOPS, "chat")
+    masks, texts = zip(*parts(tokenizer, sample), strict=True)
+    assert masks == (1, 0, 1, 0, 1)
+    call = '<tool_call>\n{"name": "search", "arguments": {"queries": ["country of Mombasa"]}}\n</tool_call><|im_end|>'
+    assert texts[0] == f"<think>I need the country of Mombasa.</think>\n{call}"
+    assert texts[1].startswith('\n<|im_start|>user\n<tool_response>\nDoc 1(Title: "Kenya capital")')
+    assert texts[1].endswith("</tool_response><|im_end|>\n<|im_start|>assistant\n")
+    assert texts[4] == "<think>It is Nairobi.</think>\n<answer>Nairobi</answer><|im_end|>"
+    assert retriever.queries == ["country of Mombasa", "capital of Kenya"]
+    prompt = tokenizer.decode(sample.tokens[: len(sample.tokens) - len(sample.loss_mask)])
+    assert '"name": "search"' in prompt and '"queries"' in prompt
 
 
 def test_the_questions_come_in_random_order_each_once_before_any_comes_again() -> None:

@@ -1,0 +1,222 @@
+"""CPU that one trajectory costs outside the GPU: the plugin, and the tokenising that it makes the engine do.
+
+    python benchmarks/bench_rollout.py [--json FILE]
+
+Two ways to roll out are measured in turns, at 256 concurrent trajectories, against an engine that answers at once:
+
+    ids    generate_with_search.generate: ids in, ids out
+    text   the usual loop: the whole text is sent each turn, the engine tokenises it, the client tokenises the reply
+
+Engine and retriever are a process of their own. The client's CPU is that of this process; the engine's is the time it
+spends in its tokenizer, counted apart.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import statistics
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT / "demo" / "slime_standin", ROOT):
+    sys.path.insert(0, str(folder))
+
+import aiohttp  # noqa: E402
+from aiohttp import web  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+
+from benchmarks.reporting import parser, print_table, verdict, write_json  # noqa: E402
+from demo.models import policy_folder  # noqa: E402
+
+CONCURRENT = 256
+TURNS = (1, 2, 4, 8, 16)
+THOUGHT = "<think>" + "The question asks for a place, so its name has to be found in the documents first. " * 4
+SEARCH = THOUGHT + "</think>\n<search>where the place in question lies</search>"
+ANSWER = THOUGHT + "</think>\n<answer>Nairobi</answer>"
+PASSAGE = '"A place"\n' + "The place lies in the highlands in the south of the country and was founded in 1899. " * 6
+PROMPT = "Answer the question by searching. " * 20 + "In which country does the place lie?\n"
+LEAST_RATIO_AT_4, MOST_GROWTH_TO_16 = 2.0, 6.0
+
+
+# ---- The other process: an engine and a retriever that answer at once -----------------------------------------------
+
+
+def serve(model: str, pipe: Connection) -> None:
+    """Sends the port, then, whenever asked, the seconds spent in the tokenizer since the last time."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    replies = {text: tokenizer.encode(text, add_special_tokens=False) for text in (SEARCH, ANSWER)}
+    calls: dict[str, int] = {}
+    spent = 0.0
+
+    async def generate(request: web.Request) -> web.Response:
+        nonlocal spent
+        body = await request.json()
+        ids = body.get("input_ids")
+        if ids is None:
+            began = time.thread_time()
+            ids = tokenizer.encode(body["text"], add_special_tokens=False)
+            spent += time.thread_time() - began
+        name, turns = request.headers["X-Search-R1-Trajectory"], body["sampling_params"]["custom_params"]["turns"]
+        calls[name] = calls.get(name, 0) + 1
+        text = ANSWER if calls[name] == turns else SEARCH
+        triples = [[-0.5, token, None] for token in replies[text]]
+        meta = {
+            "finish_reason": {"type": "stop", "matched": "</search>"},
+            "prompt_tokens": len(ids),
+            "output_token_logprobs": triples,
+        }
+        return web.json_response({"text": text, "output_ids": replies[text], "meta_info": meta})
+
+    async def retrieve(request: web.Request) -> web.Response:
+        queries = (await request.json())["queries"]
+        return web.json_response({"result": [[{"document": {"contents": PASSAGE}, "score": 1.0}] * 3 for _ in queries]})
+
+    async def main() -> None:
+        nonlocal spent
+        app = web.Application(client_max_size=2**28)
+        app.add_routes([web.post("/generate", generate), web.post("/retrieve", retrieve)])
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        pipe.send(runner.addresses[0][1])
+        while await asyncio.to_thread(pipe.recv):
+            pipe.send(spent)
+            spent = 0.0
+        await runner.cleanup()
+
+    asyncio.run(main())
+
+
+# ---- The two ways to roll out ----------------------------------------------------------------------------------------
+
+
+def slime_args(model: str, port: int, turns: int) -> argparse.Namespace:
+    """slime's args for trajectories of `turns` engine calls."""
+    return argparse.Namespace(
+        hf_checkpoint=model,
+        sglang_router_ip="127.0.0.1",
+        sglang_router_port=port,
+        sglang_server_concurrency=CONCURRENT,
+        rollout_temperature=0.8,
+        rollout_top_p=1.0,
+        rollout_top_k=-1,
+        rollout_max_response_len=512,
+        search_backend="local",
+        retrieval_server_url=f"http://127.0.0.1:{port}",
+        max_turns=max(turns - 1, 1),
+        max_context_length=10**6,
+    )
+
+
+async def by_ids(args: argparse.Namespace, turns: int, number: int, session: aiohttp.ClientSession) -> int:
+    """One trajectory by the plugin; returns how many tokens it has."""
+    from slime.utils.types import Sample
+
+    import generate_with_search
+
+    params = {"max_new_tokens": 512, "temperature": 0.8, "custom_params": {"turns": turns}}
+    sample = Sample(index=number, prompt=PROMPT, label="Nairobi")
+    sample = await generate_with_search.generate(args, sample, params)
+    assert sample.metadata["search_r1"]["stop_reason"] == "answered", sample.metadata
+    return len(sample.tokens)
+
+
+async def by_text(args: argparse.Namespace, turns: int, number: int, session: aiohttp.ClientSession) -> int:
+    """One trajectory in the usual style: text is the state, and is tokenised wherever ids are needed."""
+    from slime.rollout.sglang_rollout import GenerateState
+
+    tokenizer = GenerateState(args).tokenizer
+    base = f"http://127.0.0.1:{args.sglang_router_port}"
+    headers = {"X-Search-R1-Trajectory": f"{turns}-{number}-{time.monotonic_ns()}"}
+    params = {"max_new_tokens": 512, "temperature": 0.8, "custom_params": {"turns": turns}}
+    prompt_ids = tokenizer.encode(PROMPT, add_special_tokens=False)
+    response = ""
+    response_ids: list[int] = []
+    mask: list[int] = []
+    log_probs: list[float] = []
+    for _ in range(turns):
+        body = {"text": PROMPT + response, "sampling_params": params, "return_logprob": True}
+        async with session.post(f"{base}/generate", json=body, headers=headers) as answer:
+            reply = await answer.json()
+        ids = tokenizer.encode(reply["text"], add_special_tokens=False)
+        response, response_ids, mask = response + reply["text"], response_ids + ids, mask + [1] * len(ids)
+        log_probs += [triple[0] for triple in reply["meta_info"]["output_token_logprobs"]]
+        if "</answer>" in reply["text"]:
+            break
+        query = reply["text"].partition("<search>")[2].partition("</search>")[0]
+        async with aiohttp.ClientSession() as search:  # a session of its own for each search is part of the style
+            async with search.post(f"{base}/retrieve", json={"queries": [query], "topk": 3}) as answer:
+                documents = (await answer.json())["result"][0]
+        texts = (f"Doc {place}: {found['document']['contents']}" for place, found in enumerate(documents, start=1))
+        observation = "\n\n<information>" + "\n".join(texts) + "</information>\n\n"
+        ids = tokenizer.encode(observation, add_special_tokens=False)
+        response, response_ids, mask = response + observation, response_ids + ids, mask + [0] * len(ids)
+        log_probs += [0.0] * len(ids)
+    assert len(response_ids) == len(mask) == len(log_probs)
+    return len(prompt_ids) + len(response_ids)
+
+
+async def measure(way: Any, args: argparse.Namespace, turns: int, pipe: Connection) -> tuple[float, float, float]:
+    """(client CPU, engine's tokenising, tokens) of one trajectory, in seconds and tokens."""
+    import generate_with_search
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        await way(args, turns, 0, session)
+        pipe.send(True)
+        pipe.recv()
+        began = time.process_time()
+        lengths = await asyncio.gather(*(way(args, turns, number, session) for number in range(CONCURRENT)))
+        client = time.process_time() - began
+    await generate_with_search.close()
+    pipe.send(True)
+    return client / CONCURRENT, pipe.recv() / CONCURRENT, statistics.mean(lengths)
+
+
+def main() -> int:
+    """Prints the table; returns 1 if a bound is missed."""
+    args = parser(__doc__).parse_args()
+    model = str(policy_folder(ROOT / ".cache"))
+    pipe, other_end = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(model, other_end), daemon=True)
+    server.start()
+    port = pipe.recv()
+    rows, figures, ids_cost = [], [], {}
+    for turns in TURNS:
+        found: dict[str, list[tuple[float, float, float]]] = {"ids": [], "text": []}
+        for _ in range(3):
+            for name, way in (("ids", by_ids), ("text", by_text)):
+                found[name].append(asyncio.run(measure(way, slime_args(model, port, turns), turns, pipe)))
+        best = {name: min(runs, key=lambda run: run[0] + run[1]) for name, runs in found.items()}
+        (ids_client, ids_engine, tokens), (text_client, text_engine, _) = best["ids"], best["text"]
+        ratio = (text_client + text_engine) / (ids_client + ids_engine)
+        ids_cost[turns] = ids_client + ids_engine
+        milliseconds = [1000 * value for value in (ids_client, ids_engine, text_client, text_engine)]
+        rows.append([turns, f"{tokens:.0f}", *(f"{value:.2f}" for value in milliseconds), f"{ratio:.2f}"])
+        names = ("ids_client_ms", "ids_engine_ms", "text_client_ms", "text_engine_ms")
+        figures.append(
+            {"turns": turns, "tokens": tokens, **dict(zip(names, milliseconds, strict=True)), "ratio": ratio}
+        )
+        print(f"{turns} turns measured", file=sys.stderr)
+    pipe.send(False)
+    server.join(10)
+    print(f"CPU milliseconds of one trajectory, {CONCURRENT} at once; best of 3 runs of each\n")
+    print_table(
+        ["turns", "tokens", "ids: client", "engine tokenising", "text: client", "engine tokenising", "text / ids"], rows
+    )
+    ratio = next(figure["ratio"] for figure in figures if figure["turns"] == 4)
+    growth = ids_cost[16] / ids_cost[4]
+    held = ratio >= LEAST_RATIO_AT_4, growth <= MOST_GROWTH_TO_16
+    print()
+    print(verdict(f"at 4 turns text costs {ratio:.2f} times ids (at least {LEAST_RATIO_AT_4})", held[0]))
+    print(verdict(f"16 turns cost {growth:.2f} times 4 turns by ids (at most {MOST_GROWTH_TO_16})", held[1]))
+    write_json(args.json, {"rows": figures, "ratio_at_4_turns": ratio, "growth_4_to_16": growth})
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

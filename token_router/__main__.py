@@ -1,0 +1,186 @@
+"""A token router: text or messages in, exact token ids kept and handed out.
+
+    python -m token_router --port 30000 --tokenizer MODEL_DIR --upstream http://127.0.0.1:30001
+
+Stands between a rollout and its SGLang workers. What a worker sampled goes back to it as the same ids in later turns,
+and comes out of /retrieve_from_text and /retrieve_from_messages_template with its mask and log-probabilities. The
+request header X-Search-R1-Trajectory names the trajectory that a request belongs to. Workers may also register
+themselves: POST /workers, or POST /add_worker?url=. Whatever else is asked goes to a worker as it is.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from search_rollout.tool_formats import FORMATS, ToolFormat, tool_format
+from token_router.app import create_app, make_runner
+from token_router.token_trie import TokenTrie
+from token_router.workers import Workers, worker_url
+
+LISTEN_BACKLOG = 2048  # connections waiting to be accepted; a rollout opens hundreds at once
+OPEN_FILES = 65536  # two for every request in flight
+
+
+class StartError(Exception):
+    """The router cannot start; the message says what to change."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.debug else logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
+    try:
+        with take_port(args.host, args.port) as listener:  # first: noticed before the tokenizer is loaded
+            tokenizer = load_tokenizer(args.tokenizer)
+            asyncio.run(serve(args, tokenizer, listener))
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the router listened for it
+        pass
+    print("stopped", file=sys.stderr)
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line's arguments; exits with 2 if they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m token_router", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=_number(0, 65535), required=True, help="0 takes any free port")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="the model's folder")
+    parser.add_argument(
+        "--upstream", type=_url, nargs="+", action="extend", default=[], metavar="URL", help="workers to begin with"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="0.0.0.0 serves other machines too, without a password (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tool-call-format",
+        choices=["auto", *FORMATS],
+        default="auto",
+        help="how the model writes tool calls (default: as its chat template shows)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=_number(1, 10**12),
+        default=20_000_000,
+        metavar="N",
+        help="tokens to keep, about 20 bytes each; then what was used longest ago is forgotten (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-body-mb", type=_number(1, 10**5), default=64, metavar="MB", help="largest request (default: %(default)s)"
+    )
+    parser.add_argument("--debug", action="store_true", help="log every request")
+    return parser.parse_args(argv)
+
+
+def take_port(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, not listening yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(f"cannot use --host {host} ({error}): give an address of this machine") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _port_in_use(host, port, error) from error
+    return listener
+
+
+def _port_in_use(host: str, port: int, error: OSError) -> StartError:
+    return StartError(f"cannot use port {port} of {host} ({error}): stop what uses it, or give another --port")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model's folder."""
+    if not folder.is_dir():
+        raise StartError(f"there is no folder {folder}: --tokenizer takes the folder of a Hugging Face model")
+    try:
+        from transformers import AutoTokenizer  # here, since it takes seconds: --help does not wait for it
+
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise whatever they like
+        raise StartError(f"no tokenizer can be loaded from {folder}: {' '.join(str(error).split())[:300]}") from error
+
+
+def choose_tool_format(tokenizer: Any, name: str) -> ToolFormat | None:
+    """The format of that name, or the one the tokenizer's template shows; None if it shows none."""
+    with contextlib.suppress(ValueError):
+        return tool_format(tokenizer, name)
+    return None
+
+
+async def serve(args: argparse.Namespace, tokenizer: Any, listener: socket.socket) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    workers = Workers()
+    for url in args.upstream:
+        workers.add(url)
+    app = create_app(
+        tokenizer,
+        workers,
+        TokenTrie(args.max_tokens),
+        tool_format=choose_tool_format(tokenizer, args.tool_call_format),
+        max_body_bytes=args.max_body_mb * 2**20,
+    )
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _allow_open_files()
+    runner = make_runner(app)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener, backlog=LISTEN_BACKLOG).start()
+        host, port = listener.getsockname()[:2]
+        print(f"token router: http://{host}:{port}, {len(workers)} workers", flush=True)
+        await stop.wait()
+    except OSError as error:  # another process had bound the port too, and was the first to listen
+        raise _port_in_use(args.host, args.port, error) from error
+    finally:
+        await runner.cleanup()
+
+
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number in these bounds."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _url(text: str) -> str:
+    try:
+        return worker_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The router's HTTP application: its routes, the list of workers, and everything else passed on."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import web
+
+from search_rollout.tool_formats import ToolFormat
+from token_router.chat import ChatRoute
+from token_router.errors import ApiError, bad_request, errors_as_json
+from token_router.generate import GenerateRoute
+from token_router.json_body import json_object
+from token_router.retrieve import RetrieveRoutes
+from token_router.token_trie import TokenTrie
+from token_router.upstream import Upstream
+from token_router.workers import Workers
+
+PROBE_PAUSE_S = 5.0  # between two looks at a worker that failed
+SHUTDOWN_TIMEOUT_S = 1.0  # for requests in flight
+
+
+def create_app(
+    tokenizer: Any,
+    workers: Workers,
+    store: TokenTrie,
+    *,
+    tool_format: ToolFormat | None,
+    max_body_bytes: int,
+    probe_pause_s: float = PROBE_PAUSE_S,
+) -> web.Application:
+    """The application; `make_runner` runs it. Without a tool format, chat requests with tools are refused."""
+    upstream = Upstream(workers, probe_pause_s=probe_pause_s)
+
+    async def connections(_: web.Application) -> AsyncIterator[None]:
+        async with upstream.running():
+            yield
+
+    async def pass_on(request: web.Request) -> web.StreamResponse:
+        return await upstream.relay(request, await request.read())
+
+    app = web.Application(middlewares=[errors_as_json], client_max_size=max_body_bytes)
+    app.cleanup_ctx.append(connections)
+    chat = ChatRoute(tokenizer, store, upstream, tool_format)
+    retrieve = RetrieveRoutes(tokenizer, store)
+    app.router.add_post("/generate", GenerateRoute(tokenizer, store, upstream).generate)
+    app.router.add_post("/v1/chat/completions", chat.complete)
+    app.router.add_post("/retrieve_from_text", retrieve.from_text)
+    app.router.add_post("/retrieve_from_messages_template", retrieve.from_messages)
+    _add_worker_routes(app, WorkerRoutes(workers, store))
+    app.router.add_route("*", "/{path:.*}", pass_on)  # last: what none of the others takes
+    return app
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """A runner that ends a generation when its caller hangs up, and passes bodies on without unpacking them."""
+    return web.AppRunner(app, handler_cancellation=True, auto_decompress=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+
+
+def _add_worker_routes(app: web.Application, routes: "WorkerRoutes") -> None:
+    app.router.add_get("/health", routes.health)
+    app.router.add_post("/workers", routes.add)
+    app.router.add_get("/workers", routes.list)
+    app.router.add_delete("/workers/{id:.+}", routes.remove)
+    app.router.add_post("/add_worker", routes.add_by_query)
+    app.router.add_post("/remove_worker", routes.remove_by_query)
+    app.router.add_get("/list_workers", routes.list_urls)
+
+
+class WorkerRoutes:
+    """How engines register and leave: `/workers` as slime does it now, the others as it did in 2025."""
+
+    def __init__(self, workers: Workers, store: TokenTrie) -> None:
+        self._workers = workers
+        self._store = store
+
+    async def health(self, _: web.Request) -> web.Response:
+        """GET /health: 503 until there is a worker that is not known to be dead."""
+        healthy = sum(worker.is_healthy for worker in self._workers)
+        body = {
+            "status": "ok" if healthy else "no healthy worker",
+            "workers": len(self._workers),
+            "healthy_workers": healthy,
+            "stored_tokens": self._store.tokens,
+            "trajectories": self._store.trajectories,
+        }
+        return web.json_response(body, status=200 if healthy else 503)
+
+    async def add(self, request: web.Request) -> web.Response:
+        """POST /workers {"url", "worker_type"}."""
+        body = await json_object(request)
+        return self._add(body.get("url"), str(body.get("worker_type") or "regular"))
+
+    async def add_by_query(self, request: web.Request) -> web.Response:
+        """POST /add_worker?url=."""
+        return self._add(request.query.get("url"))
+
+    async def list(self, _: web.Request) -> web.Response:
+        """GET /workers."""
+        return web.json_response({"workers": [worker.as_json() for worker in self._workers]})
+
+    async def list_urls(self, _: web.Request) -> web.Response:
+        """GET /list_workers."""
+        return web.json_response({"urls": [worker.url for worker in self._workers]})
+
+    async def remove(self, request: web.Request) -> web.Response:
+        """DELETE /workers/{id}."""
+        return self._remove(request.match_info["id"])
+
+    async def remove_by_query(self, request: web.Request) -> web.Response:
+        """POST /remove_worker?url=."""
+        return self._remove(request.query.get("url", ""))
+
+    def _add(self, url: Any, worker_type: str = "regular") -> web.Response:
+        try:
+            worker = self._workers.add(str(url), worker_type)
+        except ValueError as error:
+            raise bad_request(str(error), "bad_url") from error
+        return web.json_response({"status": "success", **worker.as_json()})
+
+    def _remove(self, id_or_url: str) -> web.Response:
+        if not self._workers.remove(id_or_url):
+            raise ApiError(404, "no_such_worker", f"There is no worker {id_or_url!r}.")
+        return web.json_response({"status": "success"})

@@ -1,0 +1,89 @@
+"""OpenAI's chat completions: earlier turns go to the worker as the ids they were sampled as, never rendered again."""
+
+import json
+from array import array
+from typing import Any
+
+from aiohttp import web
+
+from search_rollout.chat_template import decode, encode, next_turn_ids, render_prompt
+from search_rollout.tool_formats import ToolFormat
+from token_router.completion import assistant_message, completion, end_marks
+from token_router.conversation import Conversation, next_key, parse_conversation, parse_message, template_errors
+from token_router.errors import ApiError, bad_request
+from token_router.json_body import json_object, refuse_streaming
+from token_router.openai_params import worker_fields
+from token_router.replies import UnusableReply, parse_reply
+from token_router.token_trie import Path, Piece, TokenTrie
+from token_router.upstream import Upstream, generate_call, namespace_of
+
+
+class ChatRoute:
+    """One request:
+
+    1. The longest stored beginning of the messages that ends in a sampled assistant message gives its ids; what the
+       template writes for the messages behind it is added. Without one, the template writes everything.
+    2. A worker's `/generate` gets the ids.
+    3. The reply is stored under the messages and the assistant message that the caller gets.
+    """
+
+    def __init__(self, tokenizer: Any, store: TokenTrie, upstream: Upstream, tool_format: ToolFormat | None) -> None:
+        self._tokenizer = tokenizer
+        self._store = store
+        self._upstream = upstream
+        self._tool_format = tool_format
+        self._end_marks = end_marks(tokenizer)
+
+    async def complete(self, request: web.Request) -> web.Response:
+        """POST /v1/chat/completions."""
+        body = await json_object(request)
+        refuse_streaming(body)
+        conversation, fields = parse_conversation(body), worker_fields(body)
+        form = self._form() if conversation.tools else None
+        keys = conversation.keys(namespace_of(request))
+        prompt = self._prompt(conversation, keys)
+        ids = prompt.ids()
+        answer = await self._upstream.fetch(generate_call(request, json.dumps({"input_ids": ids, **fields}).encode()))
+        if answer.status != 200:
+            return answer.response()
+        try:
+            reply = parse_reply(answer.body)
+        except UnusableReply as error:
+            raise ApiError(502, "bad_reply", f"The worker's reply is of no use: {error}") from error
+        text = decode(self._tokenizer, reply.ids)
+        thinking = prompt.pieces[-1].text.rstrip().endswith("<think>")
+        message = assistant_message(text, form, self._end_marks, think_opened=thinking)
+        if reply.finish != "abort":
+            key = next_key(keys[-1], parse_message(message))
+            self._store.add(namespace_of(request), [*prompt.pieces, reply.piece(text)], key)
+        return web.json_response(completion(self._tokenizer, body, len(ids), reply, message))
+
+    def _form(self) -> ToolFormat:
+        if self._tool_format is None:
+            raise bad_request(
+                "The model's chat template shows no way of calling tools that is known here; start the router with "
+                "--tool-call-format.",
+                "no_tool_format",
+            )
+        return self._tool_format
+
+    def _prompt(self, conversation: Conversation, keys: list[str]) -> Path:
+        """The prompt as pieces, the last of them what the template wrote now."""
+        known, rest = self._known(conversation.messages, keys)
+        kwargs = conversation.template_kwargs
+        with template_errors():
+            if known.pieces:
+                ids = next_turn_ids(self._tokenizer, rest, known.ids()[-1], **kwargs)
+                text = decode(self._tokenizer, ids)
+            else:
+                text = render_prompt(self._tokenizer, rest, conversation.tools, **kwargs)
+                ids = encode(self._tokenizer, text)
+        return Path((*known.pieces, Piece(text, array("i", ids))))
+
+    def _known(self, messages: list[dict[str, Any]], keys: list[str]) -> tuple[Path, list[dict[str, Any]]]:
+        """The longest stored beginning of the messages, and those behind it."""
+        for end in range(len(messages), 0, -1):
+            path = self._store.by_key(keys[end - 1])
+            if path is not None:
+                return path, messages[end:]
+        return Path(), messages

@@ -1,0 +1,43 @@
+"""What the router says when it cannot do what it was asked: a status and OpenAI's error object."""
+
+import logging
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+logger = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """Ends a request with this status; `code` is for programs, the message for people."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+def bad_request(message: str, code: str = "bad_request") -> ApiError:
+    """The caller's mistake."""
+    return ApiError(400, code, message)
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns whatever a route raises into an answer; a fault of ours leaves its traceback in the log."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        logger.debug("%s %s: %d %s", request.method, request.path, error.status, error)
+        return _answer(error.status, error.code, str(error))
+    except web.HTTPRequestEntityTooLarge:
+        message = f"The body is larger than {request.client_max_size} bytes; --max-body-mb sets the limit."
+        return _answer(413, "body_too_large", message)
+    except Exception:
+        logger.exception("%s %s failed", request.method, request.path)
+        return _answer(500, "internal_error", "The router failed; its log has the traceback.")
+
+
+def _answer(status: int, code: str, message: str) -> web.Response:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return web.json_response({"error": {"message": message, "type": kind, "code": code}}, status=status)

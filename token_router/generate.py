@@ -1,0 +1,94 @@
+"""SGLang's `/generate` for text or ids: earlier turns go to the worker as the ids they were sampled as."""
+
+import json
+import logging
+from array import array
+from typing import Any
+
+from aiohttp import web
+
+from search_rollout.chat_template import decode, encode
+from token_router.errors import bad_request
+from token_router.json_body import json_object, refuse_streaming
+from token_router.replies import UnusableReply, parse_reply
+from token_router.token_trie import Path, Piece, TokenTrie
+from token_router.upstream import Answer, Upstream, generate_call, namespace_of
+
+logger = logging.getLogger(__name__)
+
+
+class GenerateRoute:
+    """One request with text:
+
+    1. The longest stored beginning of the text that ends in a reply gives its ids; the tokenizer encodes the rest.
+    2. The worker gets `input_ids` in place of `text`, and everything else as it came.
+    3. Its reply is stored under the text and the reply's text, and passed on as it came.
+
+    With `input_ids` the first step compares ids; the path's text is then what they decode to.
+    """
+
+    def __init__(self, tokenizer: Any, store: TokenTrie, upstream: Upstream) -> None:
+        self._tokenizer = tokenizer
+        self._store = store
+        self._upstream = upstream
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """POST /generate."""
+        body = await json_object(request)
+        refuse_streaming(body)
+        raw = await request.read()
+        prompt = self._prompt(namespace_of(request), body)
+        if prompt is None:
+            return await self._upstream.relay(request, raw)
+        if body.get("text") is not None:
+            rest = {name: value for name, value in body.items() if name != "text"}
+            raw = json.dumps({**rest, "input_ids": prompt.ids()}).encode()
+        answer = await self._upstream.fetch(generate_call(request, raw))
+        if answer.status == 200:
+            self._keep(namespace_of(request), prompt, answer)
+        return answer.response()
+
+    def _prompt(self, namespace: str, body: dict[str, Any]) -> Path | None:
+        """The prompt as pieces; None if it is not one text or one list of ids, and so none of the router's business."""
+        text, ids = body.get("text"), body.get("input_ids")
+        if text is not None and ids is not None:
+            raise bad_request("Give text or input_ids, not both.")
+        if isinstance(text, str):
+            return self._text_prompt(namespace, text)
+        if isinstance(ids, list) and ids and not isinstance(ids[0], list):
+            return self._ids_prompt(namespace, ids)
+        if text is None and ids is None and "input_embeds" not in body:
+            raise bad_request("Give text or input_ids.")
+        return None
+
+    def _text_prompt(self, namespace: str, text: str) -> Path:
+        known = self._store.longest_by_text(namespace, text)
+        rest = text[known.text_length() :]
+        return known.extended(Piece(rest, array("i", encode_text(self._tokenizer, rest))))
+
+    def _ids_prompt(self, namespace: str, ids: list[Any]) -> Path:
+        try:
+            whole = array("i", ids)
+            known = self._store.longest_by_ids(namespace, whole)
+            rest = whole[len(known.ids()) :]
+            return known.extended(Piece(decode(self._tokenizer, rest), rest))
+        except (TypeError, OverflowError) as error:
+            raise bad_request(f"input_ids must be a list of token ids: {error}") from error
+
+    def _keep(self, namespace: str, prompt: Path, answer: Answer) -> None:
+        try:
+            reply = parse_reply(answer.body)
+        except UnusableReply as error:
+            logger.warning("a reply to /generate is passed on but not stored: %s", error)
+            return
+        if reply.finish != "abort":
+            text = decode(self._tokenizer, reply.ids) if reply.text is None else reply.text
+            self._store.add(namespace, [*prompt.pieces, reply.piece(text)])
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text from outside; raises ApiError if it is no text."""
+    try:
+        return encode(tokenizer, text)
+    except (TypeError, UnicodeError) as error:  # half a surrogate pair
+        raise bad_request(f"The text cannot be encoded: {error}") from error

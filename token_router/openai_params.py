@@ -1,0 +1,66 @@
+"""The fields of a chat request that say how to sample, in SGLang's names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from token_router.errors import bad_request
+
+RENAMED = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "seed": "sampling_seed",
+}
+UNCHANGED = (
+    "temperature",
+    "top_p",
+    "stop",
+    "frequency_penalty",
+    "presence_penalty",
+    # SGLang's own, beyond OpenAI's
+    "top_k",
+    "min_p",
+    "stop_token_ids",
+    "repetition_penalty",
+    "skip_special_tokens",
+    "no_stop_trim",
+    "spaces_between_special_tokens",
+    "ignore_eos",
+    "custom_params",
+    "regex",
+    "json_schema",
+    "ebnf",
+)
+# Fields that change a reply and that the router does not know how to pass on, with the values that ask for nothing.
+REFUSED = {
+    "n": (1,),
+    "top_logprobs": (0,),
+    "tool_choice": ("auto",),
+    "response_format": ({"type": "text"},),
+}
+
+
+def worker_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a worker's `/generate` gets beside the ids. Raises ApiError on what cannot be translated."""
+    fields: dict[str, Any] = {"sampling_params": sampling_params(body)}
+    if body.get("logprobs"):
+        fields["return_logprob"] = True
+    if "logprob_start_len" in body:
+        fields["logprob_start_len"] = body["logprob_start_len"]
+    return fields
+
+
+def sampling_params(body: Mapping[str, Any]) -> dict[str, Any]:
+    """SGLang's sampling parameters; raises ApiError on what cannot be translated.
+
+    Without a limit from the caller there is none: SGLang's `/generate` would stop after 128 tokens, which nobody who
+    asks for a chat completion expects.
+    """
+    for field, harmless in REFUSED.items():
+        if body.get(field) is not None and body[field] not in harmless:
+            raise bad_request(f"`{field}` is {body[field]!r}; the router supports only {harmless[0]!r}.", "unsupported")
+    params: dict[str, Any] = {"max_new_tokens": None}
+    for name in (*RENAMED, *UNCHANGED):
+        if body.get(name) is not None:
+            params[RENAMED.get(name, name)] = body[name]
+    return params

@@ -1,0 +1,69 @@
+"""A map from texts, or from lists of ids, that finds every key a given one begins with."""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+K = TypeVar("K", str, "array[int]")
+V = TypeVar("V")
+
+
+class PrefixMap(Generic[K, V]):
+    """Keys kept in order, so that a look-up among ten thousand is a few binary searches. A key may have many values."""
+
+    def __init__(self) -> None:
+        self._keys: list[K] = []
+        self._values: list[list[V]] = []  # beside each key, in the order they came
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, key: K, value: V) -> None:
+        """Adds a value to those of the key."""
+        at = bisect_left(self._keys, key)
+        if at == len(self._keys) or self._keys[at] != key:
+            self._keys.insert(at, key)
+            self._values.insert(at, [])
+        self._values[at].append(value)
+
+    def remove(self, key: K, value: V) -> None:
+        """Removes a value that was added with the key."""
+        at = bisect_left(self._keys, key)
+        self._values[at].remove(value)
+        if not self._values[at]:
+            del self._keys[at], self._values[at]
+
+    def values(self, key: K) -> list[V]:
+        """The values of exactly this key."""
+        at = bisect_left(self._keys, key)
+        return self._values[at] if at < len(self._keys) and self._keys[at] == key else []
+
+    def prefixes_of(self, whole: K) -> Iterator[tuple[K, V]]:
+        """Every key that `whole` begins with, with each of its values; longest key first.
+
+        The last key that does not come after `whole` is such a key, or shares a beginning with `whole` that every such
+        key is a prefix of. Either way `whole` can be cut down to what they share, and the search goes on from there.
+        """
+        while at := bisect_right(self._keys, whole):
+            key = self._keys[at - 1]
+            shared = _shared_length(key, whole)
+            if shared == len(key):
+                for value in self._values[at - 1]:
+                    yield key, value
+                if not shared:
+                    return
+                shared -= 1  # only shorter keys are left
+            whole = whole[:shared]
+
+
+def _shared_length(one: K, other: K) -> int:
+    """How far two sequences are the same from their start."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

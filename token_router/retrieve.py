@@ -1,0 +1,64 @@
+"""The stored ids handed out: by text, or by messages."""
+
+from typing import Any
+
+from aiohttp import web
+
+from search_rollout.chat_template import decode, next_turn_ids
+from token_router.conversation import parse_conversation, template_errors
+from token_router.errors import ApiError, bad_request
+from token_router.json_body import json_object
+from token_router.token_trie import Path, TokenTrie
+from token_router.upstream import namespace_of
+
+
+class RetrieveRoutes:
+    """Both endpoints give the whole trajectory, or 404: ids are never guessed."""
+
+    def __init__(self, tokenizer: Any, store: TokenTrie) -> None:
+        self._tokenizer = tokenizer
+        self._store = store
+
+    async def from_text(self, request: web.Request) -> web.Response:
+        """POST /retrieve_from_text: the record of exactly this text."""
+        text = (await json_object(request)).get("text")
+        if not isinstance(text, str):
+            raise bad_request("`text` must be a string.")
+        path = self._store.whole_text(namespace_of(request), text) if text else Path()
+        if path is None:
+            raise _not_stored("This text")
+        return self._record(path, [])
+
+    async def from_messages(self, request: web.Request) -> web.Response:
+        """POST /retrieve_from_messages_template: the record up to an assistant message that was sampled here."""
+        body = await json_object(request)
+        conversation = parse_conversation(body)
+        path = self._store.by_key(conversation.keys(namespace_of(request))[-1])
+        if path is None:
+            raise _not_stored("This conversation (it must end in an assistant message that was sampled here)")
+        opening: list[int] = []
+        if body.get("add_generation_prompt"):
+            with template_errors():
+                opening = next_turn_ids(self._tokenizer, [], path.ids()[-1], **conversation.template_kwargs)
+        return self._record(path, opening)
+
+    def _record(self, path: Path, opening: list[int]) -> web.Response:
+        """`opening` are ids behind the path with which a next turn would begin."""
+        ids = path.ids() + opening
+        mask = path.mask() + [0] * len(opening)
+        log_probs = path.log_probs()
+        return web.json_response(
+            {
+                "tokens": ids,
+                "response": decode(self._tokenizer, ids[path.prompt_length() :]),
+                "loss_mask": mask,
+                "token_length": len(ids),
+                "loss_mask_length": len(mask),
+                "rollout_logp": None if log_probs is None else log_probs + [0.0] * len(opening),
+            }
+        )
+
+
+def _not_stored(what: str) -> ApiError:
+    message = f"{what} is not stored, as a whole, under this request's X-Search-R1-Trajectory."
+    return ApiError(404, "not_stored", message)

@@ -1,0 +1,224 @@
+"""What the router remembers: the exact ids of every trajectory, found again by text, by ids, or by a key.
+
+A trajectory is a path of pieces, each written by one side: the engine, or what came before and between its replies.
+Trajectories of one namespace that begin alike share those pieces, so a namespace is a tree. A piece is matched whole or
+not at all: half a text has no ids.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from token_router.prefix_map import K, PrefixMap
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text and the ids it is, as one side wrote them. The ids are the truth; the text only finds them again."""
+
+    text: str
+    ids: "array[int]"
+    sampled: bool = False  # by the engine: loss mask 1
+    log_probs: "array[float] | None" = None  # one an id, of sampled pieces; None if the engine did not tell
+    weight_version: str | None = None  # of the weights that sampled it
+
+    def __post_init__(self) -> None:
+        if self.log_probs is not None and len(self.log_probs) != len(self.ids):
+            raise ValueError(f"{len(self.ids)} ids with {len(self.log_probs)} log-probabilities.")
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The pieces of a trajectory, or of its beginning."""
+
+    pieces: tuple[Piece, ...] = ()
+
+    def text_length(self) -> int:
+        """Characters of all pieces."""
+        return sum(len(piece.text) for piece in self.pieces)
+
+    def ids(self) -> list[int]:
+        """The ids, prompt included."""
+        return [token for piece in self.pieces for token in piece.ids]
+
+    def mask(self) -> list[int]:
+        """1 for each id that the engine sampled, 0 for the rest."""
+        return [int(piece.sampled) for piece in self.pieces for _ in piece.ids]
+
+    def log_probs(self) -> list[float] | None:
+        """One for each id, 0.0 where the mask is 0; None if the engine did not tell all."""
+        values: list[float] = []
+        for piece in self.pieces:
+            if piece.sampled and piece.log_probs is None:
+                return None
+            values += piece.log_probs or [0.0] * len(piece.ids)
+        return values
+
+    def extended(self, piece: Piece) -> "Path":
+        """The path with a piece more, unless it holds nothing."""
+        return Path((*self.pieces, piece)) if piece.text or piece.ids else self
+
+    def prompt_length(self) -> int:
+        """How many ids come before the first sampled one."""
+        length = 0
+        for piece in self.pieces:
+            if piece.sampled:
+                break
+            length += len(piece.ids)
+        return length
+
+
+class _Node:
+    """One piece in a tree; a root holds an empty one."""
+
+    __slots__ = ("by_ids", "by_text", "keys", "namespace", "parent", "piece", "stored_at")
+
+    def __init__(self, namespace: str, parent: "_Node | None", piece: Piece) -> None:
+        self.namespace = namespace
+        self.parent = parent
+        self.piece = piece
+        self.by_text: PrefixMap[str, _Node] = PrefixMap()  # children
+        self.by_ids: PrefixMap[array[int], _Node] = PrefixMap()  # the same
+        self.keys: list[str] = []
+        self.stored_at = 0
+
+    def child(self, piece: Piece) -> "_Node | None":
+        """The child with the same text, ids and author."""
+        for node in self.by_text.values(piece.text):
+            if node.piece.ids == piece.ids and node.piece.sampled == piece.sampled:
+                return node
+        return None
+
+    def path(self) -> Path:
+        pieces: list[Piece] = []
+        node = self
+        while node.parent is not None:
+            pieces.append(node.piece)
+            node = node.parent
+        return Path(tuple(reversed(pieces)))
+
+
+class TokenTrie:
+    """All trajectories; beyond `max_tokens` ids in all, what was used longest ago is forgotten from its end.
+
+    Where the same text stands for different ids, or the same key for different paths, the one stored last is found.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self.tokens = 0
+        self._roots: dict[str, _Node] = {}
+        self._by_key: dict[str, _Node] = {}
+        # Least recently used first. A path is touched from its end to its root, so no node comes before its children,
+        # and the first node never has any.
+        self._recency: OrderedDict[_Node, None] = OrderedDict()
+        self._clock = count(1)
+
+    @property
+    def trajectories(self) -> int:
+        """How many namespaces have something stored."""
+        return len(self._roots)
+
+    def add(self, namespace: str, pieces: Iterable[Piece], key: str | None = None) -> None:
+        """Stores a path, sharing what is there already; `key` names its end."""
+        pieces = list(pieces)
+        if not pieces:
+            return
+        node = self._roots.setdefault(namespace, _Node(namespace, None, Piece("", array("i"))))
+        for piece in pieces:
+            node = self._step(node, piece)
+        if key is not None:
+            self._name(key, node)
+        self._touch(node)
+        while self.tokens > self.max_tokens:
+            self._forget(self._recency.popitem(last=False)[0])
+
+    def longest_by_text(self, namespace: str, text: str) -> Path:
+        """The longest stored beginning of the text that ends in a sampled piece; an empty path if there is none.
+
+        (What was not sampled is not worth finding: encoding it again gives the same ids, or better ones where a short
+        prompt happens to be the beginning of a longer one.)
+        """
+        return self._longest(namespace, text, _by_text)
+
+    def longest_by_ids(self, namespace: str, ids: Sequence[int]) -> Path:
+        """The same, of ids."""
+        return self._longest(namespace, array("i", ids), _by_ids)
+
+    def whole_text(self, namespace: str, text: str) -> Path | None:
+        """The path that is exactly this text."""
+        root = self._roots.get(namespace)
+        ends = [node for node, length in _matches(root, text, _by_text) if length == len(text)] if root else []
+        return self._found(max(ends, key=lambda node: node.stored_at, default=None))
+
+    def by_key(self, key: str) -> Path | None:
+        """The path that was stored with this key."""
+        return self._found(self._by_key.get(key))
+
+    def _longest(self, namespace: str, whole: K, children: "Callable[[_Node], PrefixMap[K, _Node]]") -> Path:
+        root = self._roots.get(namespace)
+        matches = _matches(root, whole, children) if root else ()
+        ends = [(length, node.stored_at, node) for node, length in matches if node.piece.sampled]
+        return self._found(max(ends, key=lambda end: end[:2])[2] if ends else None) or Path()
+
+    def _found(self, node: _Node | None) -> Path | None:
+        if node is None or node.parent is None:
+            return None
+        self._touch(node)
+        return node.path()
+
+    def _step(self, parent: _Node, piece: Piece) -> _Node:
+        node = parent.child(piece)
+        if node is None:
+            node = _Node(parent.namespace, parent, piece)
+            parent.by_text.add(piece.text, node)
+            parent.by_ids.add(piece.ids, node)
+            self.tokens += len(piece.ids)
+        node.piece = piece  # sampled again: its log-probabilities are the new ones
+        node.stored_at = next(self._clock)
+        return node
+
+    def _name(self, key: str, node: _Node) -> None:
+        if key in self._by_key:
+            self._by_key[key].keys.remove(key)
+        self._by_key[key] = node
+        node.keys.append(key)
+
+    def _touch(self, node: _Node) -> None:
+        """Makes a path the most recently used one, its end first."""
+        while node.parent is not None:
+            self._recency[node] = None
+            self._recency.move_to_end(node)
+            node = node.parent
+
+    def _forget(self, node: _Node) -> None:
+        """Removes a node without children."""
+        parent = node.parent
+        assert parent is not None
+        parent.by_text.remove(node.piece.text, node)
+        parent.by_ids.remove(node.piece.ids, node)
+        self.tokens -= len(node.piece.ids)
+        for key in node.keys:
+            del self._by_key[key]
+        if parent.parent is None and not parent.by_text:
+            del self._roots[node.namespace]
+
+
+def _by_text(node: _Node) -> PrefixMap[str, _Node]:
+    return node.by_text
+
+
+def _by_ids(node: _Node) -> "PrefixMap[array[int], _Node]":
+    return node.by_ids
+
+
+def _matches(root: _Node, whole: K, children: Callable[[_Node], PrefixMap[K, _Node]]) -> Iterator[tuple[_Node, int]]:
+    """Every node whose path is the beginning of `whole`, with the length of that path."""
+    open_ends = [(root, 0)]
+    while open_ends:
+        node, length = open_ends.pop()
+        yield node, length
+        for key, child in children(node).prefixes_of(whole[length:]):
+            open_ends.append((child, length + len(key)))

@@ -1,0 +1,189 @@
+"""Requests on their way to a worker, to another one if that fails, and back as the worker answered."""
+
+import asyncio
+import contextlib
+import io
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple, TypeVar
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from token_router.errors import ApiError, bad_request
+from token_router.workers import Worker, Workers
+
+logger = logging.getLogger(__name__)
+
+TRAJECTORY_HEADER = "X-Search-R1-Trajectory"
+ROUTING_HEADER = "X-SMG-Routing-Key"  # slime's own
+
+CONNECT_TIMEOUT_S = 10.0  # a generation itself may take as long as the caller waits
+PROBE_TIMEOUT_S = 5.0
+KEEP_ALIVE_S = 2.0  # uvicorn closes idle connections after 5: one that it may just be closing is never used again
+_TROUBLE = (aiohttp.ClientError, OSError, asyncio.TimeoutError)  # a worker's, as aiohttp reports it
+
+_HOP_BY_HOP = {
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
+
+T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    """A request for whichever worker takes it."""
+
+    method: str
+    path: str  # with the query, exactly as it came
+    headers: CIMultiDict[str]
+    body: bytes | None
+    key: str  # requests with the same one go to the same worker
+
+
+class Answer(NamedTuple):
+    """A worker's whole answer."""
+
+    status: int
+    headers: CIMultiDict[str]
+    body: bytes
+
+    def response(self) -> web.Response:
+        """The same for the caller."""
+        return web.Response(status=self.status, headers=self.headers, body=self.body)
+
+
+class Upstream:
+    """Sends calls to workers, and asks those that failed whether they are back."""
+
+    def __init__(self, workers: Workers, *, probe_pause_s: float) -> None:
+        self.workers = workers
+        self._probe_pause_s = probe_pause_s
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Holds the connections."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+        async with self._session:
+            probing = asyncio.create_task(self._probe_forever())
+            try:
+                yield
+            finally:
+                probing.cancel()
+
+    async def fetch(self, call: Call) -> Answer:
+        """A worker's whole answer, whatever its status. Raises ApiError if no worker gives one."""
+        return await self._send(call, _read)
+
+    async def relay(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        """The caller's request to a worker and the answer back, byte for byte, while it comes."""
+        return await self._send(same_call(request, body), lambda answer: _stream(request, answer))
+
+    async def _send(self, call: Call, receive: Callable[[aiohttp.ClientResponse], Awaitable[T]]) -> T:
+        """What `receive` makes of the first answer that comes, each worker tried once at most."""
+        tried: dict[Worker, BaseException] = {}
+        while worker := self.workers.choose(call.key, tried):
+            worker.load += 1
+            try:
+                async with self._request(worker, call) as answer:
+                    received = await receive(answer)
+                worker.is_healthy = True
+                return received
+            except _TROUBLE as error:
+                logger.warning("worker %s failed: %r", worker.url, error)
+                worker.is_healthy = False
+                tried[worker] = error
+            finally:
+                worker.load -= 1
+        if not tried:
+            raise ApiError(503, "no_worker", "No worker is registered; POST /workers or --upstream names one.")
+        failures = "; ".join(f"{worker.url}: {error!r}" for worker, error in tried.items())
+        raise ApiError(502, "workers_failed", f"Every worker refused the connection or dropped it: {failures}")
+
+    def _request(self, worker: Worker, call: Call) -> "aiohttp.client._RequestContextManager":
+        url = URL(worker.url + call.path, encoded=True)
+        data = None if call.body is None else io.BytesIO(call.body)  # aiohttp warns of large bodies given as bytes
+        return self._session.request(call.method, url, headers=call.headers, data=data, allow_redirects=False)
+
+    async def _probe_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._probe_pause_s)
+            await asyncio.gather(*(self._probe(worker) for worker in self.workers if not worker.is_healthy))
+
+    async def _probe(self, worker: Worker) -> None:
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+        with contextlib.suppress(*_TROUBLE):
+            async with self._session.get(f"{worker.url}/health", timeout=timeout) as answer:
+                worker.is_healthy = answer.status < 500
+
+
+def same_call(request: web.Request, body: bytes) -> Call:
+    """The caller's request as it came."""
+    if not request.raw_path.startswith("/"):
+        raise bad_request("The request line must name a path.")
+    headers = _end_to_end(request.headers)
+    for name in ("Host", "Content-Length", "Expect"):
+        headers.popall(name, None)
+    return Call(request.method, request.raw_path, headers, body if request.body_exists else None, routing_key(request))
+
+
+def generate_call(request: web.Request, body: bytes) -> Call:
+    """A call of `/generate` on behalf of the caller, whose answer must be readable here."""
+    headers = same_call(request, body).headers
+    headers["Content-Type"] = "application/json"
+    headers["Accept-Encoding"] = "identity"
+    return Call("POST", "/generate", headers, body, routing_key(request))
+
+
+def namespace_of(request: web.Request) -> str:
+    """The trajectory that the request belongs to."""
+    return request.headers.get(TRAJECTORY_HEADER, "")
+
+
+def routing_key(request: web.Request) -> str:
+    """What the choice of a worker sticks to."""
+    return request.headers.get(ROUTING_HEADER) or namespace_of(request)
+
+
+def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """The headers without those that are about one connection."""
+    named = {name.strip().lower() for value in headers.getall("Connection", ()) for name in value.split(",")}
+    dropped = _HOP_BY_HOP | named
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
+
+
+async def _read(answer: aiohttp.ClientResponse) -> Answer:
+    headers = _end_to_end(answer.headers)
+    headers.popall("Content-Length", None)
+    return Answer(answer.status, headers, await answer.read())
+
+
+async def _stream(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    """Passes an answer on. If one end breaks off in the middle, the other is broken off too."""
+    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
+    try:
+        await response.prepare(request)
+        async for part in answer.content.iter_any():
+            await response.write(part)
+        await response.write_eof()
+    except _TROUBLE as error:
+        logger.warning("%s %s broke off: %r", request.method, request.path, error)
+        if request.transport is not None:
+            request.transport.abort()
+    return response
