@@ -1,5 +1,8 @@
 # make demo    train a small language model to search, on this machine's CPU
+# make demo-chat    the same with messages and tool calls
 # make test    all tests; test-fast leaves out the run of the demo
+# make test-sglang    one real model behind the demo's engine and behind SGLang on the CPU, which it installs (6 GB)
+# make bench   all benchmarks (benchmarks/RESULTS.md)
 # make check   ruff, mypy, shellcheck
 # Each sets up what it needs in .venv, once. Options of the demo: make demo ARGS="--minutes 5 --seed 1"
 
@@ -7,9 +10,9 @@ PYTHON ?= python3
 ARGS ?=
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 STAMP := .venv/.installed
-SHELL_SCRIPTS := .ci/run $(shell find . -name "*.sh" -not -path "./.venv/*")
+SHELL_SCRIPTS := .ci/run $(shell find . -name "*.sh" -not -path "./.venv*/*")
 
-.PHONY: help install demo test test-fast check bench clean
+.PHONY: help install demo demo-chat test test-fast test-sglang check bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,11 +33,18 @@ $(STAMP): pyproject.toml Makefile
 demo: $(STAMP)
 	@.venv/bin/python -m demo.train $(ARGS)
 
+demo-chat: $(STAMP)
+	@.venv/bin/python -m demo.train --api-mode chat $(ARGS)
+
 test: $(STAMP)
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -m "not engine" $(ARGS)
 
 test-fast: $(STAMP)
-	.venv/bin/python -m pytest -m "not slow" $(ARGS)
+	.venv/bin/python -m pytest -m "not slow and not engine" $(ARGS)
+
+test-sglang: $(STAMP)
+	@PYTHON=$(PYTHON) tests/engine/install_sglang_cpu.sh || echo "its tests are skipped; the demo's engine is tested"
+	.venv/bin/python -m pytest tests/engine -rs $(ARGS)
 
 check: $(STAMP)
 	.venv/bin/ruff check .
@@ -43,7 +53,8 @@ check: $(STAMP)
 	.venv/bin/shellcheck $(SHELL_SCRIPTS)
 
 bench: $(STAMP)
-	@echo "no benchmark is written yet; the demo prints its own speed"
+	.venv/bin/python benchmarks/bench_rollout.py
+	.venv/bin/python benchmarks/bench_token_router.py
 
 clean:
-	rm -rf .venv .cache
+	rm -rf .venv .venv-sglang .cache

@@ -12,6 +12,7 @@ that fails for no fault of the model is given up and not trained; it never ends 
 import asyncio
 import logging
 import os
+import time
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -113,7 +114,9 @@ async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) ->
         if action.kind == "search":
             if action.queries and trajectory.room < config.max_obs_tokens + config.answer_reserve_tokens:
                 return StopReason.NO_ROOM_TO_OBSERVE
+            began = time.monotonic()
             results = await search_all(runtime.search, action.queries, runtime.aborted)
+            trajectory.search_seconds += time.monotonic() - began
             if results is None:
                 return StopReason.ABORTED
             trajectory.searches += results
@@ -153,6 +156,7 @@ def _reward(config: SearchConfig, sample: Sample) -> float:
         style="tools" if config.llm_api_mode == "chat" else "xml",
         think_opened=bool(info.get("think_opened")),
         end_of_turn=info.get("end_of_turn", ()),
+        cut_off=info.get("stop_reason", "answered") != "answered",
     )
     sample_fields.add_info(sample, {"score": score._asdict()})
     return score.reward

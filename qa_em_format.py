@@ -53,6 +53,7 @@ def score_trajectory(
     style: Style = "xml",
     think_opened: bool = False,
     end_of_turn: Sequence[str] = (),
+    cut_off: bool = False,
 ) -> Score:
     """Score one trajectory. With all three scores at 0 the reward is pure exact match.
 
@@ -64,7 +65,7 @@ def score_trajectory(
     | no           | no           | final_format_score                                                     |
     | none given   | no           | 0.0                                                                    |
     """
-    answer = extract_answer(segments, style=style, think_opened=think_opened, end_of_turn=end_of_turn)
+    answer = extract_answer(segments, style=style, think_opened=think_opened, end_of_turn=end_of_turn, cut_off=cut_off)
     right = exact_match(answer, golds)
     valid = is_valid_format(segments, style=style, think_opened=think_opened, end_of_turn=end_of_turn)
     retrieved = _retrieved_gold(segments, golds)
@@ -111,12 +112,13 @@ def extract_answer(
     style: Style = "xml",
     think_opened: bool = False,
     end_of_turn: Sequence[str] = (),
+    cut_off: bool = False,
 ) -> str | None:
     """The stripped content of the model's last `<answer>…</answer>` outside thinking; None if there is none.
 
     A `<think>` hides what follows it up to `</think>`, or up to the end of its segment. With `think_opened` the prompt
     ended in `<think>`, so the first model turn begins inside it. In style "tools" only a model turn that is the last
-    segment counts, and without tags it is the answer as it stands, unless it calls a tool.
+    segment counts, and without tags it is the answer as it stands, unless it calls a tool or was `cut_off`.
     """
     filled = _as_segments(segments, think_opened)
     if style == "xml":
@@ -125,7 +127,7 @@ def extract_answer(
     if not filled or filled[-1].source != "model":
         return None
     tagged = _tagged_answer(filled[-1].text)
-    return _plain_answer(filled[-1].text, end_of_turn) if tagged is None else tagged
+    return _plain_answer(filled[-1].text, end_of_turn) if tagged is None and not cut_off else tagged
 
 
 def _tagged_answer(turn: str) -> str | None:

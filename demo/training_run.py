@@ -181,7 +181,7 @@ class TrainingRun:
             self.summary["steps"] = step
             if result:
                 deltas.append(result.abs_delta_log_prob)
-                self.summary["mean_abs_delta_logprob"] = round(_mean(deltas), 6)
+                self.summary["mean_abs_delta_logprob"] = float(f"{_mean(deltas):.3g}")
             self._record_step(step, metrics, result, trained, seconds)
         else:
             self.summary["stopped"] = "steps"

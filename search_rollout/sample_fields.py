@@ -92,9 +92,8 @@ def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, tokeniz
     sample.rollout_log_probs = None if trajectory.log_probs is None else list(trajectory.log_probs)
     sample.weight_versions = list(trajectory.weight_versions)
     sample.status = _status(sample, stop)
-    seconds = sum(result.seconds for result in trajectory.searches)
     if hasattr(sample, "non_generation_time"):
-        sample.non_generation_time = seconds
+        sample.non_generation_time = trajectory.search_seconds
     add_info(
         sample,
         {
@@ -106,7 +105,7 @@ def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, tokeniz
             "think_opened": trajectory.think_opened,
             "end_of_turn": _ends_of_turns(trajectory, tokenizer),
             "segments": [segment._asdict() for segment in trajectory.segments],
-            "search_seconds": seconds,
+            "search_seconds": trajectory.search_seconds,
             "searches": [
                 {
                     "query": result.query,

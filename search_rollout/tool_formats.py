@@ -52,7 +52,7 @@ class Llama3Json:
 
     def split(self, text: str) -> ParsedTurn:
         """Calls, and nothing else; or no call, and the text."""
-        body = text.strip()
+        body = text.strip().removesuffix("<|eom_id|>")  # ends a turn that awaits its tools, beside the usual <|eot_id|>
         tagged = body.startswith("<|python_tag|>")
         body = body.removeprefix("<|python_tag|>").strip()
         if not tagged and not re.match(r'\{\s*"(?:name|type|parameters|function)"', body):

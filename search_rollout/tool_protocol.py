@@ -165,7 +165,7 @@ def tools_of(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values as a parquet file held them before it made arrays of lists, and gave all its objects the same keys."""
+    """JSON values as they were before parquet made arrays of lists, and gave all objects of a list the same keys."""
     if hasattr(value, "tolist"):  # a numpy array or scalar
         value = value.tolist()
     if isinstance(value, Mapping):

@@ -74,6 +74,7 @@ class Trajectory:
     log_probs: list[float] | None = None  # (T_resp,) or None when not tracked
     segments: list[Segment] = field(default_factory=list)
     searches: list[SearchResult] = field(default_factory=list)
+    search_seconds: float = 0.0  # spent waiting for them
     mistakes: Counter[str] = field(default_factory=Counter)  # in tool calls, by class
     weight_versions: list[str] = field(default_factory=list)  # one per engine call that reported one
 

@@ -218,7 +218,7 @@ def test_an_abort_of_nothing_in_particular_is_refused(client: httpx.Client, body
         ({"input_ids": [5], "sampling_params": {"min_p": 0.1}}, "['min_p'], which this engine does not know."),
         ({"input_ids": [5], "sampling_params": {"temperature": "hot"}}, "sampling_params.temperature is 'hot'"),
         ({"input_ids": [5], "stream": True}, "does not know ['stream']."),
-        ({"input_ids": [5], "logprob_start_len": 0}, "does not know ['logprob_start_len']."),
+        ({"input_ids": [5], "return_hidden_states": True}, "does not know ['return_hidden_states']."),
     ],
 )
 def test_a_request_that_cannot_be_followed_is_refused_with_a_sentence(

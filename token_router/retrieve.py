@@ -9,7 +9,7 @@ from token_router.conversation import parse_conversation, template_errors
 from token_router.errors import ApiError, bad_request
 from token_router.json_body import json_object
 from token_router.token_trie import Path, TokenTrie
-from token_router.upstream import namespace_of
+from token_router.upstream import TRAJECTORY_HEADER, namespace_of
 
 
 class RetrieveRoutes:
@@ -60,5 +60,5 @@ class RetrieveRoutes:
 
 
 def _not_stored(what: str) -> ApiError:
-    message = f"{what} is not stored, as a whole, under this request's X-Search-R1-Trajectory."
+    message = f"{what} is not stored, as a whole, under this request's {TRAJECTORY_HEADER}."
     return ApiError(404, "not_stored", message)

@@ -1,0 +1,158 @@
+"""What the router says to requests that make no sense: the right status, OpenAI's error object, and nothing stored."""
+
+import asyncio
+
+import pytest
+from router_fakes import FakeWorker, Turn, hermes_tokenizer, router, said
+
+USER = {"role": "user", "content": "Who?"}
+OWN_PATHS = ["/generate", "/v1/chat/completions", "/retrieve_from_text", "/retrieve_from_messages_template", "/workers"]
+CHAT_PATHS = ["/v1/chat/completions", "/retrieve_from_messages_template"]
+
+
+@pytest.mark.parametrize("path", OWN_PATHS)
+@pytest.mark.parametrize(
+    "raw, code",
+    [
+        (b"", "not_json"),
+        (b"{", "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (b"[" * 100_000, "not_json"),
+        (b"[]", "not_an_object"),
+        (b'"text"', "not_an_object"),
+        (b"null", "not_an_object"),
+    ],
+)
+async def test_a_body_that_is_no_json_object_is_refused(path: str, raw: bytes, code: str) -> None:
+    async with router() as client:
+        status, answer = await client.request("POST", path, data=raw)
+    assert (status, answer["error"]["code"], answer["error"]["type"]) == (400, code, "invalid_request_error")
+
+
+@pytest.mark.parametrize("path", [*OWN_PATHS, "/anything"])
+async def test_a_body_over_the_limit_is_refused_with_the_limit(path: str) -> None:
+    async with FakeWorker([said("a")]) as worker, router(worker, max_body_bytes=1000) as client:
+        message = await client.error(path, {"text": "a" * 2000}, 413, "body_too_large")
+        assert "1000 bytes" in message and worker.calls == []
+
+
+async def test_a_body_over_the_limit_whose_length_is_not_told_is_refused() -> None:
+    async def parts():
+        for _ in range(20):
+            yield b" " * 100
+
+    async with router(max_body_bytes=1000) as client:
+        assert (await client.request("POST", "/generate", data=parts()))[0] == 413
+
+
+@pytest.mark.parametrize("path, body", [("/generate", {"text": "Q"}), ("/v1/chat/completions", {"messages": [USER]})])
+async def test_streaming_is_refused(path: str, body: dict) -> None:
+    async with FakeWorker([said("a")]) as worker, router(worker) as client:
+        assert "stream" in await client.error(path, {**body, "stream": True}, 400, "no_streaming")
+        assert worker.calls == []
+        assert (await client.post(path, {**body, "stream": False}))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"text": None},
+        {"text": "a", "input_ids": [1]},
+        {"input_ids": ["1"]},
+        {"input_ids": [1.5]},
+        {"input_ids": [-1]},
+        {"input_ids": [2**31]},
+        {"input_ids": [1, None]},
+        {"text": "a\ud800"},
+    ],
+)
+async def test_a_prompt_that_is_none_is_refused_before_a_worker_is_asked(body: dict) -> None:
+    async with FakeWorker([said("a")]) as worker, router(worker) as client:
+        await client.error("/generate", body, 400, "bad_request")
+        assert worker.calls == [] and client.store.tokens == 0
+
+
+@pytest.mark.parametrize("body", [{"text": 7}, {"text": ""}, {"input_ids": []}, {"input_ids": 7}])
+async def test_what_only_the_worker_can_judge_is_left_to_it(body: dict) -> None:
+    refusal = Turn(status=422, body={"detail": "no"})
+    async with FakeWorker([refusal]) as worker, router(worker) as client:
+        assert await client.post("/generate", body) == (422, {"detail": "no"})
+
+
+@pytest.mark.parametrize("body", [{}, {"text": None}, {"text": ["a"]}])
+async def test_a_record_needs_a_text(body: dict) -> None:
+    async with router() as client:
+        await client.error("/retrieve_from_text", body, 400, "bad_request")
+
+
+@pytest.mark.parametrize("path", CHAT_PATHS)
+@pytest.mark.parametrize(
+    "body, code",
+    [
+        ({}, "no_messages"),
+        ({"messages": []}, "no_messages"),
+        ({"messages": None}, "no_messages"),
+        ({"messages": "hello"}, "no_messages"),
+        ({"messages": ["hello"]}, "bad_message"),
+        ({"messages": [{"content": "a"}]}, "unknown_role"),
+        ({"messages": [{"role": "wizard", "content": "a"}]}, "unknown_role"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "unknown_role"),
+        ({"messages": [{"role": "user", "content": 7}]}, "bad_message"),
+        ({"messages": [{"role": "user", "content": {"text": "a"}}]}, "bad_message"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}]}, "bad_message"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "bad_message"),
+        ({"messages": [{"role": "assistant", "tool_calls": "search"}]}, "bad_message"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "bad_message"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": 7}}]}]}, "bad_message"),
+        ({"messages": [USER], "tools": "search"}, "bad_request"),
+        ({"messages": [USER], "tools": [7]}, "bad_request"),
+        ({"messages": [USER], "chat_template_kwargs": [7]}, "bad_request"),
+    ],
+)
+async def test_messages_that_are_none_are_refused(path: str, body: dict, code: str) -> None:
+    async with router() as client:
+        await client.error(path, body, 400, code)
+
+
+@pytest.mark.parametrize(
+    "template, body",
+    [
+        ("{{ raise_exception('no system prompt') }}", {}),
+        ("{{ messages[0].content.missing.more }}", {}),
+        ("{% for", {}),
+        (None, {}),
+        ("{{ messages[0].content }}", {"chat_template_kwargs": {"tokenize": True}}),
+    ],
+)
+async def test_a_template_that_fails_is_the_callers_error(template: str | None, body: dict) -> None:
+    tokenizer = hermes_tokenizer()
+    tokenizer.chat_template = template
+    async with FakeWorker() as worker, router(worker, tokenizer=tokenizer) as client:
+        message = await client.error("/v1/chat/completions", {"messages": [USER], **body}, 400, "template_error")
+        assert "template" in message and worker.calls == []
+
+
+async def test_half_a_character_in_a_message_is_an_error_of_the_template() -> None:
+    async with router() as client:
+        body = {"messages": [{"role": "user", "content": "a\ud800"}]}
+        await client.error("/v1/chat/completions", body, 400, "template_error")
+        await client.error("/retrieve_from_messages_template", body, 404, "not_stored")
+
+
+async def test_a_fault_of_the_router_is_told_without_details_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with router() as client:
+        client.store.whole_text = lambda *_: 1 // 0
+        message = await client.error("/retrieve_from_text", {"text": "a"}, 500, "internal_error")
+    assert "ZeroDivisionError" not in message
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_request_line_that_names_another_host_goes_nowhere() -> None:
+    async with FakeWorker() as worker, router(worker) as client:
+        host, port = client.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET http://example.invalid/x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 400")
