@@ -13,6 +13,7 @@ spends in its tokenizer, counted apart.
 
 import argparse
 import asyncio
+import itertools
 import multiprocessing
 import statistics
 import sys
@@ -32,13 +33,16 @@ from transformers import AutoTokenizer  # noqa: E402
 from benchmarks.reporting import parser, print_table, verdict, write_json  # noqa: E402
 from demo.models import policy_folder  # noqa: E402
 
-CONCURRENT = 256
+CONCURRENT, GROUP = 256, 8  # 32 prompts, 8 samples of each
 TURNS = (1, 2, 4, 8, 16)
 THOUGHT = "<think>" + "The question asks for a place, so its name has to be found in the documents first. " * 4
 SEARCH = THOUGHT + "</think>\n<search>where the place in question lies</search>"
 ANSWER = THOUGHT + "</think>\n<answer>Nairobi</answer>"
 PASSAGE = '"A place"\n' + "The place lies in the highlands in the south of the country and was founded in 1899. " * 6
-PROMPT = "Answer the question by searching. " * 20 + "In which country does the place lie?\n"
+PROMPTS = [
+    "Answer the question by searching. " * 20 + f"In which country does place {number} lie?\n"
+    for number in range(CONCURRENT // GROUP)
+]
 LEAST_RATIO_AT_4, MOST_GROWTH_TO_16 = 2.0, 6.0
 
 
@@ -50,6 +54,7 @@ def serve(model: str, pipe: Connection) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     replies = {text: tokenizer.encode(text, add_special_tokens=False) for text in (SEARCH, ANSWER)}
     calls: dict[str, int] = {}
+    records = itertools.count()
     spent = 0.0
 
     async def generate(request: web.Request) -> web.Response:
@@ -73,7 +78,10 @@ def serve(model: str, pipe: Connection) -> None:
 
     async def retrieve(request: web.Request) -> web.Response:
         queries = (await request.json())["queries"]
-        return web.json_response({"result": [[{"document": {"contents": PASSAGE}, "score": 1.0}] * 3 for _ in queries]})
+        contents = f"{PASSAGE}Record {next(records)}."  # no two searches bring the same
+        return web.json_response(
+            {"result": [[{"document": {"contents": contents}, "score": 1.0}] * 3 for _ in queries]}
+        )
 
     async def main() -> None:
         nonlocal spent
@@ -120,7 +128,7 @@ async def by_ids(args: argparse.Namespace, turns: int, number: int, session: aio
     import generate_with_search
 
     params = {"max_new_tokens": 512, "temperature": 0.8, "custom_params": {"turns": turns}}
-    sample = Sample(index=number, prompt=PROMPT, label="Nairobi")
+    sample = Sample(index=number, prompt=PROMPTS[number // GROUP], label="Nairobi")
     sample = await generate_with_search.generate(args, sample, params)
     assert sample.metadata["search_r1"]["stop_reason"] == "answered", sample.metadata
     return len(sample.tokens)
@@ -134,13 +142,14 @@ async def by_text(args: argparse.Namespace, turns: int, number: int, session: ai
     base = f"http://127.0.0.1:{args.sglang_router_port}"
     headers = {"X-Search-R1-Trajectory": f"{turns}-{number}-{time.monotonic_ns()}"}
     params = {"max_new_tokens": 512, "temperature": 0.8, "custom_params": {"turns": turns}}
-    prompt_ids = tokenizer.encode(PROMPT, add_special_tokens=False)
+    prompt = PROMPTS[number // GROUP]
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
     response = ""
     response_ids: list[int] = []
     mask: list[int] = []
     log_probs: list[float] = []
     for _ in range(turns):
-        body = {"text": PROMPT + response, "sampling_params": params, "return_logprob": True}
+        body = {"text": prompt + response, "sampling_params": params, "return_logprob": True}
         async with session.post(f"{base}/generate", json=body, headers=headers) as answer:
             reply = await answer.json()
         ids = tokenizer.encode(reply["text"], add_special_tokens=False)

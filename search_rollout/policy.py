@@ -138,7 +138,7 @@ def _ids_and_log_probs(
         ids = logged_ids
     if ids is None and finish == "abort":
         ids = []
-    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+    if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
         raise EngineError("The engine's reply has no list of token ids.")
     if not ids and finish != "abort":
         raise EngineError("The engine's reply is empty.")

@@ -1,5 +1,6 @@
 """What all rollouts of one event loop share: settings, tokenizer, and the clients of engine and search."""
 
+import functools
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ from search_rollout.xml_protocol import XmlProtocol
 
 logger = logging.getLogger(__name__)
 
+PROMPTS_KEPT = 1024  # as ids: the samples of a group share theirs
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -48,6 +51,7 @@ class Runtime:
         self.tokenizer = state.tokenizer
         self._state = state
         self._neutralise = neutraliser(special_strings(self.tokenizer))
+        self._encode_prompt = functools.lru_cache(PROMPTS_KEPT)(functools.partial(encode, self.tokenizer))
         self._scale_told = False
         self._router_checked = config.token_tracking_mode == "manual"
         self.engine = EngineClient(base_url, timeout_s=config.engine_timeout_s, retries=config.engine_retries)
@@ -77,7 +81,7 @@ class Runtime:
         trajectory = Trajectory(
             _context_limit(args, self.config, evaluation),
             self.tracks_log_probs(sampling_params),
-            encode(self.tokenizer, prompt),
+            list(self._encode_prompt(prompt)),
             self.config.loss_mask_mode == "simple",
             opens_thought(prompt),
         )

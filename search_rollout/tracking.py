@@ -176,7 +176,7 @@ def _log_prob_fields(trajectory: Trajectory) -> dict[str, Any]:
     """What a request asks about log-probabilities; those of unscored ids need the position before them as well."""
     fields: dict[str, Any] = {"return_logprob": trajectory.track_log_probs}
     if trajectory.track_log_probs and trajectory.unscored:
-        fields["logprob_start_len"] = len(trajectory.ids) - trajectory.unscored - 1
+        fields["logprob_start_len"] = trajectory.length - trajectory.unscored - 1
     return fields
 
 
@@ -190,7 +190,7 @@ def _chat_fields(params: Mapping[str, Any], trajectory: Trajectory) -> dict[str,
 
 def _checked(reply: Reply, trajectory: Trajectory, aborted: Callable[[], bool]) -> Reply:
     """The reply, if the engine read as many ids as the trajectory has. Raises RouterMismatch."""
-    sent = len(trajectory.ids)
+    sent = trajectory.length
     if reply.prompt_tokens not in (None, sent) and not (reply.finish == "abort" and aborted()):
         raise RouterMismatch(f"The engine read {reply.prompt_tokens} ids where the trajectory has {sent}.")
     return reply

@@ -87,9 +87,14 @@ class Trajectory:
         return self.prompt_ids + self.response_ids
 
     @property
+    def length(self) -> int:
+        """How many ids there are, prompt included."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
     def room(self) -> int:
         """How many more ids may be appended."""
-        return self.max_length - len(self.prompt_ids) - len(self.response_ids)
+        return self.max_length - self.length
 
     @property
     def unscored(self) -> int:
