@@ -197,7 +197,7 @@ def main() -> int:
     rows, figures, ids_cost = [], [], {}
     for turns in TURNS:
         found: dict[str, list[tuple[float, float, float]]] = {"ids": [], "text": []}
-        for _ in range(3):
+        for _ in range(5 if turns <= 4 else 2):
             for name, way in (("ids", by_ids), ("text", by_text)):
                 found[name].append(asyncio.run(measure(way, slime_args(model, port, turns), turns, pipe)))
         best = {name: min(runs, key=lambda run: run[0] + run[1]) for name, runs in found.items()}
@@ -213,7 +213,7 @@ def main() -> int:
         print(f"{turns} turns measured", file=sys.stderr)
     pipe.send(False)
     server.join(10)
-    print(f"CPU milliseconds of one trajectory, {CONCURRENT} at once; best of 3 runs of each\n")
+    print(f"CPU milliseconds of one trajectory, {CONCURRENT} at once; best of 5 runs of each, of 2 from 8 turns on\n")
     print_table(
         ["turns", "tokens", "ids: client", "engine tokenising", "text: client", "engine tokenising", "text / ids"], rows
     )

@@ -12,7 +12,7 @@ from search_rollout.http_client import JsonClient, RequestFailed
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 0.2  # the model is told quickly that a search failed
-ABORT_POLL_S = 0.1
+ABORT_POLL_S = 0.25
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ def test_a_runs_folder_that_cannot_be_made_is_named(
     assert str(folder / "file") in error_of(folder, model, capfd, "--runs", folder / "file")
 
 
+@pytest.mark.slow
 def test_a_retriever_that_does_not_start_ends_the_demo_with_its_last_words(
     folder: Path, model: Path, capfd: pytest.CaptureFixture[str], started: list[subprocess.Popen]
 ) -> None:

@@ -146,6 +146,7 @@ def test_importing_the_tools_imports_neither_torch_nor_faiss() -> None:
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_toy_index_is_built_served_by_the_launcher_searched_and_stopped(tmp_path: Path) -> None:
     index = tmp_path / "toy.index"

@@ -149,6 +149,7 @@ def test_a_signal_stops_it_in_order(
     assert capfd.readouterr() == (f"token router: http://127.0.0.1:{port}, 1 workers\n", "stopped\n")
 
 
+@pytest.mark.slow
 def test_the_command_runs_from_any_folder_with_a_real_tokenizer(tokenizer_folder: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "token_router", "--port", "0", "--tokenizer", ".", "--upstream", "http://127.0.0.1:1"],

@@ -560,6 +560,7 @@ def frame_tokens(calls: int, last_id: int) -> int:
     return len(next_turn_ids(TOKENIZER, [{"role": "tool", "content": ""}] * calls, last_id))
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_calls_each_get_their_one_message():
     choose = random.Random(0)
     seen: Counter = Counter()
