@@ -200,8 +200,9 @@ def main() -> int:
         for _ in range(5 if turns <= 4 else 2):
             for name, way in (("ids", by_ids), ("text", by_text)):
                 found[name].append(asyncio.run(measure(way, slime_args(model, port, turns), turns, pipe)))
-        best = {name: min(runs, key=lambda run: run[0] + run[1]) for name, runs in found.items()}
-        (ids_client, ids_engine, tokens), (text_client, text_engine, _) = best["ids"], best["text"]
+        (ids_client, ids_engine, tokens), (text_client, text_engine, _) = (
+            [statistics.mean(column) for column in zip(*found[name], strict=True)] for name in ("ids", "text")
+        )
         ratio = (text_client + text_engine) / (ids_client + ids_engine)
         ids_cost[turns] = ids_client + ids_engine
         milliseconds = [1000 * value for value in (ids_client, ids_engine, text_client, text_engine)]
@@ -213,7 +214,7 @@ def main() -> int:
         print(f"{turns} turns measured", file=sys.stderr)
     pipe.send(False)
     server.join(10)
-    print(f"CPU milliseconds of one trajectory, {CONCURRENT} at once; best of 5 runs of each, of 2 from 8 turns on\n")
+    print(f"CPU milliseconds of one trajectory, {CONCURRENT} at once; mean of 5 runs of each, of 2 from 8 turns on\n")
     print_table(
         ["turns", "tokens", "ids: client", "engine tokenising", "text: client", "engine tokenising", "text / ids"], rows
     )

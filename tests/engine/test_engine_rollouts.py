@@ -177,7 +177,9 @@ async def test_a_sample_holds_what_the_engine_read_and_sampled_and_nothing_else(
     found: list[float] = []
     expected: list[float] = []
     turns = []
-    for country in CAPITALS:
+    for country in [*CAPITALS] * 3:
+        if len(turns) >= len(CAPITALS) and max(turns) > 1:
+            break
         sample, calls = await stage.question(country, temperature=0.8)
         assert_is_what_the_engine_said(sample, calls)
         assert [call.body["sampling_params"]["temperature"] for call in calls] == [0.8] * len(calls)
@@ -186,7 +188,7 @@ async def test_a_sample_holds_what_the_engine_read_and_sampled_and_nothing_else(
         again = plain_log_probs(model, sample.tokens, len(sample.tokens) - sample.response_length, 0.8)
         found += [sample.rollout_log_probs[place] for place in trained]
         expected += [again[place] for place in trained]
-    assert max(turns) > 1  # else nothing was searched, and this test says little
+    assert max(turns) > 1  # else nothing was searched in nine rollouts, and this test says little
     figures.agree(engine, f"of rollouts, {' + '.join(stage.mode)}", found, expected)
 
 
