@@ -16,7 +16,6 @@ from enum import Enum, auto
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")  # a group, so that split() keeps the tags
-_FORGED = re.compile(r"</?(?:search|information|answer)>")  # behind the thought of a turn that calls tools
 _CALL_BEGINS = ("{", "<|python_tag|>", "<tool_call>")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -214,8 +213,8 @@ def _state_after_tool_turn(text: str, end_of_turn: Sequence[str]) -> _State:
         return _State.DONE
     before, _, rest = text.partition("<think>")
     thought, closed, calls = rest.partition("</think>")
-    clean = closed and not before.strip() and not _TAG.search(thought) and "<think>" not in calls
-    return _State.OBSERVATION if clean and "</think>" not in calls and not _FORGED.search(calls) else _State.INVALID
+    clean = closed and not before.strip() and not _TAG.search(thought) and not _TAG.search(calls)
+    return _State.OBSERVATION if clean else _State.INVALID
 
 
 def _state_after_turn(text: str, end_of_turn: Sequence[str]) -> _State:

@@ -14,7 +14,7 @@ from search_rollout.observation import neutraliser, special_strings
 from search_rollout.policy import EngineClient
 from search_rollout.protocol import RolloutProtocol
 from search_rollout.retrieval import LocalRetriever
-from search_rollout.tool_formats import tool_format
+from search_rollout.tool_formats import ToolFormat, tool_format
 from search_rollout.tool_protocol import ToolProtocol
 from search_rollout.tracking import (
     NAMESPACE_HEADER,
@@ -125,11 +125,14 @@ class Runtime:
         shared = self.tokenizer, self._neutralise, self.config.max_obs_tokens, kwargs
         if self.config.llm_api_mode == "generate":
             return XmlProtocol(*shared)
+        return ToolProtocol(*shared, tools=tools, form=self._tool_format, max_calls=self.config.max_tool_calls)
+
+    @functools.cached_property
+    def _tool_format(self) -> ToolFormat:
         try:
-            form = tool_format(self.tokenizer, self.config.tool_call_format)
+            return tool_format(self.tokenizer, self.config.tool_call_format)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return ToolProtocol(*shared, tools=tools, form=form, max_calls=self.config.max_tool_calls)
 
     def _tracking(
         self, sample: Any, prompt: str, tools: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]
