@@ -1,5 +1,6 @@
 """Prompts rendered by a chat template, turns appended without rendering old ones again, and ids as text."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,21 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(
         list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _end_marks(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of special tokens, of which a turn may end in some."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple({*tokenizer.all_special_tokens, *added} - {""})
+
+
+def strip_end(tokenizer: Any, turn: str) -> str:
+    """A turn's text without the special tokens at its end."""
+    marks = _end_marks(tokenizer)
+    while turn.endswith(marks):
+        turn = next(turn.removesuffix(mark) for mark in marks if turn.endswith(mark))
+    return turn
 
 
 def next_turn_ids(

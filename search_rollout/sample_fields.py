@@ -7,8 +7,8 @@ fields stands in `sample.metadata[METADATA_KEY]`, as plain JSON values.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_rollout.chat_template import decode, render_prompt
-from search_rollout.tool_protocol import strip_end, tools_of
+from search_rollout.chat_template import decode, render_prompt, strip_end
+from search_rollout.tool_protocol import tools_of
 from search_rollout.trajectory import StopReason, Trajectory
 
 METADATA_KEY = "search_r1"

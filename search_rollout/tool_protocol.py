@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from search_rollout.chat_template import decode, next_turn_ids
+from search_rollout.chat_template import decode, next_turn_ids, strip_end
 from search_rollout.observation import Neutralise, fit, render_result
 from search_rollout.protocol import Action, Message, SearchCall
 from search_rollout.retrieval import SearchResult
@@ -171,13 +171,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def strip_end(tokenizer: Any, turn: str) -> str:
-    """A turn's text without the special tokens at its end."""
-    while ended := next((text for text in tokenizer.all_special_tokens if text and turn.endswith(text)), None):
-        turn = turn.removesuffix(ended)
-    return turn
 
 
 def _mistake(error: str) -> SearchCall:

@@ -6,9 +6,9 @@ from typing import Any
 
 from aiohttp import web
 
-from search_rollout.chat_template import decode, encode, next_turn_ids, render_prompt
+from search_rollout.chat_template import decode, encode, next_turn_ids, render_prompt, strip_end
 from search_rollout.tool_formats import ToolFormat
-from token_router.completion import assistant_message, completion, end_marks
+from token_router.completion import assistant_message, completion
 from token_router.conversation import Conversation, next_key, parse_conversation, parse_message, template_errors
 from token_router.errors import ApiError, bad_request
 from token_router.json_body import json_object, refuse_streaming
@@ -32,7 +32,6 @@ class ChatRoute:
         self._store = store
         self._upstream = upstream
         self._tool_format = tool_format
-        self._end_marks = end_marks(tokenizer)
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /v1/chat/completions."""
@@ -52,7 +51,7 @@ class ChatRoute:
             raise ApiError(502, "bad_reply", f"The worker's reply is of no use: {error}") from error
         text = decode(self._tokenizer, reply.ids)
         thinking = prompt.pieces[-1].text.rstrip().endswith("<think>")
-        message = assistant_message(text, form, self._end_marks, think_opened=thinking)
+        message = assistant_message(strip_end(self._tokenizer, text), form, think_opened=thinking)
         if reply.finish != "abort":
             key = next_key(keys[-1], parse_message(message))
             self._store.add(namespace_of(request), [*prompt.pieces, reply.piece(text)], key)

@@ -11,19 +11,11 @@ from search_rollout.tool_formats import ToolCall, ToolFormat, parse_turn
 from token_router.replies import Reply
 
 
-def end_marks(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of special tokens, of which a turn may end in some."""
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return tuple({*tokenizer.all_special_tokens, *added} - {""})
-
-
-def assistant_message(text: str, form: ToolFormat | None, marks: tuple[str, ...], *, think_opened: bool) -> dict:
-    """The message that a turn's text is; with a form, its readable calls become `tool_calls`.
+def assistant_message(text: str, form: ToolFormat | None, *, think_opened: bool) -> dict:
+    """The message that a turn's text is, end marks left out; with a form, its readable calls become `tool_calls`.
 
     If a call is not readable the whole text stays content, so that nothing the model said is lost.
     """
-    while text.endswith(marks):
-        text = next(text.removesuffix(mark) for mark in marks if text.endswith(mark))
     turn = parse_turn(form, text, think_opened=think_opened) if form else None
     calls = [call for call in turn.calls if call.arguments is not None] if turn else []
     if turn is None or not calls:
