@@ -1,6 +1,7 @@
 """A service that takes and gives JSON, with the retry policy that every service of a rollout shares."""
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ import aiohttp
 import tenacity
 
 logger = logging.getLogger(__name__)
+
+_JSON = {"Content-Type": "application/json"}
 
 
 class RequestFailed(Exception):
@@ -44,7 +47,7 @@ class JsonClient:
         headers: Mapping[str, str] | None = None,
         called_off: Callable[[], bool] = lambda: False,
     ) -> Any:
-        """The decoded answer.
+        """The decoded answer; a `body` of bytes is JSON already.
 
         Raises RequestFailed when the tries are used up, another would not help, or `called_off()` is true after one.
         """
@@ -74,8 +77,9 @@ class JsonClient:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector, trust_env=False)
+        encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:
-            async with self._session.post(url, json=body, headers=headers) as response:
+            async with self._session.post(url, data=encoded, headers={**_JSON, **(headers or {})}) as response:
                 if response.status == 200:
                     return await response.json(content_type=None)
                 text = (await response.text(errors="replace"))[:300]

@@ -1,5 +1,6 @@
 """The policy behind SGLang: clients of its `/generate`, and of a token router's endpoints."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,22 @@ class Reply:
     message: dict[str, Any] | None = None  # the turn in OpenAI's form, from chat completions
 
 
+class GrowingIds:
+    """Ids that only grow, as JSON. Each is written once: writing all in every turn costs the square of the length."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._count = 0
+
+    def as_json(self, ids: Sequence[int]) -> str:
+        """The JSON text of `ids`, which begin with those of the last call."""
+        if len(ids) > self._count:
+            new = json.dumps(ids[self._count :])[1:-1]
+            self._text = f"{self._text}, {new}" if self._text else new
+            self._count = len(ids)
+        return f"[{self._text}]"
+
+
 class EngineClient:
     """Client of one router or engine; belongs to one event loop."""
 
@@ -36,17 +53,22 @@ class EngineClient:
         self._client = JsonClient(base_url, timeout_s=timeout_s, retries=retries, pause_s=PAUSE_S)
         self._retries = retries
 
-    async def generate(self, body: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]) -> Reply:
-        """Samples one reply by `/generate`. Raises EngineError when none came that can be trained on.
+    async def generate(
+        self, body: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool], ids_json: str = ""
+    ) -> Reply:
+        """Samples one reply by `/generate`; `ids_json`, if any, becomes the body's `input_ids`.
 
+        Raises EngineError when none came that can be trained on.
         A reply that the engine cut short although `aborted()` is false (it does that when its weights are exchanged)
         is dropped, and the same request is sent again.
         """
-        return await self._complete("/generate", body, headers, aborted)
+        encoded = f'{{"input_ids": {ids_json}, {json.dumps(body)[1:]}'.encode() if ids_json else body
+        return await self._complete("/generate", encoded, headers, aborted, bool(body.get("return_logprob")))
 
     async def chat(self, body: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]) -> Reply:
         """Samples one reply by a token router's `/v1/chat/completions`; as `generate`, with `Reply.message`."""
-        return await self._complete("/v1/chat/completions", {**body, "return_meta_info": True}, headers, aborted)
+        asked = {**body, "return_meta_info": True}
+        return await self._complete("/v1/chat/completions", asked, headers, aborted, bool(body.get("logprobs")))
 
     async def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Any:
         """Any other call of the router. Raises RequestFailed."""
@@ -57,9 +79,13 @@ class EngineClient:
         await self._client.close()
 
     async def _complete(
-        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
+        self,
+        path: str,
+        body: Mapping[str, Any] | bytes,
+        headers: Mapping[str, str],
+        aborted: Callable[[], bool],
+        track_log_probs: bool,
     ) -> Reply:
-        track_log_probs = bool(body.get("return_logprob") or body.get("logprobs"))
         for _ in range(self._retries + 1):
             try:
                 answer = await self._client.post(path, body, headers, called_off=aborted)

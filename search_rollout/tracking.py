@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from search_rollout.config import ConfigError
 from search_rollout.http_client import RequestFailed
-from search_rollout.policy import EngineClient, EngineError, Reply
+from search_rollout.policy import EngineClient, EngineError, GrowingIds, Reply
 from search_rollout.protocol import Message
 from search_rollout.trajectory import Trajectory
 
@@ -56,13 +56,15 @@ class ManualTracking:
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
+        self._ids = GrowingIds()
 
     async def complete(
         self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
     ) -> Reply:
         """Sends all ids."""
-        body = {"input_ids": trajectory.ids, "sampling_params": params, **_log_prob_fields(trajectory)}
-        return _checked(await self._engine.generate(body, headers, aborted), trajectory, aborted)
+        body = {"sampling_params": params, **_log_prob_fields(trajectory)}
+        reply = await self._engine.generate(body, headers, aborted, self._ids.as_json(trajectory.ids))
+        return _checked(reply, trajectory, aborted)
 
     def tell(self, message: Message) -> None:
         """Nothing to keep: the ids stand in the trajectory."""

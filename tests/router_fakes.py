@@ -130,6 +130,7 @@ class FakeWorker:
             "finish_reason": {"type": turn.finish},
             "prompt_tokens": len(body["input_ids"]),
             "completion_tokens": len(turn.ids),
+            "cached_tokens": 0,
             "weight_version": turn.version,
         }
         if body.get("return_logprob"):

@@ -234,6 +234,7 @@ async def test_meta_info_comes_on_request_with_the_ids() -> None:
         "finish_reason": {"type": "stop"},
         "prompt_tokens": len(worker.calls[0]["input_ids"]),
         "completion_tokens": 3,
+        "cached_tokens": 0,
         "weight_version": "7",
         "output_ids": turn.ids,
     }

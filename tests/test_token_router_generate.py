@@ -62,6 +62,7 @@ async def test_the_worker_gets_what_the_caller_gave_and_the_caller_what_the_work
             "finish_reason": {"type": "stop"},
             "prompt_tokens": len(encoded(PROMPT)),
             "completion_tokens": 1,
+            "cached_tokens": 0,
             "weight_version": "7",
         },
     }

@@ -1,12 +1,14 @@
-"""The fakes of tests/fakes.py held against the real servers: the same request, an answer of the same shape."""
+"""The fakes of engine and retriever held against the real servers: the same request, an answer of the same shape."""
 
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from demo_helpers import tiny_model
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
 from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
+from router_fakes import FakeWorker, said
 
 from demo.engine import Engine
 from demo.engine_server import EngineServer
@@ -37,13 +39,20 @@ async def generate(port: int, **params: Any) -> dict:
         return (await client.post(f"http://127.0.0.1:{port}/generate", json=body)).json()
 
 
-async def test_the_fake_engine_answers_as_the_demos_engine_does() -> None:
-    async with FakeEngine(TOKENIZER, [Turn("longer than the limit")]) as fake:
+FAKE_ENGINES = [
+    FakeEngine(TOKENIZER, [Turn("longer than the limit")]),
+    FakeWorker([said("longer than the limit", finish="length")]),
+]
+
+
+@pytest.mark.parametrize("fake", FAKE_ENGINES, ids=["engine", "worker"])
+async def test_the_fake_engines_answer_as_the_demos_engine_does(fake: FakeEngine | FakeWorker) -> None:
+    async with fake:
         answer = await generate(fake.port)
     with Engine(tiny_model(TOKENIZER), TOKENIZER, max_length=64) as engine, EngineServer(engine) as real:
         expected = await generate(real.port)
     expected["meta_info"]["finish_reason"].pop("length")  # the fake does not repeat the count
-    answer["meta_info"]["finish_reason"].pop("matched")
+    answer["meta_info"]["finish_reason"].pop("matched", None)
     assert shape(answer) == shape(expected)
     for reply in (answer, expected):
         triples = reply["meta_info"]["output_token_logprobs"]
