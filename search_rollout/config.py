@@ -2,7 +2,8 @@
 
 Sources, later ones win: `SEARCH_R1_CONFIGS` (in `generate_with_search.py`) < environment < slime's
 `--custom-config-path` YAML, whose keys slime puts on `args`. The seven variables of `ENVIRONMENT` have names of
-their own; any other key is `SEARCH_R1_<KEY>` in the environment. Nothing else reads the environment.
+their own; any other key is `SEARCH_R1_<KEY>` in the environment. Nothing else reads the environment. A key of a service may also
+stand in a file, `GOOGLE_API_KEY_FILE`: the way to a Ray cluster that does not inherit our environment.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from search_rollout.tool_formats import FORMATS
@@ -141,15 +143,37 @@ def load_config(defaults: Mapping[str, Any], environment: Mapping[str, str], arg
     _warn_of_unknown_variables(environment, fields)
     values = dict(defaults)
     for key in fields:
-        if environment.get(_variable(key), "").strip():
-            values[key] = environment[_variable(key)].strip()
+        if value := _from_environment(key, environment):
+            values[key] = value
         if getattr(args, key, None) is not None:
             values[key] = getattr(args, key)
     return SearchConfig(**{key: _convert(key, value, fields[key].type) for key, value in values.items()})
 
 
+def variables() -> dict[str, str]:
+    """The environment variable of each setting, by key."""
+    return {field.name: _variable(field.name) for field in dataclasses.fields(SearchConfig)}
+
+
+def secret_keys() -> list[str]:
+    """The settings that nobody may read: no log, no command line."""
+    return [field.name for field in dataclasses.fields(SearchConfig) if not field.repr]
+
+
 def _variable(key: str) -> str:
     return ENVIRONMENT.get(key, f"SEARCH_R1_{key.upper()}")
+
+
+def _from_environment(key: str, environment: Mapping[str, str]) -> str:
+    """The setting's variable, or for a secret what stands in the file of `<variable>_FILE`; empty if neither is set."""
+    value = environment.get(_variable(key), "").strip()
+    path = environment.get(f"{_variable(key)}_FILE", "").strip()
+    if value or not path or key not in secret_keys():
+        return value
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_variable(key)}_FILE names {path!r}, which cannot be read ({error}).") from error
 
 
 def _wrong_value(key: str, value: object, allowed: str) -> str:

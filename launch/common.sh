@@ -1,0 +1,104 @@
+# shellcheck shell=bash
+# What both launch scripts share. Sourced; HERE is the repository's folder.
+
+die() {
+  say "error: $*"
+  exit 1
+}
+
+say() { # to stderr, also when nobody reads it any more
+  printf '%s\n' "$*" >&2 || true
+}
+
+is_on() { [[ "${1,,}" == 1 || "${1,,}" == true || "${1,,}" == yes ]]; }
+
+check_whole_numbers() { # of the variables with these names
+  local name
+  for name in "$@"; do
+    [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || die "$name has value '${!name}'; it must be a whole number."
+  done
+}
+
+# --- defaults that depend on the machine or the mode ---
+
+find_slime() {
+  local above
+  above="$(dirname "$(dirname "$HERE")")" # this folder may be slime's examples/search-r1
+  if [[ -f "$above/train.py" ]]; then echo "$above"; else echo /root/slime; fi
+}
+
+count_gpus() { # those of CUDA_VISIBLE_DEVICES if it is set, else all
+  if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true
+  elif command -v nvidia-smi >/dev/null; then
+    nvidia-smi --list-gpus | grep -c '^GPU ' || true
+  else
+    echo 0
+  fi
+}
+
+default_temperature() {
+  if [[ "${LLM_API_MODE:-}" == chat ]]; then echo 1.0; else echo 0.8; fi
+}
+
+# --- helpers ---
+
+print_settings() { # for --help: what launch/settings.sh says, with the values of this very call
+  local line
+  while IFS= read -r line; do
+    if [[ "$line" =~ ^'# --- '(.*)' ---'$ ]]; then
+      printf '\n%s:\n' "${BASH_REMATCH[1]}"
+    elif [[ "$line" =~ ^': "${'([A-Z0-9_]+)':='.*'# '(.*)$ ]]; then
+      printf '  %-27s %s [%s]\n' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" "${!BASH_REMATCH[1]}"
+    fi
+  done <"$HERE/launch/settings.sh"
+}
+
+quoted() { # a command line that can be copied, with a line for each flag
+  local argument line=""
+  for argument in "$@"; do
+    [[ "$argument" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || argument="${argument@Q}"
+    if [[ -z "$line" ]]; then
+      line="$argument"
+    elif [[ "$argument" == --* ]]; then
+      line+=$' \\\n  '"$argument"
+    else
+      line+=" $argument"
+    fi
+  done
+  printf '%s\n' "$line"
+}
+
+ours() { # runs a module of this repository
+  PYTHONPATH="$HERE${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m "$@"
+}
+
+uses_token_router() { [[ "${TOKEN_TRACKING_MODE:-}" == router_* ]]; }
+
+url_host() { # http://HOST:PORT/… or http://[HOST]:PORT/…
+  local rest="${1#*://}"
+  rest="${rest%%/*}"
+  if [[ "$rest" == \[* ]]; then rest="${rest#[}" && echo "${rest%%]*}"; else echo "${rest%%:*}"; fi
+}
+
+url_port() {
+  local rest="${1#*://}"
+  rest="${rest%%/*}"
+  rest="${rest##*]}"
+  if [[ "$rest" == *:* ]]; then
+    echo "${rest##*:}"
+  elif [[ "$1" == https://* ]]; then
+    echo 443
+  else
+    echo 80
+  fi
+}
+
+run_preflight() {
+  is_on "$PREFLIGHT" || return 0
+  [[ -f "$HERE/search_rollout/preflight.py" ]] || return 0 # until that module exists: then remove this line
+  ours search_rollout.preflight || die "preflight found mistakes; mend them, or go on without it: PREFLIGHT=0."
+}
+
+# shellcheck source=launch/settings.sh
+source "$HERE/launch/settings.sh"

@@ -1,0 +1,253 @@
+#!/usr/bin/env bash
+# Trains Qwen2.5-3B to search: slime's GRPO with Megatron and SGLang, as one Ray job.
+#
+#   SEARCH_BACKEND=local ./run_qwen2.5_3B.sh             with a retriever that runs already
+#   LLM_API_MODE=chat NUM_GPUS=4 ./run_qwen2.5_3B.sh --dry-run
+#
+# It starts Ray, submits the job, shows its log until it ends, and stops the Ray that it started; with RAY_ADDRESS it
+# joins a cluster instead and leaves it running. Ctrl-C ends the job. Nothing that was running before is touched.
+# Exit status: 0 if the job succeeded.
+set -euo pipefail
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+usage() {
+  cat <<'TEXT'
+usage: run_qwen2.5_3B.sh [--dry-run] [-- ARGUMENT ...]
+
+  --dry-run   print the commands and start nothing
+  ARGUMENT    further arguments of slime's train.py; they win over those of this script
+
+Settings are environment variables, here with the values of this call; README.md has those of the rollouts.
+TEXT
+  print_settings
+}
+
+main() {
+  DRY_RUN=0
+  while (($#)); do
+    case "$1" in
+      --dry-run) DRY_RUN=1 ;;
+      -h | --help) usage && exit 0 ;;
+      --) shift && break ;;
+      *) die "unknown option '$1': try --help; arguments of train.py come after --." ;;
+    esac
+    shift
+  done
+  check_settings
+  bound_trajectories
+  local train_args=() runtime_env
+  collect_train_args "$@"
+  runtime_env="$(make_runtime_env)"
+  JOB_ADDRESS="${RAY_ADDRESS:-http://127.0.0.1:$RAY_DASHBOARD_PORT}"
+  JOB_ID="search-r1-$(date +%Y%m%d-%H%M%S)-$$"
+  local submit=(ray job submit --no-wait --address "$JOB_ADDRESS" --submission-id "$JOB_ID" --runtime-env-json "$runtime_env"
+    -- "$PYTHON" "$SLIME_DIR/train.py" "${train_args[@]}")
+  local start=(ray start --head --node-ip-address "$MASTER_ADDR" --port "$RAY_PORT" --num-gpus "$NUM_GPUS"
+    --dashboard-host 127.0.0.1 --dashboard-port "$RAY_DASHBOARD_PORT" --disable-usage-stats)
+  if ((DRY_RUN)); then
+    [[ -n "$RAY_ADDRESS" ]] || quoted "${start[@]}"
+    quoted "${submit[@]}"
+    exit 0
+  fi
+  run_preflight
+  clean_up_at_exit
+  [[ -n "$RAY_ADDRESS" ]] || start_ray "${start[@]}"
+  JOB_RUNS=1
+  "${submit[@]}" & # in the background, as all that takes long: bash handles a signal only between commands, or in wait
+  wait $! || die "the job could not be submitted to $JOB_ADDRESS (see above)."
+  follow_job
+}
+
+# --- what train.py is told ---
+
+check_settings() {
+  command -v "$PYTHON" >/dev/null || die "there is no Python '$PYTHON': set PYTHON to slime's."
+  [[ -f "$SLIME_DIR/train.py" ]] || die "there is no slime in '$SLIME_DIR': set SLIME_DIR to its folder."
+  [[ -f "$MODEL_ARGS_FILE" ]] || die "there is no file '$MODEL_ARGS_FILE': set MODEL_ARGS_FILE to one of slime's scripts/models."
+  ((DRY_RUN)) || command -v ray >/dev/null || die "there is no command 'ray': use slime's image, or pip install 'ray[default]'."
+  ((NUM_GPUS > 0)) || die "no GPU is visible: set CUDA_VISIBLE_DEVICES, or NUM_GPUS to those of each node."
+  ((TENSOR_PARALLEL * CONTEXT_PARALLEL > 0 && NUM_GPUS % (TENSOR_PARALLEL * CONTEXT_PARALLEL) == 0)) ||
+    die "NUM_GPUS=$NUM_GPUS cannot be shared by TENSOR_PARALLEL=$TENSOR_PARALLEL x CONTEXT_PARALLEL=$CONTEXT_PARALLEL: set them so that it can."
+  [[ -z "$CUSTOM_CONFIG_PATH" || -f "$CUSTOM_CONFIG_PATH" ]] || die "there is no file '$CUSTOM_CONFIG_PATH': correct CUSTOM_CONFIG_PATH."
+}
+
+bound_trajectories() { # a trajectory that fits no micro batch would run out of GPU memory, hours into the training
+  local fits=$((MAX_TOKENS_PER_GPU * CONTEXT_PARALLEL))
+  : "${SEARCH_R1_MAX_CONTEXT_LENGTH:=$((fits < 16384 ? fits : 16384))}"
+  check_whole_numbers SEARCH_R1_MAX_CONTEXT_LENGTH
+  ((SEARCH_R1_MAX_CONTEXT_LENGTH <= fits)) ||
+    die "SEARCH_R1_MAX_CONTEXT_LENGTH=$SEARCH_R1_MAX_CONTEXT_LENGTH does not fit MAX_TOKENS_PER_GPU=$MAX_TOKENS_PER_GPU x CONTEXT_PARALLEL=$CONTEXT_PARALLEL: raise these, or lower it."
+  export SEARCH_R1_MAX_CONTEXT_LENGTH
+}
+
+collect_train_args() { # fills train_args
+  local MODEL_ARGS=()
+  # shellcheck source=/dev/null
+  source "$MODEL_ARGS_FILE"
+  train_args=(
+    --actor-num-nodes "$NUM_NODES"
+    --actor-num-gpus-per-node "$NUM_GPUS"
+    --num-gpus-per-node "$NUM_GPUS"
+    --colocate
+    "${MODEL_ARGS[@]}"
+    --custom-generate-function-path generate_with_search.generate
+    --custom-rm-path generate_with_search.reward_func
+  )
+  [[ -z "$CUSTOM_CONFIG_PATH" ]] || train_args+=(--custom-config-path "$CUSTOM_CONFIG_PATH")
+  add_checkpoint_args
+  add_rollout_args
+  add_training_args
+  add_logging_args
+  train_args+=("$@")
+}
+
+add_checkpoint_args() {
+  train_args+=(--hf-checkpoint "$HF_CHECKPOINT" --ref-load "$REF_LOAD")
+  local load="${LOAD_DIR:-$SAVE_DIR}" # slime starts from --ref-load where there is no checkpoint yet
+  [[ -z "$load" ]] || train_args+=(--load "$load")
+  if [[ -n "$SAVE_DIR" ]]; then
+    train_args+=(--save "$SAVE_DIR" --save-interval "$SAVE_INTERVAL")
+  else
+    say "note: no checkpoint will be saved; set SAVE_DIR to keep what is trained."
+  fi
+}
+
+add_rollout_args() {
+  train_args+=(--prompt-data "$PROMPT_DATA" --input-key prompt --label-key reward_model --rollout-shuffle)
+  if [[ "${LLM_API_MODE:-}" == chat ]]; then
+    train_args+=(--tool-key tools) # prompts stay messages: the plugin renders them, with their tools
+  else
+    train_args+=(--apply-chat-template)
+  fi
+  train_args+=(
+    --num-rollout "$NUM_ROLLOUT"
+    --rollout-batch-size "$ROLLOUT_BATCH_SIZE"
+    --n-samples-per-prompt "$N_SAMPLES_PER_PROMPT"
+    --rollout-max-response-len "$ROLLOUT_MAX_RESPONSE_LEN"
+    --rollout-temperature "$ROLLOUT_TEMPERATURE"
+    --rollout-num-gpus-per-engine "$ROLLOUT_GPUS_PER_ENGINE"
+    --sglang-mem-fraction-static "$SGLANG_MEM_FRACTION_STATIC"
+  )
+  if uses_token_router; then
+    train_args+=(--sglang-router-ip "$(url_host "$TOKEN_ROUTER_URL")" --sglang-router-port "$(url_port "$TOKEN_ROUTER_URL")")
+  fi
+  if ((EVAL_INTERVAL > 0)); then
+    train_args+=(--eval-interval "$EVAL_INTERVAL" --eval-prompt-data "$EVAL_NAME" "$EVAL_DATA"
+      --eval-temperature "$EVAL_TEMPERATURE" --n-samples-per-eval-prompt "$N_SAMPLES_PER_EVAL_PROMPT")
+  fi
+}
+
+add_training_args() {
+  train_args+=(
+    --advantage-estimator grpo
+    --kl-loss-coef "$KL_LOSS_COEF"
+    --kl-loss-type low_var_kl
+    --entropy-coef 0.00
+    --eps-clip "$EPS_CLIP"
+    --eps-clip-high "$EPS_CLIP_HIGH"
+    --global-batch-size "$GLOBAL_BATCH_SIZE"
+    --balance-data
+    --optimizer adam
+    --lr "$LEARNING_RATE"
+    --lr-decay-style constant
+    --weight-decay 0.01
+    --adam-beta1 0.9
+    --adam-beta2 0.98
+    --tensor-model-parallel-size "$TENSOR_PARALLEL"
+    --pipeline-model-parallel-size 1
+    --context-parallel-size "$CONTEXT_PARALLEL"
+    --use-dynamic-batch-size
+    --max-tokens-per-gpu "$MAX_TOKENS_PER_GPU"
+    --recompute-granularity full
+    --recompute-method uniform
+    --recompute-num-layers 1
+    --attention-dropout 0.0
+    --hidden-dropout 0.0
+    --accumulate-allreduce-grads-in-fp32
+    --attention-softmax-in-fp32
+    --attention-backend flash
+  )
+  ! is_on "$USE_KL_LOSS" || train_args+=(--use-kl-loss)
+  ((TENSOR_PARALLEL == 1)) || train_args+=(--sequence-parallel)
+}
+
+add_logging_args() {
+  ! is_on "$USE_WANDB" || train_args+=(--use-wandb --wandb-project "$RUN_PROJECT" --wandb-group "$RUN_NAME")
+  ! is_on "$USE_TENSORBOARD" || train_args+=(--use-tensorboard --tb-project-name "$RUN_PROJECT" --tb-experiment-name "$RUN_NAME")
+}
+
+make_runtime_env() { # JSON
+  local joining=()
+  [[ -z "$RAY_ADDRESS" ]] || joining=(--joining)
+  ours search_rollout.job_environment "${joining[@]}" \
+    "PYTHONPATH=$MEGATRON_DIR:$HERE:$SLIME_DIR${PYTHONPATH:+:$PYTHONPATH}" \
+    PYTHONUNBUFFERED=1 \
+    CUDA_DEVICE_MAX_CONNECTIONS=1 \
+    "TENSORBOARD_DIR=$TENSORBOARD_DIR" \
+    "no_proxy=127.0.0.1,localhost,$MASTER_ADDR${no_proxy:+,$no_proxy}"
+}
+
+# --- the job ---
+
+clean_up_at_exit() {
+  RAY_PID=
+  JOB_RUNS=0
+  trap clean_up EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+}
+
+clean_up() {
+  trap '' HUP INT TERM
+  if ((JOB_RUNS)); then
+    say "stopping the job $JOB_ID"
+    timeout 20 ray job stop --address "$JOB_ADDRESS" "$JOB_ID" >&2 || true # a Ray with a job takes 30 s to stop
+  fi
+  if [[ -n "$RAY_PID" ]]; then
+    say "stopping Ray"
+    kill -TERM "$RAY_PID" 2>/dev/null || true
+    wait "$RAY_PID" || true
+  fi
+}
+
+start_ray() { # the command to do so
+  local how="join it by RAY_ADDRESS=http://HOST:$RAY_DASHBOARD_PORT, or give RAY_PORT and RAY_DASHBOARD_PORT other numbers"
+  ! dashboard_answers || die "a Ray runs already at $JOB_ADDRESS: $how."
+  unset RAY_ADDRESS
+  # `ray stop` would stop every Ray of this machine: this one stays our child instead, with all that it starts.
+  "$PYTHON" "$HERE/launch/contain.py" --grace 45 "$@" --block &
+  RAY_PID=$!
+  local tries
+  for ((tries = 0; tries < 240; tries++)); do # two minutes and more
+    kill -0 "$RAY_PID" 2>/dev/null || die "Ray did not start (see above). If another one runs: $how."
+    ! dashboard_answers || return 0
+    sleep 0.5
+  done
+  die "Ray's dashboard did not answer at $JOB_ADDRESS."
+}
+
+dashboard_answers() {
+  curl --silent --fail --max-time 2 --noproxy '*' --output /dev/null "$JOB_ADDRESS/api/version"
+}
+
+follow_job() { # shows its log until it ends; true if it succeeded
+  local failures=0 status
+  while ((failures < 10)); do
+    ray job logs --follow --address "$JOB_ADDRESS" "$JOB_ID" &
+    wait $! || true
+    status="$(ray job status --address "$JOB_ADDRESS" "$JOB_ID" 2>&1)" || status=
+    case "$status" in
+      *succeeded*) JOB_RUNS=0 && return 0 ;;
+      *"was stopped"* | *failed*) JOB_RUNS=0 && die "the job $JOB_ID did not succeed (see above)." ;;
+      *"Status for job"*) failures=0 ;; # it runs: only the stream of its log had broken off
+      *) failures=$((failures + 1)) ;;
+    esac
+    sleep 2
+  done
+  die "Ray at $JOB_ADDRESS does not answer any more."
+}
+
+# shellcheck source=launch/common.sh
+source "$HERE/launch/common.sh"
+main "$@"
