@@ -12,9 +12,10 @@ HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 usage() {
   cat <<'TEXT'
-usage: run_qwen2.5_3B.sh [--dry-run] [-- ARGUMENT ...]
+usage: run_qwen2.5_3B.sh [--dry-run | --check] [-- ARGUMENT ...]
 
   --dry-run   print the commands and start nothing
+  --check     say whether the settings are right, and start nothing
   ARGUMENT    further arguments of slime's train.py; they win over those of this script
 
 Settings are environment variables, here with the values of this call; README.md has those of the rollouts.
@@ -23,28 +24,31 @@ TEXT
 }
 
 main() {
-  DRY_RUN=0
+  local what=train
   while (($#)); do
     case "$1" in
-      --dry-run) DRY_RUN=1 ;;
+      --dry-run | --check) what="$1" ;;
       -h | --help) usage && exit 0 ;;
       --) shift && break ;;
       *) die "unknown option '$1': try --help; arguments of train.py come after --." ;;
     esac
     shift
   done
+  [[ "$what" == --dry-run ]] || command -v ray >/dev/null ||
+    die "there is no command 'ray': use slime's image, or pip install 'ray[default]'."
   check_settings
   bound_trajectories
   local train_args=() runtime_env
   collect_train_args "$@"
   runtime_env="$(make_runtime_env)"
+  [[ "$what" != --check ]] || exit 0
   JOB_ADDRESS="${RAY_ADDRESS:-http://127.0.0.1:$RAY_DASHBOARD_PORT}"
   JOB_ID="search-r1-$(date +%Y%m%d-%H%M%S)-$$"
   local submit=(ray job submit --no-wait --address "$JOB_ADDRESS" --submission-id "$JOB_ID" --runtime-env-json "$runtime_env"
     -- "$PYTHON" "$SLIME_DIR/train.py" "${train_args[@]}")
   local start=(ray start --head --node-ip-address "$MASTER_ADDR" --port "$RAY_PORT" --num-gpus "$NUM_GPUS"
     --dashboard-host 127.0.0.1 --dashboard-port "$RAY_DASHBOARD_PORT" --disable-usage-stats)
-  if ((DRY_RUN)); then
+  if [[ "$what" == --dry-run ]]; then
     [[ -n "$RAY_ADDRESS" ]] || quoted "${start[@]}"
     quoted "${submit[@]}"
     exit 0
@@ -64,7 +68,6 @@ check_settings() {
   command -v "$PYTHON" >/dev/null || die "there is no Python '$PYTHON': set PYTHON to slime's."
   [[ -f "$SLIME_DIR/train.py" ]] || die "there is no slime in '$SLIME_DIR': set SLIME_DIR to its folder."
   [[ -f "$MODEL_ARGS_FILE" ]] || die "there is no file '$MODEL_ARGS_FILE': set MODEL_ARGS_FILE to one of slime's scripts/models."
-  ((DRY_RUN)) || command -v ray >/dev/null || die "there is no command 'ray': use slime's image, or pip install 'ray[default]'."
   ((NUM_GPUS > 0)) || die "no GPU is visible: set CUDA_VISIBLE_DEVICES, or NUM_GPUS to those of each node."
   ((TENSOR_PARALLEL * CONTEXT_PARALLEL > 0 && NUM_GPUS % (TENSOR_PARALLEL * CONTEXT_PARALLEL) == 0)) ||
     die "NUM_GPUS=$NUM_GPUS cannot be shared by TENSOR_PARALLEL=$TENSOR_PARALLEL x CONTEXT_PARALLEL=$CONTEXT_PARALLEL: set them so that it can."
@@ -219,10 +222,10 @@ start_ray() { # the command to do so
   "$PYTHON" "$HERE/launch/contain.py" --grace 45 "$@" --block &
   RAY_PID=$!
   local tries
-  for ((tries = 0; tries < 240; tries++)); do # two minutes and more
+  for ((tries = 0; tries < 600; tries++)); do # two minutes and more
     kill -0 "$RAY_PID" 2>/dev/null || die "Ray did not start (see above). If another one runs: $how."
     ! dashboard_answers || return 0
-    sleep 0.5
+    sleep 0.2
   done
   die "Ray's dashboard did not answer at $JOB_ADDRESS."
 }

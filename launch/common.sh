@@ -44,11 +44,12 @@ default_temperature() {
 # --- helpers ---
 
 print_settings() { # for --help: what launch/settings.sh says, with the values of this very call
-  local line
+  # shellcheck disable=SC2016 # that is how the lines begin
+  local line setting='^: "\$\{([A-Z0-9_]+):=.*# (.*)$'
   while IFS= read -r line; do
     if [[ "$line" =~ ^'# --- '(.*)' ---'$ ]]; then
       printf '\n%s:\n' "${BASH_REMATCH[1]}"
-    elif [[ "$line" =~ ^': "${'([A-Z0-9_]+)':='.*'# '(.*)$ ]]; then
+    elif [[ "$line" =~ $setting ]]; then
       printf '  %-27s %s [%s]\n' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" "${!BASH_REMATCH[1]}"
     fi
   done <"$HERE/launch/settings.sh"

@@ -61,11 +61,11 @@ check_whole_numbers ROLLOUT_BATCH_SIZE N_SAMPLES_PER_PROMPT
 
 # --- servers beside the training ---
 : "${RETRIEVAL_SERVER_URL:=http://localhost:8000}"                  # on this machine: started; elsewhere: only waited for
-: "${RETRIEVER_TIMEOUT_S:=120}"                                     # how long it may take to load
+: "${START_TIMEOUT_S:=120}"                                         # how long retriever and token router may take to load
 : "${RETRIEVER_GPUS:=}"                                             # its CUDA_VISIBLE_DEVICES; empty: it uses none
 : "${RETRIEVER_ARGS:=}"                                             # more flags of the server, such as --faiss_gpu
 : "${TOKEN_ROUTER_URL:=http://127.0.0.1:30000}"                     # in router modes; on this machine: started
 : "${TMUX_SESSION:=slime-search-r1}"                                # name of the tmux session
 
 set +o allexport
-check_whole_numbers MAX_TOKENS_PER_GPU TENSOR_PARALLEL CONTEXT_PARALLEL EVAL_INTERVAL RETRIEVER_TIMEOUT_S
+check_whole_numbers MAX_TOKENS_PER_GPU TENSOR_PARALLEL CONTEXT_PARALLEL EVAL_INTERVAL START_TIMEOUT_S

@@ -2,6 +2,7 @@
 # Starts the retrieval server. Every setting is an environment variable; further flags are passed on:
 #
 #   PORT=8001 RETRIEVER_MODEL=/models/e5-base-v2 local_dense_retriever/start_server.sh --faiss_gpu
+#   local_dense_retriever/start_server.sh --check     starts nothing: says whether all that it needs is there
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -16,7 +17,11 @@ PORT="${PORT:-8000}"
 
 python="$here/.venv/bin/python" # the retriever's own environment (README.md), if there is one
 if [[ ! -x "$python" ]]; then
-  python=python3
+  python="${PYTHON:-python3}"
+fi
+
+if [[ "${1:-}" == --check ]]; then
+  exec "$python" "$here/check_installation.py" "$INDEX_PATH" "$CORPUS_PATH"
 fi
 
 exec "$python" "$here/retrieval_server.py" \

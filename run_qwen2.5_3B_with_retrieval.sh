@@ -1,0 +1,347 @@
+#!/usr/bin/env bash
+# Retriever and training side by side in a tmux session: window 0 retriever, window 1 training, and in router modes
+# window 2 token router.
+#
+#   ./run_qwen2.5_3B_with_retrieval.sh            starts all, waits until the retriever is ready, and attaches
+#   ./run_qwen2.5_3B_with_retrieval.sh down       stops all that it started, and nothing else
+#
+# Detaching (Ctrl-b d) keeps everything running. When one window's program ends, the others are stopped too.
+set -euo pipefail
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+usage() {
+  cat <<'TEXT'
+usage: run_qwen2.5_3B_with_retrieval.sh [up | status | logs | attach | down] [--dry-run] [-- ARGUMENT ...]
+
+  up          start retriever, token router (in router modes) and training, each as soon as the one before is ready
+  status      what runs, and where the logs are; exit status 1 if nothing does
+  logs        the last lines of each log; `logs -f` follows them
+  attach      show the session; Ctrl-b and a digit changes the window, Ctrl-b d leaves it running
+  down        stop what was started here
+  (no word)   up, and attach if there is a terminal
+  --dry-run   print the commands and start nothing
+  ARGUMENT    further arguments of slime's train.py
+
+Settings are environment variables, here with the values of this call; README.md has those of the rollouts.
+TEXT
+  print_settings
+}
+
+main() {
+  local command="" dry_run=0 follow=0
+  while (($#)); do
+    case "$1" in
+      up | status | logs | attach | down) command="$1" ;;
+      --dry-run) dry_run=1 ;;
+      -f) follow=1 ;;
+      -h | --help) usage && exit 0 ;;
+      --) shift && break ;;
+      *) die "unknown word '$1': try --help; arguments of train.py come after --." ;;
+    esac
+    shift
+  done
+  TRAIN_ARGS=("$@")
+  export SEARCH_BACKEND="${SEARCH_BACKEND:-local}"
+  [[ "$TMUX_SESSION" =~ ^[A-Za-z0-9_-]+$ ]] || die "TMUX_SESSION has value '$TMUX_SESSION'; it must be letters, digits, _ and -."
+  if ((dry_run)); then
+    print_commands
+    return
+  fi
+  command -v tmux >/dev/null || die "tmux is missing: install it (apt-get install tmux), or start retriever and training by hand."
+  case "$command" in
+    up) up ;;
+    "")
+      up
+      if [[ -t 0 && -t 1 ]]; then attach; fi
+      ;;
+    status) status ;;
+    logs) show_logs "$follow" ;;
+    attach) attach ;;
+    down) down ;;
+  esac
+}
+
+# --- what there is to start ---
+
+starts_retriever() { # one URL, of this machine; several, or another machine's, are somebody else's
+  [[ "$SEARCH_BACKEND" == local && "$RETRIEVAL_SERVER_URL" != *,* ]] && is_local "$RETRIEVAL_SERVER_URL"
+}
+
+starts_router() { uses_token_router && is_local "$TOKEN_ROUTER_URL"; }
+
+is_local() {
+  case "$(url_host "$1")" in
+    localhost | 127.* | ::1) return 0 ;;
+    *) return 1 ;;
+  esac
+}
+
+address_of() { # to listen at, for a URL of this machine
+  local host
+  host="$(url_host "$1")"
+  if [[ "$host" == localhost ]]; then echo 127.0.0.1; else echo "$host"; fi
+}
+
+set_commands() {
+  local more=()
+  read -ra more <<<"$RETRIEVER_ARGS"
+  RETRIEVER_COMMAND=(env "HOST=$(address_of "$RETRIEVAL_SERVER_URL")" "PORT=$(url_port "$RETRIEVAL_SERVER_URL")"
+    "CUDA_VISIBLE_DEVICES=$RETRIEVER_GPUS" PYTHONUNBUFFERED=1 "$HERE/local_dense_retriever/start_server.sh" "${more[@]}")
+  ROUTER_COMMAND=(env "PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -m token_router
+    --host "$(address_of "$TOKEN_ROUTER_URL")" --port "$(url_port "$TOKEN_ROUTER_URL")" --tokenizer "$HF_CHECKPOINT")
+  TRAIN_COMMAND=(env PREFLIGHT=0 "$HERE/run_qwen2.5_3B.sh" -- "${TRAIN_ARGS[@]}") # preflight ran before
+}
+
+print_commands() {
+  set_commands
+  ! starts_retriever || quoted "${RETRIEVER_COMMAND[@]}"
+  ! starts_router || quoted "${ROUTER_COMMAND[@]}"
+  "$HERE/run_qwen2.5_3B.sh" --dry-run -- "${TRAIN_ARGS[@]}"
+}
+
+# --- up ---
+
+up() {
+  if session_exists; then
+    check_session_is_ours
+    say "already running: see '$0 status', '$0 attach', '$0 down'."
+    return
+  fi
+  set_commands
+  check_prerequisites
+  mkdir -p "$LOG_DIR"
+  STAMP="$(date +%Y%m%d_%H%M%S)"
+  trap clean_up EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  start_retriever
+  start_router
+  run_preflight
+  start_window training 1 training "${TRAIN_COMMAND[@]}"
+  trap - EXIT HUP INT TERM # handed over
+  say "training has begun in the tmux session $TMUX_SESSION: '$0 status', 'logs', 'attach', 'down'."
+}
+
+clean_up() { # what this very call started
+  trap '' HUP INT TERM
+  if [[ -n "${SESSION_STARTED:-}" ]] && session_exists; then
+    say "stopping what was started"
+    stop_session
+  fi
+}
+
+check_prerequisites() {
+  command -v curl >/dev/null || die "curl is missing: install it (apt-get install curl)."
+  "$HERE/run_qwen2.5_3B.sh" --check || exit 1 # it has said why
+  REUSED=0
+  if starts_retriever; then
+    case "$(retriever_state "$RETRIEVAL_SERVER_URL")" in
+      absent) "$HERE/local_dense_retriever/start_server.sh" --check || exit 1 ;;
+      ready* | loading*) REUSED=1 ;;
+      *) die "port $(url_port "$RETRIEVAL_SERVER_URL") is taken by $(port_owner "$RETRIEVAL_SERVER_URL"), which is no retriever: stop it, or give RETRIEVAL_SERVER_URL another port." ;;
+    esac
+  fi
+  if starts_router && [[ "$(router_state "$TOKEN_ROUTER_URL")" != absent ]]; then
+    die "port $(url_port "$TOKEN_ROUTER_URL") is taken by $(port_owner "$TOKEN_ROUTER_URL"): stop it, or give TOKEN_ROUTER_URL another port."
+  fi
+}
+
+start_retriever() {
+  [[ "$SEARCH_BACKEND" == local ]] || return 0
+  local urls url
+  if starts_retriever && ((!REUSED)); then
+    start_window retriever 0 retrieval_server "${RETRIEVER_COMMAND[@]}"
+  else
+    say "starting no retriever: $RETRIEVAL_SERVER_URL is used as it is."
+  fi
+  IFS=, read -ra urls <<<"$RETRIEVAL_SERVER_URL"
+  for url in "${urls[@]}"; do
+    wait_until_ready "the retriever $url" retriever_state "${url//[[:space:]]/}" retrieval_server
+  done
+}
+
+start_router() {
+  uses_token_router || return 0
+  ! starts_router || start_window token-router 2 token_router "${ROUTER_COMMAND[@]}"
+  wait_until_ready "the token router $TOKEN_ROUTER_URL" router_state "$TOKEN_ROUTER_URL" token_router
+}
+
+start_window() { # NAME INDEX LOG COMMAND …
+  local name="$1" index="$2" log="$LOG_DIR/$3_$STAMP.log" environment program now
+  shift 3
+  # A tmux server that runs already has an environment of its own: ours goes by a file that only we may read, and that
+  # is removed as soon as it is read.
+  environment="$(mktemp)"
+  env -0 >"$environment"
+  program=("$(command -v "$PYTHON")" -E "$HERE/launch/contain.py" --name "$name" --log "$log"
+    --environment "$environment" --end-session "$TMUX_SESSION" --grace 90 "$@")
+  if [[ -n "${SESSION_STARTED:-}" ]]; then
+    tmux new-window -t "=$TMUX_SESSION:$index" -n "$name" -c "$PWD" "${program[@]}" ||
+      { rm -f "$environment" && die "the tmux session $TMUX_SESSION has ended (see $LOG_DIR)."; }
+    return
+  fi
+  tmux new-session -d -s "$TMUX_SESSION" -x 200 -y 50 -n "$name" -c "$PWD" "${program[@]}" \; \
+    set-option -t "=$TMUX_SESSION:" @search_r1 "$HERE" \; set-option -t "=$TMUX_SESSION:" destroy-unattached off ||
+    { rm -f "$environment" && die "tmux could not start the session $TMUX_SESSION (see above)."; }
+  SESSION_STARTED=1
+  now="$(tmux display-message -p -t "=$TMUX_SESSION:" '#{window_index}' 2>/dev/null)" || return 0 # it ended at once
+  [[ "$now" == "$index" ]] || tmux move-window -s "=$TMUX_SESSION:$now" -t "=$TMUX_SESSION:$index" # base-index is set
+}
+
+wait_until_ready() { # WHAT STATE_FUNCTION URL LOG
+  local what="$1" log="$LOG_DIR/$4_$STAMP.log" state began=$SECONDS passed tell_at=0
+  while true; do
+    state="$("$2" "$3")"
+    passed=$((SECONDS - began))
+    case "$state" in
+      ready*) say "$what is $state (after $passed s)" && return ;;
+      "answers 404") say "$what answers, but cannot say whether it is ready" && return ;;
+    esac
+    [[ -z "${SESSION_STARTED:-}" ]] || session_exists || die "$what has ended before it was ready.$(tail_of "$log")"
+    ((passed < START_TIMEOUT_S)) ||
+      die "$what is not ready after $passed s ($state); START_TIMEOUT_S sets how long to wait.$(tail_of "$log")"
+    if ((passed >= tell_at)); then
+      say "waiting for $what: $state ($passed of $START_TIMEOUT_S s)"
+      tell_at=$((passed + 5))
+    fi
+    sleep 0.5
+  done
+}
+
+# --- states of servers ---
+
+retriever_state() { # of a URL: ready, loading …, absent, or what else answers there
+  local reply
+  reply="$(ask "$1" /ready)"
+  if [[ "$reply" =~ ^200.*\"status\"[[:space:]]*:[[:space:]]*\"ready\" ]]; then
+    echo ready
+  elif [[ "$reply" =~ ^503.*\"loading\"[[:space:]]*:[[:space:]]*\"([^\"]*) ]]; then
+    echo "loading ${BASH_REMATCH[1]}"
+  else
+    other_state "$reply"
+  fi
+}
+
+router_state() {
+  local reply
+  reply="$(ask "$1" /list_workers)"
+  if [[ "$reply" =~ ^200.*\"urls\" ]]; then echo ready; else other_state "$reply"; fi
+}
+
+ask() { # URL PATH: status and body of the answer; without one, curl's exit code
+  local reply code=0
+  reply="$(curl --silent --noproxy '*' --max-time 5 --write-out '\n%{http_code}' "${1%/}$2")" || code=$?
+  if ((code)); then printf 'curl %s' "$code"; else printf '%s %s' "${reply##*$'\n'}" "${reply%$'\n'*}"; fi
+}
+
+other_state() { # of a reply that is not one of ours
+  case "$1" in
+    "curl 6") echo "unknown host" ;;
+    "curl 7") echo absent ;; # connection refused
+    "curl 28") echo "silent" ;;
+    "curl "*) echo "not answering HTTP" ;;
+    *) echo "answers ${1:0:3}" ;;
+  esac
+}
+
+port_owner() { # of a URL of this machine: the process that listens there
+  local port pid=""
+  port="$(url_port "$1")"
+  if command -v ss >/dev/null; then
+    pid="$(ss -Hltnp "sport = :$port" | sed -nE 's/.*pid=([0-9]+).*/\1/p' | head -n 1)"
+  elif command -v lsof >/dev/null; then
+    pid="$(lsof -nP -t -iTCP:"$port" -sTCP:LISTEN | head -n 1)" || true
+  fi
+  if [[ -n "$pid" ]]; then
+    echo "process $pid ($(ps -o args= -p "$pid" | cut -c 1-120))"
+  else
+    echo "another user's process"
+  fi
+}
+
+# --- the session ---
+
+session_exists() { tmux has-session -t "=$TMUX_SESSION" 2>/dev/null; }
+
+check_session_is_ours() {
+  local owner
+  owner="$(tmux show-options -qv -t "=$TMUX_SESSION:" @search_r1)"
+  [[ "$owner" == "$HERE" ]] ||
+    die "the tmux session $TMUX_SESSION is not ours (started in ${owner:-some other way}): set TMUX_SESSION to another name."
+}
+
+down() {
+  if ! session_exists; then
+    say "nothing runs."
+    return
+  fi
+  check_session_is_ours
+  stop_session
+  say "stopped."
+}
+
+stop_session() { # and wait for the end of its programs: they stop what they have started
+  local pids pid
+  pids="$(tmux list-panes -s -t "=$TMUX_SESSION:" -F '#{pane_pid}')" || return 0
+  tmux kill-session -t "=$TMUX_SESSION" 2>/dev/null || true
+  for pid in $pids; do
+    timeout 150 tail --pid="$pid" -f -s 0.1 /dev/null || say "process $pid has not ended yet."
+  done
+}
+
+attach() {
+  session_exists || die "nothing runs: see '$0 status'."
+  check_session_is_ours
+  if [[ -n "${TMUX:-}" ]]; then
+    tmux switch-client -t "=$TMUX_SESSION"
+    return
+  fi
+  tmux attach-session -t "=$TMUX_SESSION"
+  if session_exists; then say "everything keeps running; '$0 down' stops it."; else status || true; fi
+}
+
+status() {
+  local url urls log
+  if session_exists; then
+    check_session_is_ours
+    echo "tmux session $TMUX_SESSION: running"
+    tmux list-windows -t "=$TMUX_SESSION:" -F '  window #{window_index}: #{window_name}'
+  else
+    echo "tmux session $TMUX_SESSION: not running"
+  fi
+  if [[ "$SEARCH_BACKEND" == local ]]; then
+    IFS=, read -ra urls <<<"$RETRIEVAL_SERVER_URL"
+    for url in "${urls[@]}"; do
+      echo "retriever $url: $(retriever_state "${url//[[:space:]]/}")"
+    done
+  fi
+  ! uses_token_router || echo "token router $TOKEN_ROUTER_URL: $(router_state "$TOKEN_ROUTER_URL")"
+  while IFS= read -r log; do
+    echo "$log: $(tail -n 1 "$log" | cut -c 1-200)"
+  done < <(newest_logs)
+  session_exists
+}
+
+newest_logs() { # one of each kind
+  local kind logs
+  for kind in retrieval_server token_router training; do
+    logs=("$LOG_DIR/$kind"_*.log)
+    [[ ! -f "${logs[-1]}" ]] || printf '%s\n' "${logs[-1]}" # the names end in the time
+  done
+}
+
+show_logs() { # follow (0 or 1)
+  local logs
+  mapfile -t logs < <(newest_logs)
+  ((${#logs[@]})) || die "there are no logs in $LOG_DIR yet."
+  if (($1)); then exec tail -n 30 -F "${logs[@]}"; else tail -n 30 "${logs[@]}"; fi
+}
+
+tail_of() { # LOG, for an error message
+  if [[ -f "$1" ]]; then printf ' %s ends with:\n%s' "$1" "$(tail -n 20 "$1")"; fi
+}
+
+# shellcheck source=launch/common.sh
+source "$HERE/launch/common.sh"
+main "$@"
