@@ -137,12 +137,12 @@ check_prerequisites() {
   REUSED=0
   if starts_retriever; then
     case "$(retriever_state "$RETRIEVAL_SERVER_URL")" in
-      absent) "$HERE/local_dense_retriever/start_server.sh" --check || exit 1 ;;
+      "not listening") "$HERE/local_dense_retriever/start_server.sh" --check || exit 1 ;;
       ready* | loading*) REUSED=1 ;;
       *) die "port $(url_port "$RETRIEVAL_SERVER_URL") is taken by $(port_owner "$RETRIEVAL_SERVER_URL"), which is no retriever: stop it, or give RETRIEVAL_SERVER_URL another port." ;;
     esac
   fi
-  if starts_router && [[ "$(router_state "$TOKEN_ROUTER_URL")" != absent ]]; then
+  if starts_router && [[ "$(router_state "$TOKEN_ROUTER_URL")" != "not listening" ]]; then
     die "port $(url_port "$TOKEN_ROUTER_URL") is taken by $(port_owner "$TOKEN_ROUTER_URL"): stop it, or give TOKEN_ROUTER_URL another port."
   fi
 }
@@ -190,7 +190,7 @@ start_window() { # NAME INDEX LOG COMMAND …
 }
 
 wait_until_ready() { # WHAT STATE_FUNCTION URL LOG
-  local what="$1" log="$LOG_DIR/$4_$STAMP.log" state began=$SECONDS passed tell_at=0
+  local what="$1" log="$LOG_DIR/$4_$STAMP.log" state told="" began=$SECONDS passed tell_at=0
   while true; do
     state="$("$2" "$3")"
     passed=$((SECONDS - began))
@@ -201,8 +201,9 @@ wait_until_ready() { # WHAT STATE_FUNCTION URL LOG
     [[ -z "${SESSION_STARTED:-}" ]] || session_exists || die "$what has ended before it was ready.$(tail_of "$log")"
     ((passed < START_TIMEOUT_S)) ||
       die "$what is not ready after $passed s ($state); START_TIMEOUT_S sets how long to wait.$(tail_of "$log")"
-    if ((passed >= tell_at)); then
+    if [[ "${state%% *}" != "$told" ]] || ((passed >= tell_at)); then
       say "waiting for $what: $state ($passed of $START_TIMEOUT_S s)"
+      told="${state%% *}"
       tell_at=$((passed + 5))
     fi
     sleep 0.5
@@ -211,7 +212,7 @@ wait_until_ready() { # WHAT STATE_FUNCTION URL LOG
 
 # --- states of servers ---
 
-retriever_state() { # of a URL: ready, loading …, absent, or what else answers there
+retriever_state() { # of a URL: ready, loading …, not listening, or what else answers there
   local reply
   reply="$(ask "$1" /ready)"
   if [[ "$reply" =~ ^200.*\"status\"[[:space:]]*:[[:space:]]*\"ready\" ]]; then
@@ -238,7 +239,7 @@ ask() { # URL PATH: status and body of the answer; without one, curl's exit code
 other_state() { # of a reply that is not one of ours
   case "$1" in
     "curl 6") echo "unknown host" ;;
-    "curl 7") echo absent ;; # connection refused
+    "curl 7") echo "not listening" ;;
     "curl 28") echo "silent" ;;
     "curl "*) echo "not answering HTTP" ;;
     *) echo "answers ${1:0:3}" ;;

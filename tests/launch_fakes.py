@@ -44,10 +44,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def serve(port: int, handler: type[Handler]) -> None:
+def serve(port: int, handler: type[Handler], host: str = "127.0.0.1") -> None:
     """Serves until SIGTERM, which ends the process at once."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    http.server.ThreadingHTTPServer(("127.0.0.1", port), handler).serve_forever()
+    http.server.ThreadingHTTPServer((host, port), handler).serve_forever()
 
 
 # --- Ray ---
@@ -166,6 +166,7 @@ def retriever(argv: list[str]) -> int:
     """Loads for $RETRIEVER_LOADS seconds; with $RETRIEVER_BREAKS it ends then, with a traceback."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int)
+    parser.add_argument("--host")
     args, _ = parser.parse_known_args(argv)
     record("retriever")
     began = time.monotonic()
@@ -181,7 +182,7 @@ def retriever(argv: list[str]) -> int:
     if breaks:
         threading.Timer(loads_s, lambda: (print(breaks, flush=True), os._exit(1))).start()
     print("loading the index of the test", flush=True)
-    serve(args.port, Server)
+    serve(args.port, Server, args.host)
     return 0
 
 

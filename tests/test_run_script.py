@@ -249,6 +249,7 @@ def test_a_job_that_fails_fails_the_script(checkout: Checkout) -> None:
     assert checkout.processes() == []
 
 
+@pytest.mark.slow
 def test_a_broken_log_stream_does_not_end_the_job(checkout: Checkout) -> None:
     with checkout.start(RUN, TRAIN="on", RAY_LOGS_BREAK_OFF="1") as process:
         eventually(lambda: len(checkout.calls("ray-job-status")) >= 2)
