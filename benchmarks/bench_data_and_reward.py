@@ -107,7 +107,7 @@ def main() -> int:
     print_table(
         [f"preparing {ROWS} rows", "rows/s", "peak MiB", "file MiB"],
         [
-            [form, *(f"{figures[key]:.0f}" for key in ("rows_per_s", "peak_mib"))] + [f"{figures['file_mib']:.1f}"]
+            [form, *(f"{figures[key]:.0f}" for key in ("rows_per_s", "peak_mib")), f"{figures['file_mib']:.1f}"]
             for form, figures in prepared.items()
         ],
     )
