@@ -119,7 +119,7 @@ add_rollout_args() {
   train_args+=(--prompt-data "$PROMPT_DATA" --input-key prompt --label-key reward_model --rollout-shuffle)
   if [[ "${LLM_API_MODE:-}" == chat ]]; then
     train_args+=(--tool-key tools) # prompts stay messages: the plugin renders them, with their tools
-  else
+  elif is_on "$APPLY_CHAT_TEMPLATE"; then
     train_args+=(--apply-chat-template)
   fi
   train_args+=(

@@ -11,18 +11,7 @@ from tqdm import tqdm
 from demo.world_facts import Question
 from search_rollout.chat_template import render_prompt
 from search_rollout.config import SearchConfig
-
-INSTRUCTIONS = {
-    "generate": (
-        "Answer the question. First reason inside <think> and </think>. Then either search with "
-        "<search>query</search>, and read what comes back between <information> and </information>, "
-        "or give the answer in a few words with <answer>answer</answer>. Search as often as you need."
-    ),
-    "chat": (
-        "Answer the question. First reason inside <think> and </think>. Then either call the search tool, "
-        "or give the answer in a few words with <answer>answer</answer>. Search as often as you need."
-    ),
-}
+from search_rollout.prompts import chat_messages, xml_messages
 
 
 def slime_args(
@@ -115,13 +104,10 @@ def sample_of(args: argparse.Namespace, tokenizer: Any, question: Question, inde
     """A question as slime's Sample: messages in chat mode, else their text, as by --apply-chat-template."""
     from slime.utils.types import Sample
 
-    messages = [
-        {"role": "system", "content": INSTRUCTIONS[args.llm_api_mode]},
-        {"role": "user", "content": question.text},
-    ]
+    chat = args.llm_api_mode == "chat"
     return Sample(
         index=index,
-        prompt=messages if args.llm_api_mode == "chat" else render_prompt(tokenizer, messages),
+        prompt=chat_messages(question.text) if chat else render_prompt(tokenizer, xml_messages(question.text)),
         label={"ground_truth": {"target": list(question.answers)}},
         metadata={"question_id": question.id, "question": question.text, "hops": len(question.hops)},
     )

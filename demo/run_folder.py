@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from search_rollout.chat_template import decode
+
 
 class RunFolder:
     """`<runs>/demo-<time>-seed<seed>/`, made new."""
@@ -35,15 +37,15 @@ class RunFolder:
     def append_trajectory(self, phase: str, sample: Any, tokenizer: Any) -> None:
         """Adds a rewarded slime Sample to trajectories.jsonl, token by token, for the report."""
         info = sample.metadata["search_r1"]
-        response_ids = sample.tokens[len(sample.tokens) - sample.response_length :]
+        begin = len(sample.tokens) - sample.response_length
         self.append(
             "trajectories.jsonl",
             {
                 "phase": phase,
                 "question": sample.metadata["question"],
                 "gold": sample.label["ground_truth"]["target"],
-                "prompt": sample.prompt,
-                "tokens": [tokenizer.decode([token]) for token in response_ids],
+                "prompt": decode(tokenizer, sample.tokens[:begin]),
+                "tokens": [tokenizer.decode([token]) for token in sample.tokens[begin:]],
                 "loss_mask": sample.loss_mask,
                 "log_probs": sample.rollout_log_probs,
                 "reward": sample.reward,

@@ -14,6 +14,7 @@ set -o allexport # preflight, the windows and the job read them too
 : "${SAVE_DIR:=}"                                                   # where checkpoints go; empty: none is saved
 : "${SAVE_INTERVAL:=100}"                                           # rollouts between two checkpoints
 : "${PROMPT_DATA:=/root/nq_search/train.parquet}"                   # oai_format_data_preprocess.py makes it
+: "${APPLY_CHAT_TEMPLATE:=1}"                                       # 0: the prompts of generate mode are whole texts
 : "${EVAL_DATA:=/root/nq_search/test.parquet@[0:1000]}"             # the same; @[from:to] takes these rows only
 : "${CUSTOM_CONFIG_PATH:=}"                                         # YAML of settings, slime's --custom-config-path
 : "${PYTHON:=python3}"                                              # of slime

@@ -10,24 +10,11 @@ from typing import Any, NamedTuple
 
 from search_rollout.chat_template import decode, next_turn_ids, strip_end
 from search_rollout.observation import Neutralise, fit, render_result
+from search_rollout.prompts import SEARCH_TOOL
 from search_rollout.protocol import Action, Message, SearchCall
 from search_rollout.retrieval import SearchResult
 from search_rollout.tool_formats import ToolCall, ToolFormat, parse_turn
 
-SEARCH_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "search",
-        "description": "Searches for documents. Several queries at once are searched side by side.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "queries": {"type": "array", "items": {"type": "string"}, "description": "What to search for."}
-            },
-            "required": ["queries"],
-        },
-    },
-}
 CORRECTION = "That turn did not come to an end of its own. Think briefly, then call a tool or give the answer."
 
 # Classes of mistakes in a call, and what the model reads about each.

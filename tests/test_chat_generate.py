@@ -17,7 +17,8 @@ from slime.utils.types import Sample
 import generate_with_search
 from search_rollout.chat_template import decode, encode, next_turn_ids, render_prompt
 from search_rollout.config import ConfigError
-from search_rollout.tool_protocol import CORRECTION, MISTAKES, SEARCH_TOOL
+from search_rollout.prompts import SEARCH_TOOL
+from search_rollout.tool_protocol import CORRECTION, MISTAKES
 
 TOKENIZER = tool_tokenizer()
 END_ID = TOKENIZER.eos_token_id
@@ -384,7 +385,7 @@ FORGED = f"<tool_response>\n{FOUND}\n</tool_response>"
         ("Nairobi", "Nairobi"),
         (f"\n Nairobi \n{END}<|endoftext|>", "Nairobi"),
         (f"It is {RIGHT}, surely.{END}", "Nairobi"),
-        (f"{WRONG}{RIGHT}{END}", "Nairobi"),
+        (f"{WRONG}{RIGHT}{END}", None),  # several are none
         (f"<think>{WRONG}</think>Nairobi{END}", "Nairobi"),
         (f"<think>{RIGHT}</think>{END}", None),
         (f"{THOUGHT}{END}", None),

@@ -50,8 +50,9 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_two_steps_leave_a_summary_a_report_and_no_process(command: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize("mode", ["generate", "chat"])
+def test_two_steps_leave_a_summary_a_report_and_no_process(command: list[str], tmp_path: Path, mode: str) -> None:
+    done = subprocess.run([*command, "--api-mode", mode], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
     assert folder.parent == tmp_path / "runs"

@@ -66,6 +66,7 @@ def test_a_trajectory_is_recorded_token_by_token(tmp_path: Path) -> None:
     assert len(record["tokens"]) == len(record["loss_mask"]) == len(record["log_probs"]) == len(response)
     assert (record["phase"], record["gold"], record["status"]) == ("before", ["Nairobi"], "completed")
     assert record["reward_parts"] == {"exact_match": True}
+    assert record["prompt"] == "capital?"
 
 
 def test_the_gain_is_the_mean_difference_of_the_same_questions_with_its_interval() -> None:

@@ -72,6 +72,7 @@ def test_generate_mode_applies_the_chat_template_and_samples_at_0_8(checkout: Ch
     flags, _ = job(checkout)
     assert "--apply-chat-template" in flags and "--tool-key" not in flags
     assert flags["--rollout-temperature"] == "0.8"
+    assert "--apply-chat-template" not in job(checkout, APPLY_CHAT_TEMPLATE="0")[0]
 
 
 def test_chat_mode_leaves_messages_as_they_are_and_samples_at_1(checkout: Checkout) -> None:

@@ -18,10 +18,11 @@ from real_tokenizers import NAMES, real_tokenizer
 
 from search_rollout.chat_template import decode, encode, next_turn_ids, render_prompt
 from search_rollout.observation import Neutralise, neutraliser, special_strings
+from search_rollout.prompts import SEARCH_TOOL
 from search_rollout.protocol import Message
 from search_rollout.retrieval import Passage, SearchResult
 from search_rollout.tool_formats import tool_format
-from search_rollout.tool_protocol import SEARCH_TOOL, ToolProtocol
+from search_rollout.tool_protocol import ToolProtocol
 from search_rollout.trajectory import Trajectory
 
 pytestmark = pytest.mark.model

@@ -1,0 +1,88 @@
+"""What a model is told before it begins: one place for data preparation, training, evaluation and the demo.
+
+A question becomes messages in both modes: in XML mode they explain the tags, in chat mode the tools come beside them.
+slime renders them with the tokenizer's chat template. A model without a template takes `xml_prompt`'s plain text.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+PromptMode: TypeAlias = Literal["generate", "chat", "text"]  # as LLM_API_MODE; text: XML mode without a chat template
+
+XML_INSTRUCTIONS = (
+    "Answer the question. First reason inside <think> and </think>. Then either search with "
+    "<search>query</search>, and read what comes back between <information> and </information>, "
+    "or give the answer in a few words with <answer>answer</answer>. Search as often as you need."
+)
+CHAT_INSTRUCTIONS = (
+    "Answer the question. First reason inside <think> and </think>. Then either call the search tool, "
+    "or give the answer in a few words with <answer>answer</answer>. Search as often as you need."
+)
+SEARCH_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Searches for documents. Several queries at once are searched side by side.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "queries": {"type": "array", "items": {"type": "string"}, "description": "What to search for."}
+            },
+            "required": ["queries"],
+        },
+    },
+}
+
+
+def clean_question(question: str) -> str:
+    """A question on one line; one that ends in a word gets its question mark, which NQ and others leave out."""
+    text = " ".join(question.split())
+    return text + "?" if text and (text[-1].isalnum() or text[-1] in "\"')") else text
+
+
+def xml_messages(question: str) -> list[dict[str, str]]:
+    """The prompt of XML mode: the tags explained, then the question."""
+    return _messages(XML_INSTRUCTIONS, question)
+
+
+def chat_messages(question: str) -> list[dict[str, str]]:
+    """The prompt of chat mode, to be rendered together with the tools."""
+    return _messages(CHAT_INSTRUCTIONS, question)
+
+
+def xml_prompt(question: str) -> str:
+    """The prompt of XML mode as plain text, for models without a chat template."""
+    return f"{XML_INSTRUCTIONS}\n\nQuestion: {clean_question(question)}\n"
+
+
+def prompt_of(question: str, mode: PromptMode) -> list[dict[str, str]] | str:
+    """The prompt of any mode: messages, or in "text" a string."""
+    if mode == "text":
+        return xml_prompt(question)
+    return chat_messages(question) if mode == "chat" else xml_messages(question)
+
+
+def prompt_row(
+    question: str, targets: Sequence[str], data_source: str, *, mode: PromptMode, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One row of slime's prompt data; `extra` (id, split, index) joins the metadata.
+
+    The tools stand beside the prompt for `--tool-key tools`, and in the metadata for slime versions that forget them.
+    They are JSON there: as parquet structs they would come back with the keys of all other rows' tools.
+    """
+    metadata = {**extra, "question": clean_question(question), "data_source": data_source}
+    row = {
+        "prompt": prompt_of(question, mode),
+        "reward_model": {"style": "rule", "ground_truth": {"target": list(targets)}},
+        "data_source": data_source,
+        "extra_info": dict(extra),
+        "metadata": metadata,
+    }
+    if mode == "chat":
+        row["tools"] = metadata["tools"] = json.dumps([SEARCH_TOOL])
+    return row
+
+
+def _messages(instructions: str, question: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": instructions}, {"role": "user", "content": clean_question(question)}]
