@@ -135,7 +135,9 @@ def contain(
         time.sleep(POLL_S)
     if child.poll() is None:
         child.terminate()
-        wait_until(lambda: child.poll() is not None, grace_s)
+        if not wait_until(lambda: child.poll() is not None, grace_s):
+            child.kill()
+            child.wait()
     stop_descendants(child)
     if told:
         return 128 + told[0]

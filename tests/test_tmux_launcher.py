@@ -11,13 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launch_helpers import Checkout, eventually, flags_of, interrupt
+from launch_helpers import ROOT, Checkout, eventually, flags_of, interrupt
+from retriever_fakes import minilm_folder
+from router_fakes import TOKENIZER
+
+from local_dense_retriever import build_index
 
 UP = "run_qwen2.5_3B_with_retrieval.sh"
 SESSION = "slime-search-r1"
@@ -48,9 +51,9 @@ class Launcher(Checkout):
         assert re.fullmatch(rf"{kind}_\d{{8}}_\d{{6}}\.log", path.name)
         return path.read_text()
 
-    def run_up(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    def run_up(self, *arguments: str, timeout: float = 60, **variables: str) -> subprocess.CompletedProcess:
         """`up` until training has been called."""
-        run = self.run(UP, *(arguments or ("up",)), **variables)
+        run = self.run(UP, *(arguments or ("up",)), timeout=timeout, **variables)
         assert run.returncode == 0, run.stderr
         eventually(lambda: self.calls("train"))
         return run
@@ -253,6 +256,56 @@ def test_a_preflight_that_finds_mistakes_ends_it(launcher: Launcher) -> None:
     assert (run.returncode, run.stdout) == (1, "a mistake\n")
     assert "PREFLIGHT=0" in run.stderr
     assert launcher.processes() == [] and launcher.calls("train") == []
+
+
+@needs_tmux
+@slow
+@pytest.mark.model
+def test_the_real_retriever_and_the_real_token_router_are_started_and_stopped(launcher: Launcher) -> None:
+    folder = launcher.path / "local_dense_retriever"
+    shutil.copy(ROOT / "local_dense_retriever" / "retrieval_server.py", folder)
+    corpus, index, model = folder / "toy_corpus.jsonl", launcher.path / "toy.index", minilm_folder()
+    build = ["--corpus_path", str(corpus), "--index_path", str(index)]
+    assert build_index.main([*build, "--retriever_name", "minilm", "--retriever_model", model]) == 0
+    tokenizer = launcher.path / "the model"
+    TOKENIZER.save_pretrained(tokenizer)
+    launcher.run_up(
+        "up",
+        timeout=180,
+        CORPUS_PATH=str(corpus),
+        INDEX_PATH=str(index),
+        RETRIEVER_NAME="minilm",
+        RETRIEVER_MODEL=model,
+        TOKEN_TRACKING_MODE="router_radix",
+        HF_CHECKPOINT=str(tokenizer),
+    )
+    assert launcher.windows() == ["0 retriever", "1 training", "2 token-router"]
+    assert "20 passages" in launcher.log("retrieval_server")
+    assert f":{launcher.router_port}" in launcher.log("token_router")
+    flags = flags_of(launcher.calls("train")[0]["argv"])
+    assert (flags["--sglang-router-ip"], flags["--sglang-router-port"]) == ("127.0.0.1", str(launcher.router_port))
+    for port in (launcher.retriever_port, launcher.router_port):
+        assert answers(port)
+    assert launcher.run(UP, "down", timeout=120).returncode == 0
+    assert launcher.processes() == []
+    for kind in ("retrieval_server", "token_router"):
+        assert "stopped" in launcher.log(kind).splitlines()[-2]  # in an orderly way
+
+
+@needs_tmux
+@slow
+def test_a_token_router_that_does_not_start_ends_the_rest(launcher: Launcher) -> None:
+    error = launcher.error_of_up(TOKEN_TRACKING_MODE="router_radix", HF_CHECKPOINT="/no such model")
+    assert "token router" in error and "there is no folder /no such model" in error
+    assert launcher.calls("train") == []
+
+
+@needs_tmux
+@slow
+def test_a_token_routers_port_that_is_taken_is_an_error(launcher: Launcher) -> None:
+    with socket.create_server(("127.0.0.1", launcher.router_port)):
+        error = launcher.error_of_up(TOKEN_TRACKING_MODE="router_radix")
+        assert f"port {launcher.router_port} is taken by process {os.getpid()} (" in error
 
 
 # --- servers of others ---
