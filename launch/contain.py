@@ -1,6 +1,6 @@
 """Runs a command, and leaves nothing of it behind.
 
-    python launch/contain.py [--log FILE] [--environment FILE] [--end-session NAME] [--grace SECONDS] COMMAND [ARGUMENT …]
+    python launch/contain.py [--log FILE] [--environment FILE] [--end-session NAME] [--grace SECONDS] COMMAND …
 
 When the command ends, whatever it had started ends too, daemons in sessions of their own included; nothing else is
 touched. SIGTERM, SIGINT and SIGHUP are passed on to the command as SIGTERM; after the grace period it is killed. The

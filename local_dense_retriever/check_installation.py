@@ -1,6 +1,6 @@
 """Says in one line whether this Python and these files are what the server needs; loads nothing.
 
-    python local_dense_retriever/check_installation.py INDEX CORPUS
+python local_dense_retriever/check_installation.py INDEX CORPUS
 """
 
 import importlib.metadata
@@ -35,9 +35,7 @@ def missing_packages() -> list[str]:
     faiss = any(name.startswith("faiss-") for name in installed)
     lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     wanted = [match[0] for line in lines if (match := re.match(r"[\w.-]+", line))]
-    return [
-        name for name in wanted if _normal(name) not in installed and not (faiss and name.startswith("faiss-"))
-    ]
+    return [name for name in wanted if _normal(name) not in installed and not (faiss and name.startswith("faiss-"))]
 
 
 def _normal(name: str) -> str:

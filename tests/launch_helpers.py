@@ -33,7 +33,9 @@ class Checkout:
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, self.path / name)
-        (self.slime / "scripts/models/qwen2.5-3B.sh").write_text('MODEL_ARGS=(--num-layers 36 --normalization "RMSNorm")\n')
+        (self.slime / "scripts/models/qwen2.5-3B.sh").write_text(
+            'MODEL_ARGS=(--num-layers 36 --normalization "RMSNorm")\n'
+        )
         (self.slime / "train.py").write_text(self._program("train"))
         (programs / "ray").write_text(f"#!{sys.executable}\n" + self._program("ray"))
         (programs / "ray").chmod(0o755)
@@ -132,6 +134,13 @@ def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [probe.getsockname()[1] for probe in probes]
+
+
+def answers(port: int) -> bool:
+    """Whether something listens there."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 def eventually(is_so: Callable[[], object], timeout_s: float = 20.0) -> None:

@@ -10,8 +10,11 @@ import pytest
 from launch_helpers import ROOT, eventually
 
 CONTAIN = [sys.executable, str(ROOT / "launch" / "contain.py")]
-# A daemon as daemons are made: in a session of its own, its parent gone; and one that does not hear SIGTERM.
-DAEMONS = "setsid --fork bash -c 'echo $$ >> {0}; exec sleep 600'; setsid --fork bash -c 'trap \"\" TERM; echo $$ >> {0}; sleep 600; sleep 600'; "
+# Two daemons as daemons are made, in sessions of their own and their parents gone; the second does not hear SIGTERM.
+DAEMONS = """
+setsid --fork bash -c 'echo $$ >> {0}; exec sleep 600'
+setsid --fork bash -c 'trap "" TERM; echo $$ >> {0}; sleep 600; sleep 600'
+"""
 
 
 def pids(path: Path, count: int) -> list[int]:

@@ -55,7 +55,7 @@ def test_a_key_is_read_from_its_file_unless_the_variable_is_set(tmp_path: Path) 
 
 
 def test_a_keys_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="GOOGLE_API_KEY_FILE names .*nothing.* cannot be read"):
+    with pytest.raises(ConfigError, match=r"GOOGLE_API_KEY_FILE names .*nothing.* cannot be read"):
         load(GOOGLE_API_KEY_FILE=str(tmp_path / "nothing"))
 
 

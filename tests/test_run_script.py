@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launch_helpers import Checkout, eventually, flags_of, interrupt
+from launch_helpers import Checkout, answers, eventually, flags_of, interrupt
 
 from search_rollout.config import variables
 
@@ -291,7 +291,8 @@ def test_a_running_cluster_is_joined_and_left_running(checkout: Checkout) -> Non
     command = [checkout.python.parent / "ray", "start", "--dashboard-port", str(checkout.dashboard_port)]
     with subprocess.Popen(command, env=checkout.environment) as ray:
         try:
-            eventually(lambda: "runs already" in checkout.run(RUN).stderr)  # not joined unless asked to
+            eventually(lambda: answers(checkout.dashboard_port))
+            assert "a Ray runs already" in checkout.run(RUN).stderr  # and is not joined unless asked to
             assert checkout.run(RUN, RAY_ADDRESS=url).returncode == 0
             with checkout.start(RUN, RAY_ADDRESS=url, TRAIN="on") as process:
                 eventually(lambda: len(checkout.calls("train")) == 2)
@@ -323,7 +324,7 @@ def test_help_and_readme_have_every_setting(checkout: Checkout) -> None:
     assert len(defaults) == settings.count('\n: "${')
     assert set(re.findall(r"^  ([A-Z0-9_]+) .*\[", checkout.run(RUN, "--help").stdout, re.MULTILINE)) == set(defaults)
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    rows = dict(re.findall(r"^\| `([A-Z0-9_]+)` \| `?([^`|]*?)`? \| [^|]* \|$", readme, flags=re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([A-Z0-9_]+)` \|(?: `?([^`|]+?)`?)? \| [^|]* \|$", readme, flags=re.MULTILINE))
     plain = {name: default for name, default in defaults.items() if "$" not in default}
     assert {name: rows.get(name) for name in plain} == plain
     assert set(defaults) <= set(rows)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launch_helpers import ROOT, Checkout, eventually, flags_of, interrupt
+from launch_helpers import ROOT, Checkout, answers, eventually, flags_of, interrupt
 from retriever_fakes import minilm_folder
 from router_fakes import TOKENIZER
 
@@ -101,12 +101,6 @@ def retriever_at(launcher: Launcher, port: int, host: str = "127.0.0.1", **varia
             assert process.poll() is None
         finally:
             process.kill()
-
-
-def answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
 
 
 # --- prerequisites ---
