@@ -27,8 +27,9 @@ class Checkout:
         self.path = folder / "my plugin"
         self.records = folder / "records"
         self.slime = folder / "the slime"
+        self.temporary = folder / "temporary"
         programs = folder / "programs"
-        for new in (self.path, self.records, programs, self.slime / "scripts/models"):
+        for new in (self.path, self.records, self.temporary, programs, self.slime / "scripts/models"):
             new.mkdir(parents=True)
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -47,6 +48,7 @@ class Checkout:
         self.environment = {
             "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(folder),
+            "TMPDIR": str(self.temporary),
             "TERM": "xterm",
             "LANG": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
