@@ -14,6 +14,7 @@ Neutralise = Callable[[str], str]
 
 TAGS = ("think", "search", "information", "answer", "tool_call", "tool_response")  # of both protocols
 UNAVAILABLE = "Search is not available at the moment."
+NOT_TAKEN = "The search does not take this query."
 NOTHING_FOUND = "No documents were found."
 
 CUT = 0.97  # a little more is cut than the proportion says: to encode once more costs more than a few words
@@ -58,8 +59,10 @@ def render_passages(passages: Sequence[Passage], neutralise: Neutralise) -> str:
 
 
 def render_result(result: SearchResult, neutralise: Neutralise) -> str:
-    """What came of one search: its documents, or that there are none."""
-    return UNAVAILABLE if result.error else render_passages(result.passages, neutralise)
+    """What came of one search: its documents, or that there are none. The model never reads what the trouble was."""
+    if result.error:
+        return NOT_TAKEN if result.refused else UNAVAILABLE
+    return render_passages(result.passages, neutralise)
 
 
 def fit(
