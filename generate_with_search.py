@@ -127,7 +127,7 @@ async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) ->
             if results is None:
                 return StopReason.ABORTED
             trajectory.searches += results
-            if config.search_failure_mode == "give_up" and any(one.error and not one.refused for one in results):
+            if config.search_failure_mode == "give_up" and any(result.error for result in results):
                 return StopReason.SEARCH_FAILED
             trajectory.mistakes.update(call.error for call in action.calls if call.error)
             message = protocol.observe(action, results, reply.ids[-1])

@@ -30,7 +30,7 @@ REFUSED_S = 60.0  # a service that refuses everybody is asked again this rarely
 QUIET_S = 60.0  # between two warnings of failing searches
 MAX_SAID = 100  # different messages that are each said once
 MAX_TITLE, MAX_TEXT = 500, 20_000  # characters of a passage
-QUERY_AT_FAULT = (400, 413, 414, 422)  # answers that are about the query, not about the service
+MAX_QUERY = 2000  # characters that are sent: servers refuse what is much longer
 
 Origin = Literal["backend", "cache", "shared"]
 
@@ -58,7 +58,6 @@ class SearchResult:
     error: str | None = None
     seconds: float = 0.0
     origin: Origin = "backend"
-    refused: bool = False  # the error is about this query: the service works, and does not take it
 
 
 class PassageSource(Protocol):
@@ -147,10 +146,9 @@ class Searcher:
         began = time.monotonic()
         result = SearchResult(query)
         try:
-            result.passages, result.origin = await self._shared(query)
+            result.passages, result.origin = await self._shared(_sendable(query))
         except RequestFailed as failure:
             result.error = str(failure)
-            result.refused = failure.status in QUERY_AT_FAULT and not isinstance(failure, ServiceRefused)
             self._tell(failure)
         result.seconds = time.monotonic() - began
         self.usage.count(result.origin, failed=result.error is not None)
@@ -309,5 +307,9 @@ class _Guarded:
 
 def normalised(query: str) -> str:
     """What equal queries have in common: case, width and spacing of characters do not matter."""
-    text = query.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
+
+
+def _sendable(query: str) -> str:
+    """The query as any service takes it: not too long, and without halves of characters."""
+    return query[:MAX_QUERY].encode("utf-8", "replace").decode("utf-8")

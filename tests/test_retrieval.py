@@ -156,7 +156,7 @@ async def test_one_query_that_the_server_does_not_take_costs_no_other_its_answer
 
     async with Picky() as retriever, searcher(retriever.url) as client:
         good, bad, fine = await asyncio.gather(*map(client.search, ("good", "bad", "fine")))
-    assert good.passages and fine.passages and bad.error is not None and bad.refused
+    assert good.passages and fine.passages and bad.error is not None
 
 
 async def test_equal_queries_in_flight_are_searched_once():
@@ -189,6 +189,14 @@ async def test_a_failing_retriever_is_logged_once_and_not_for_every_query(caplog
     assert sum("a search fails" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.parametrize("query", ["x" * 100_000, "\ud800half", "\x00"])
+async def test_any_query_is_sent_in_a_form_that_servers_take(query):
+    retriever = FakeRetriever()
+    assert (await search(retriever, query=query)).passages
+    (sent,) = retriever.queries
+    assert len(sent) <= 2000 and sent.encode() and (sent == query or "\x00" not in query)
+
+
 # ---- Keys ------------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +211,7 @@ async def test_the_key_is_sent_as_a_bearer_and_a_wrong_one_is_said_once_with_the
         with caplog.at_level(logging.DEBUG):
             async with searcher(retriever.url, api_key="hunter2hunter2", retries=3) as client:
                 results = [await client.search(str(number)) for number in range(10)]
-    assert all(result.error is not None and not result.refused for result in results)
+    assert all(result.error is not None for result in results)
     assert "RETRIEVAL_API_KEY" in str(results[0].error)
     assert "hunter2" not in caplog.text + repr(results)  # though the server repeats it
     assert caplog.text.count("RETRIEVAL_API_KEY") == 1
