@@ -24,12 +24,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import aiohttp  # noqa: E402
+import aiohttp
 
-from benchmarks.reporting import parser, print_table, verdict, write_json  # noqa: E402
-from search_rollout.local_retriever import LocalRetriever  # noqa: E402
-from search_rollout.retrieval import Passage, Searcher  # noqa: E402
-from search_rollout.search_cache import SearchCache  # noqa: E402
+from benchmarks.reporting import parser, print_table, verdict, write_json
+from search_rollout.local_retriever import LocalRetriever
+from search_rollout.retrieval import Passage, Searcher
+from search_rollout.search_cache import SearchCache
 
 SEARCHES, CONCURRENT, RUNS = 1000, 256, 7
 DOCUMENT = '"A place"\n' + "The place lies in the highlands in the south of the country and was founded in 1899. " * 6

@@ -52,7 +52,7 @@ def many(count: int):
     return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@many(300)
+@many(200)
 @given(st.data())
 def test_tags_hold_whatever_stands_between_them(data):
     tokenizer = real_tokenizer("qwen2.5")
@@ -70,7 +70,7 @@ def test_tags_hold_whatever_stands_between_them(data):
     assert parse_action(message.text).kind == "invalid"
 
 
-@many(200)
+@many(100)
 @given(st.data())
 def test_tool_messages_hold_whatever_stands_in_them(data):
     tokenizer = real_tokenizer("qwen2.5")

@@ -90,7 +90,8 @@ async def test_an_outage_costs_no_sample_and_little_time(monkeypatch, capsys, ki
     assert (usage["search/queries"], usage["search/failed"]) == (len(searches) + 2, len(failed))
     assert 0 < len(failed) < len(searches)
     assert max(lost_s) < 2 * BUDGET_S + 2.0  # two searches, on a machine with other work
-    assert statistics.median(lost_s) < 0.5
+    if dead_s > 10:  # the first second, in which searches are still repeated, no longer counts
+        assert statistics.median(lost_s) < 0.1
     assert not info(again)["search_counts"]["failed"]  # it is in use again
     late = [sample for end, sample in ended if end > back + BACK_WITHIN_S + 4.5 * pace_s]
     assert bool(late) == bool(after_s) and not any(info(sample)["search_counts"]["failed"] for sample in late)
