@@ -122,10 +122,12 @@ async def measure(search: Search, queries: list[str]) -> tuple[float, float]:
 
 async def compare(url: str, cache_file: str) -> dict[str, list[tuple[float, float]]]:
     """Every way's figures, run by run; the first run, which opens connections, is left out."""
-    settings = {"concurrency": CONCURRENT, "timeout_s": 60.0, "retries": 3}
-    plain = Searcher([LocalRetriever(url, topk=3, timeout_s=60.0)], **settings)
-    cache = SearchCache(cache_file, "bench", max_age_s=3600.0)
-    cached = Searcher([LocalRetriever(url, topk=3, timeout_s=60.0)], **settings, cache=cache)
+
+    def searcher(cache: SearchCache | None) -> Searcher:
+        source = LocalRetriever(url, topk=3, timeout_s=60.0)
+        return Searcher([source], concurrency=CONCURRENT, timeout_s=60.0, retries=3, cache=cache)
+
+    plain, cached = searcher(None), searcher(SearchCache(cache_file, "bench", max_age_s=3600.0))
     ways = {"searcher": by_searcher(plain), "new session": by_new_sessions(url), "cache": by_searcher(cached)}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     queries = [f"where does place {number} lie, and since when?" for number in range(SEARCHES)]

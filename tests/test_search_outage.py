@@ -59,21 +59,22 @@ async def test_an_outage_costs_no_sample_and_little_time(monkeypatch, capsys, ki
     monkeypatch.setattr(generate_with_search, "_usage", SearchUsage())
     retriever = FakeRetriever()
     settings = {"search_timeout_s": BUDGET_S, "search_retries": 3, "max_context_length": 4096}
-    ended: list[tuple[float, Sample]] = []
+    rolled_out: list[tuple[float, Sample]] = []  # with when it began
     async with plugin(monkeypatch, TOKENIZER, engine(pace_s), retriever, **settings) as (args, _):
         trouble = asyncio.create_task(outage(retriever, kind, after_s=1.5 * pace_s, for_s=dead_s))
 
         async def lane(number: int) -> None:
             while not trouble.done() or time.monotonic() < trouble.result() + after_s:
+                began = time.monotonic()
                 sample = await roll_out(args, make_sample(index=number))  # checks that it is aligned
-                ended.append((time.monotonic(), sample))
+                rolled_out.append((began, sample))
 
         await asyncio.gather(*map(lane, range(LANES)))
         back = await trouble
         await asyncio.sleep(max(back + BACK_WITHIN_S - time.monotonic(), 0.0))
         again = await roll_out(args, make_sample())
 
-    samples = [sample for _, sample in ended]
+    samples = [sample for _, sample in rolled_out]
     searches = [search for sample in samples for search in info(sample)["searches"]]
     failed = [search for search in searches if search["error"]]
     lost_s = [info(sample)["search_seconds"] for sample in samples if info(sample)["search_counts"]["failed"]]
@@ -89,9 +90,10 @@ async def test_an_outage_costs_no_sample_and_little_time(monkeypatch, capsys, ki
     usage = generate_with_search.search_usage()
     assert (usage["search/queries"], usage["search/failed"]) == (len(searches) + 2, len(failed))
     assert 0 < len(failed) < len(searches)
-    assert max(lost_s) < 2 * BUDGET_S + 2.0  # two searches, on a machine with other work
+    assert max(lost_s) < 2 * BUDGET_S + 3.0  # two searches, on a machine with other work
     if dead_s > 10:  # the first second, in which searches are still repeated, no longer counts
         assert statistics.median(lost_s) < 0.1
     assert not info(again)["search_counts"]["failed"]  # it is in use again
-    late = [sample for end, sample in ended if end > back + BACK_WITHIN_S + 4.5 * pace_s]
-    assert bool(late) == bool(after_s) and not any(info(sample)["search_counts"]["failed"] for sample in late)
+    if after_s:
+        late = [sample for began, sample in rolled_out if began > back + BACK_WITHIN_S]
+        assert late and not any(info(sample)["search_counts"]["failed"] for sample in late)
