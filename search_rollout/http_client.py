@@ -135,13 +135,15 @@ class JsonClient:
                 trust_env=False,
             )
         try:
-            async with self._session.post(url, json=body, headers=headers) as response:
+            # Redirects are refused: they would take the headers, and with them a key, to whatever host they name.
+            async with self._session.post(url, json=body, headers=headers, allow_redirects=False) as response:
                 if response.status == 200:
                     return await response.json(content_type=None)
                 text = _without_secrets(await response.text(errors="replace"), headers)
                 raise _failure(url, response.status, text, response.headers.get("Retry-After"))
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise TransientFailure(f"{url}: {str(error) or type(error).__name__}") from error
+            words = _without_secrets(str(error), headers) or type(error).__name__
+            raise TransientFailure(f"{url}: {words}") from None  # the error may quote the headers
         except (ValueError, RecursionError) as error:
             raise RequestFailed(f"{url} answered something that is not JSON: {str(error)[:200]}") from error
 
