@@ -212,18 +212,9 @@ def _runtime(args: Any) -> Runtime:
 def _web_search(config: SearchConfig) -> PassageSource | None:
     if config.search_backend != "google":
         return None
-    from google_search_server import GoogleSearch  # only where it is used
+    from google_search_server import from_config  # only where it is used
 
-    return GoogleSearch(
-        "replay" if config.caching == "replay" else config.google_api_key,  # a replay needs no key
-        endpoint=config.google_endpoint,
-        topk=config.topk,
-        gl=config.google_gl,
-        hl=config.google_hl,
-        full_pages=config.google_full_pages,
-        timeout_s=config.search_timeout_s,
-        retries=0,  # the searcher's part
-    )
+    return from_config(config)
 
 
 def search_usage() -> dict[str, float]:

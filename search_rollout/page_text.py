@@ -49,15 +49,11 @@ def read_page(body: bytes, charset: str | None, hint: str) -> str | None:
 
 def decode(body: bytes, charset: str | None) -> str:
     """The text of bytes: by their byte order mark, else the first charset of header, page, UTF-8, chardet that fits."""
-    for mark, name in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
+    for mark, codec in _MARKS:
         if body.startswith(mark):
-            return body.decode(name, "replace")
+            return body.decode(codec, "replace")
     declared = _DECLARED.search(body, 0, 2048)
-    for name in (charset, declared and declared[1].decode("ascii", "replace"), "utf-8"):
+    for name in (charset, declared[1].decode("ascii", "replace") if declared else None, "utf-8"):
         text = _decode_by(name, body)
         if text is not None and text.count("\ufffd") <= MISREAD * len(text):
             return text
