@@ -5,6 +5,7 @@ redirect, and the connection goes to the address that was looked at: a name is r
 """
 
 import asyncio
+import errno
 import ipaddress
 import re
 import socket
@@ -50,6 +51,9 @@ class PageFailed(Exception):
 
 class AddressRefused(OSError):
     """The address is not on the public web. An OSError, as that is what a resolver may raise."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EACCES, message)
 
 
 @dataclass(frozen=True)

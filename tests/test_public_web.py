@@ -92,8 +92,10 @@ def test_nothing_is_public_that_python_calls_private_reserved_or_local(address):
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1", "localhost", "2130706433", "0x7f000001", "0x7f.0.0.1", "0177.0.0.1", "127.1", "127.0.0.1.", "[::1]"]
-    + ["[::ffff:127.0.0.1]", "①②⑦.0.0.1", "0"],
+    [
+        *("127.0.0.1", "localhost", "2130706433", "0x7f000001", "0x7f.0.0.1", "0177.0.0.1", "127.1", "127.0.0.1."),
+        *("[::1]", "[::ffff:127.0.0.1]", "①②⑦.0.0.1", "0"),
+    ],
 )
 async def test_loopback_is_not_asked_however_it_is_written(host):
     async with FakeWeb({"/": FakePage("secret")}) as web:

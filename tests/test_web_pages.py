@@ -1,10 +1,11 @@
-"""Full pages: the page's passage where there is one, the snippet in any other case; and the processes that read pages."""
+"""Full pages: the page's passage where there is one, else the snippet; and the processes that read pages."""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,7 +114,7 @@ async def test_a_worker_that_dies_is_replaced():
 async def test_a_worker_has_no_keys_and_ends_with_its_input(monkeypatch):
     monkeypatch.setenv("GOOGLE_API_KEY", KEY)
     worker = await web_pages._start()
-    environment = open(f"/proc/{worker.pid}/environ", "rb").read()  # noqa: ASYNC230, SIM115
+    environment = Path(f"/proc/{worker.pid}/environ").read_bytes()  # noqa: ASYNC240
     assert b"PYTHONPATH" in environment and KEY.encode() not in environment
     assert worker.stdin is not None
     worker.stdin.close()
