@@ -83,7 +83,9 @@ def test_a_short_text_comes_whole():
 
 
 def test_a_text_that_is_not_about_the_snippet_has_no_passage():
-    assert best_passage("Please log in to read on. We use cookies.", "The capital of Kenya is Nairobi") is None
+    snippet = "The capital of Kenya is Nairobi"
+    assert best_passage("Please log in to read on. We use cookies.", snippet) is None
+    assert best_passage("Log in to read news of Kenya.", snippet) is None  # two words of six
     assert best_passage(FILLER, "") is None and best_passage("", "x") is None
 
 
