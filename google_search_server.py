@@ -176,11 +176,11 @@ def create_app(searcher: Searcher, *, topk: int, api_key: str = "") -> web.Appli
         except BadRequest as error:
             return web.json_response({"detail": str(error)}, status=422)
         results = await asyncio.gather(*map(searcher.search, queries))
-        errors = [result for result in results if result.error]
+        errors = [result.error for result in results if result.error]
         if errors:
-            # Some of several: 500, which the rollouts' client answers by asking for each alone.
-            status = 500 if len(errors) < len(results) else 400 if all(one.refused for one in errors) else 503
-            return web.json_response({"detail": errors[0].error}, status=status)
+            # 500, some of several failed: the rollouts' client then asks for each alone.
+            status = 500 if len(errors) < len(results) else 503
+            return web.json_response({"detail": errors[0]}, status=status)
         return web.json_response({"result": [_to_json(result.passages[:most], with_scores) for result in results]})
 
     async def health(request: web.Request) -> web.Response:
