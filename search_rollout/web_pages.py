@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD")  # variables that who reads strangers' pages need not have
 
-READERS = 2  # processes; a page takes some 20 ms of one
+READERS = 2  # processes at most: reading pages is CPU work, and goes at low priority
 TOLD_AFTER = 20  # pages that all failed: then full pages do not work here, and somebody should know
 
 
