@@ -1,7 +1,8 @@
-"""slime's two hooks for Search-R1: rollouts that search while they reason, and their exact-match reward.
+"""slime's hooks for Search-R1: rollouts that search while they reason, and their exact-match reward.
 
     --custom-generate-function-path generate_with_search.generate
     --custom-rm-path generate_with_search.reward_func
+    --custom-reward-post-process-path generate_with_search.reward_post_process      (optional: see README)
 
 As in the paper (arXiv:2503.09516): <think>, <search> and <answer> tags, the top passages in <information>, a
 correction after an invalid step, three turns and a last one in which only an answer counts, loss on the model's own
@@ -23,8 +24,10 @@ import qa_em_format
 from search_rollout import sample_fields
 from search_rollout.config import ConfigError, SearchConfig, load_config
 from search_rollout.policy import EngineError, call_params
-from search_rollout.retrieval import search_all
+from search_rollout.retrieval import PassageSource, search_all
+from search_rollout.rewards import group_normalised
 from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url, opens_thought
+from search_rollout.search_usage import SearchUsage
 from search_rollout.tracking import RouterMismatch, unscored_log_probs
 from search_rollout.trajectory import StopReason, Trajectory
 
@@ -43,6 +46,10 @@ SEARCH_R1_CONFIGS = {
     "answer_reserve_tokens": 256,  # kept free behind an observation
     "max_tool_calls": 8,  # of a turn, and queries of a call, in chat mode
 }
+
+# slime's advantage estimators that work on rewards relative to their group.
+DIVIDED_BY_DEVIATION = ("grpo", "gspo", "cispo")
+LESS_THE_MEAN = (*DIVIDED_BY_DEVIATION, "reinforce_plus_plus_baseline")
 
 
 async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation: bool = False) -> Sample:
@@ -121,6 +128,8 @@ async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) ->
             if results is None:
                 return StopReason.ABORTED
             trajectory.searches += results
+            if config.search_failure_mode == "give_up" and any(result.error for result in results):
+                return StopReason.SEARCH_FAILED
             trajectory.mistakes.update(call.error for call in action.calls if call.error)
             message = protocol.observe(action, results, reply.ids[-1])
         else:
@@ -165,7 +174,24 @@ def _reward(config: SearchConfig, sample: Sample) -> float:
     return score.reward
 
 
+def reward_post_process(args: Any, samples: list[Sample]) -> tuple[list[float], list[float]]:
+    """Raw rewards, and rewards normalised as slime does it, except that a given-up sample counts in no group.
+
+    For --custom-reward-post-process-path. A given-up sample gets 0, and so does one that is alone in its group.
+    """
+    rewards = [sample.get_reward_value(args) for sample in samples]
+    if args.advantage_estimator not in LESS_THE_MEAN or not args.rewards_normalization:
+        return rewards, rewards
+    kept = [not sample_fields.rollout_info(sample).get("gave_up") for sample in samples]
+    # slime's groups are neighbours; a batch of another size it takes for one group.
+    size = args.n_samples_per_prompt
+    size = size if len(samples) == size * args.rollout_batch_size else len(samples)
+    by_deviation = args.grpo_std_normalization and args.advantage_estimator in DIVIDED_BY_DEVIATION
+    return rewards, group_normalised(rewards, kept, size=size, by_deviation=by_deviation)
+
+
 _settings: tuple[Any, SearchConfig] | None = None  # slime's args, and what was read for them
+_usage = SearchUsage()  # of all loops
 _runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple, Runtime]] = WeakKeyDictionary()
 
 
@@ -182,8 +208,21 @@ def _runtime(args: Any) -> Runtime:
     runtimes = _runtimes.setdefault(asyncio.get_running_loop(), {})
     key = engine_url(args), _config(args)
     if key not in runtimes:
-        runtimes[key] = Runtime(*key, GenerateState(args))
+        runtimes[key] = Runtime(*key, GenerateState(args), web=_web_search(_config(args)), usage=_usage)
     return runtimes[key]
+
+
+def _web_search(config: SearchConfig) -> PassageSource | None:
+    if config.search_backend != "google":
+        return None
+    from google_search_server import from_config  # only where it is used
+
+    return from_config(config)
+
+
+def search_usage() -> dict[str, float]:
+    """What the searches of this process have come to, and cost: see `SearchUsage.snapshot`."""
+    return _usage.snapshot()
 
 
 async def close() -> None:

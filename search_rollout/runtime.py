@@ -10,10 +10,13 @@ from typing import Any
 from search_rollout import sample_fields
 from search_rollout.chat_template import decode, encode
 from search_rollout.config import ConfigError, SearchConfig
+from search_rollout.local_retriever import LocalRetriever
 from search_rollout.observation import neutraliser, special_strings
 from search_rollout.policy import EngineClient
 from search_rollout.protocol import RolloutProtocol
-from search_rollout.retrieval import LocalRetriever
+from search_rollout.retrieval import PassageSource, Searcher
+from search_rollout.search_cache import CacheError, SearchCache
+from search_rollout.search_usage import SearchUsage
 from search_rollout.tool_formats import ToolFormat, tool_format
 from search_rollout.tool_protocol import ToolProtocol
 from search_rollout.tracking import (
@@ -44,9 +47,20 @@ class Rollout:
 
 
 class Runtime:
-    """Made once per event loop, inside it. `state` is slime's GenerateState (`.tokenizer`, `.aborted`)."""
+    """Made once per event loop, inside it. `state` is slime's GenerateState (`.tokenizer`, `.aborted`).
 
-    def __init__(self, base_url: str, config: SearchConfig, state: Any) -> None:
+    `web` finds passages where SEARCH_BACKEND is not local. `usage` counts what searching costs. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        config: SearchConfig,
+        state: Any,
+        *,
+        web: PassageSource | None = None,
+        usage: SearchUsage | None = None,
+    ) -> None:
         self.config = config
         self.tokenizer = state.tokenizer
         self._state = state
@@ -55,13 +69,7 @@ class Runtime:
         self._scale_told = False
         self._router_checked = config.token_tracking_mode == "manual"
         self.engine = EngineClient(base_url, timeout_s=config.engine_timeout_s, retries=config.engine_retries)
-        self.search = LocalRetriever(
-            config.retrieval_server_url,
-            topk=config.topk,
-            concurrency=config.search_concurrency,
-            timeout_s=config.search_timeout_s,
-            retries=config.search_retries,
-        )
+        self.search = make_searcher(config, [web] if web else local_retrievers(config), usage)
 
     def aborted(self) -> bool:
         """True once slime has called the whole rollout off."""
@@ -149,6 +157,37 @@ class Runtime:
                     )
                 return HandlerTracking(self.engine, messages, tools, kwargs)
         return ManualTracking(self.engine)
+
+
+def local_retrievers(config: SearchConfig) -> list[PassageSource]:
+    """A source for each retriever server."""
+    return [
+        LocalRetriever(url, topk=config.topk, timeout_s=config.search_timeout_s, api_key=config.retrieval_api_key)
+        for url in config.retrieval_urls
+    ]
+
+
+def make_searcher(config: SearchConfig, sources: Sequence[PassageSource], usage: SearchUsage | None = None) -> Searcher:
+    """The sources behind the one policy. Raises ConfigError if the cache's file cannot be used."""
+    replay = config.caching == "replay"
+    cache = None
+    if config.caching != "off":
+        try:
+            max_age_s = config.search_cache_days * 24 * 3600
+            cache = SearchCache(config.search_cache, sources[0].namespace, max_age_s=max_age_s, read_only=replay)
+        except CacheError as error:
+            raise ConfigError(f"SEARCH_CACHE: {error}. Give a file that this process can write.") from error
+    return Searcher(
+        sources,
+        concurrency=config.search_concurrency,
+        timeout_s=config.search_timeout_s,
+        retries=config.search_retries,
+        usage=usage,
+        cache=cache,
+        replay=replay,
+        budget=config.search_budget,
+        usd_per_call=config.google_usd_per_1000 / 1000 if config.search_backend == "google" else 0.0,
+    )
 
 
 def opens_thought(text: str) -> bool:

@@ -4,6 +4,7 @@ Works on any slime version's Sample by its attributes; slime is not imported. Ev
 fields stands in `sample.metadata[METADATA_KEY]`, as plain JSON values.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,6 +107,7 @@ def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, tokeniz
             "end_of_turn": _ends_of_turns(trajectory, tokenizer),
             "segments": [segment._asdict() for segment in trajectory.segments],
             "search_seconds": trajectory.search_seconds,
+            "search_counts": _search_counts(trajectory),
             "searches": [
                 {
                     "query": result.query,
@@ -134,8 +136,24 @@ def write_give_up(sample: Any, trajectory: Trajectory, stop: StopReason, filler_
         sample.remove_sample = True
     add_info(
         sample,
-        {"stop_reason": stop.value, "gave_up": True, "turns": 0, "corrections": 0, "segments": [], "searches": []},
+        {
+            "stop_reason": stop.value,
+            "gave_up": True,
+            "turns": 0,
+            "corrections": 0,
+            "segments": [],
+            "search_counts": _search_counts(trajectory),
+            "searches": [],
+        },
     )
+
+
+def _search_counts(trajectory: Trajectory) -> dict[str, int]:
+    """How many queries there were, how many of them failed, and where the other answers came from."""
+    origins = Counter("failed" if result.error else result.origin for result in trajectory.searches)
+    return {"queries": len(trajectory.searches)} | {
+        origin: origins[origin] for origin in ("backend", "cache", "shared", "failed")
+    }
 
 
 def _ends_of_turns(trajectory: Trajectory, tokenizer: Any) -> list[str]:

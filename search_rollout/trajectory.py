@@ -25,6 +25,7 @@ class StopReason(Enum):
     EMPTY_PROMPT = "empty_prompt"  # given up: there is nothing to continue
     PROMPT_TOO_LONG = "prompt_too_long"  # given up: the prompt alone fills the context
     ENGINE_FAILED = "engine_failed"  # given up: the engine did not answer, or not in a way that can be trained on
+    SEARCH_FAILED = "search_failed"  # given up: a search failed, and SEARCH_FAILURE_MODE is give_up
     ROUTER_MISMATCH = "router_mismatch"  # given up: the router's record is not what its replies carried
     INTERNAL_ERROR = "internal_error"  # given up: a fault of this plugin; the log has its traceback
 
@@ -40,6 +41,7 @@ _GIVES_UP = frozenset(
         StopReason.EMPTY_PROMPT,
         StopReason.PROMPT_TOO_LONG,
         StopReason.ENGINE_FAILED,
+        StopReason.SEARCH_FAILED,
         StopReason.ROUTER_MISMATCH,
         StopReason.INTERNAL_ERROR,
     }

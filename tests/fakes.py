@@ -176,26 +176,40 @@ class FakeRetriever:
 
     documents: list[str] = field(default_factory=lambda: ['"Kenya capital"\nThe capital of Kenya is Nairobi.'])
     trouble: Callable[[int], web.StreamResponse | float | None] | None = None  # request number -> answer or delay
+    guard: Callable[[web.Request], web.Response | None] | None = None  # what stands before every request
     queries: list[str] = field(default_factory=list)
+    requests: int = 0
+    port: int | None = None
     _server: TestServer | None = None
 
     async def __aenter__(self) -> "FakeRetriever":
-        app = web.Application()
-        app.router.add_post("/retrieve", self._retrieve)
-        self._server = TestServer(app)
-        await self._server.start_server()
+        await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listens; on the same port as before, if it was stopped."""
+        app = web.Application()
+        app.router.add_post("/retrieve", self._retrieve)
+        self._server = TestServer(app, port=self.port)
+        await self._server.start_server(shutdown_timeout=0.01)
+        self.port = self._server.port
+
+    async def stop(self) -> None:
+        """Cuts every connection and listens no more."""
         assert self._server is not None
         await self._server.close()
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.port}"
+        return f"http://127.0.0.1:{self.port}"
 
     async def _retrieve(self, http_request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        if self.guard and (refusal := self.guard(http_request)):
+            return refusal
         request = await http_request.json()
         self.queries += request["queries"]
         trouble = self.trouble(len(self.queries) - 1) if self.trouble else None

@@ -35,6 +35,10 @@ class Sample:
     session_id: str | None = None
     non_generation_time: float = 0.0  # seconds
 
+    def get_reward_value(self, args: Any) -> float:
+        """The reward, or the one of several that --reward-key names."""
+        return self.reward[args.reward_key] if args.reward_key else self.reward  # type: ignore[index,return-value]
+
     def to_dict(self) -> dict[str, Any]:
         """As slime writes it into debug dumps."""
         return {**self.__dict__, "status": self.status.value}
