@@ -92,6 +92,22 @@ def test_what_we_record_survives_a_debug_dump(Sample):
     assert again.status is Sample.Status.TRUNCATED and again.metadata == sample.metadata and again.index == 3
 
 
+def test_the_reward_hook_takes_what_slime_gives_it(Sample):
+    from slime.utils.misc import load_function
+
+    samples = [Sample(reward=1.0), Sample(reward=0.0), Sample(reward=0.0, metadata={"search_r1": {"gave_up": True}})]
+    args = argparse.Namespace(
+        advantage_estimator="grpo",
+        rewards_normalization=True,
+        grpo_std_normalization=False,
+        n_samples_per_prompt=3,
+        rollout_batch_size=1,
+        reward_key=None,
+    )
+    hook = load_function("generate_with_search.reward_post_process")
+    assert hook(args, samples) == ([1.0, 0.0, 0.0], [0.5, -0.5, 0.0])
+
+
 def test_functions_are_loaded_by_their_import_path():
     from slime.utils.misc import load_function
 
