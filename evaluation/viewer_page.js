@@ -8,7 +8,7 @@ const MAX_CHOICES = 8; // more distinct rewards than this are shown as ranges
 const PROBABILITIES = [0.9, 0.7, 0.5, 0.25, 0.1]; // between the six colours of log-probabilities
 
 const at = (id) => document.getElementById(id);
-const state = { rows: [], starts: [], tokens: {}, shown: [], open: -1, colour: "mask", texts: null };
+const state = { rows: [], starts: [], tokens: {}, shown: [], open: -1, colour: "mask", unfolded: false, texts: null };
 
 // ---- data -----------------------------------------------------------------------------------------------------------
 
@@ -247,13 +247,14 @@ function drawRows() {
 function drawRow(index, position) {
   const row = state.rows[index];
   const facts = [words(row.stop), plural(row.searches, "search", "searches"), plural(row.tokens, "token"), row.source];
+  if (row.answer) facts.unshift(`“${row.answer}”`);
   const marks = row.notes.length ? make("span", { className: "mark", title: row.notes.join(", ") }, "⚠") : null;
   const node = make(
     "div",
     { className: "row", id: `row-${index}`, role: "option", onclick: () => openRow(index, true) },
     badge(row),
     make("div", { className: "question" }, said(row.question || "(no question)")),
-    make("div", { className: "facts" }, marks, visible(facts.filter(Boolean).join(" · "))),
+    make("div", { className: "facts" }, marks, said(facts.filter(Boolean).join(" · "))),
   );
   node.style.top = `${position * ROW_HEIGHT}px`;
   node.setAttribute("aria-selected", index === state.open);
@@ -338,13 +339,8 @@ function facts(row, record) {
   };
   const parts = Object.entries(record.parts).filter(([name]) => name !== "answer");
   const others = Object.entries(record.facts);
-  return make(
-    "div",
-    { className: "facts-grid" },
-    tiles("", Object.entries(main)),
-    tiles("Reward parts", parts),
-    tiles("Rollout", others),
-  );
+  const more = others.length ? make("details", {}, make("summary", {}, "More of the rollout"), tiles("", others)) : null;
+  return make("div", { className: "card" }, tiles("", Object.entries(main)), tiles("Reward parts", parts), more);
 }
 
 function tiles(title, entries) {
@@ -419,7 +415,7 @@ function toolbar() {
     make("span", { className: "joined" }, choice("mask", "Mask", "m"), choice("prob", "Log-probability", "l")),
     legend("by-mask", [["t m1", "trained"], ["t m0", "not trained"]]),
     legend("by-prob", [...bounds, [`t m1 p${bounds.length}`, `≤ ${PROBABILITIES.at(-1)}`]]),
-    make("button", { type: "button", onclick: foldAll, title: "Key o" }, "Open all"),
+    make("button", { type: "button", id: "fold", onclick: foldAll, title: "Key o" }, foldTitle()),
   );
 }
 
@@ -496,14 +492,18 @@ function folded(kind, title, count, fill) {
   const size = count === null ? null : make("small", {}, plural(count, "token"));
   const block = make("details", { className: `block ${kind}` }, make("summary", {}, ...title, size));
   block.addEventListener("toggle", () => block.append(...fill()), { once: true });
+  block.open = state.unfolded;
   return block;
 }
 
+/** Opens or closes every block, of the trajectories to come as well. */
 function foldAll() {
-  const all = [...at("detail").querySelectorAll("details")];
-  const closed = all.some((block) => !block.open);
-  for (const block of all) block.open = closed;
+  state.unfolded = !state.unfolded;
+  at("fold").textContent = foldTitle();
+  for (const block of at("detail").querySelectorAll(".block")) block.open = state.unfolded;
 }
+
+const foldTitle = () => (state.unfolded ? "Close all" : "Open all");
 
 /** One span a token, each a direction of its own: they stand in the order in which the model wrote them. */
 function tokenText(record, from, to) {
