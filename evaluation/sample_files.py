@@ -75,6 +75,8 @@ def _read_jsonl(path: Path) -> Iterator[FileSample]:
             try:
                 sample = json.loads(line)
             except ValueError:  # not JSON, or not UTF-8
+                if not line.endswith(b"\n"):  # the end of a file that is being written
+                    return
                 raise ValueError(f"{place} is not JSON.") from None
             if not isinstance(sample, dict):
                 raise ValueError(f"{place} is not a JSON object.")

@@ -94,6 +94,7 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
     texts = TokenTexts(tokenizer)
     names = _short_names(files)
     unfinished = output.with_name(f"{output.name}.unfinished-{os.getpid()}")
+    output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with unfinished.open("w", encoding="utf-8") as page, _progress(total) as bar:
             writer = PageWriter(page, texts)

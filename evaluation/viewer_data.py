@@ -42,7 +42,8 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
 
 
 def _row(fields: Mapping[str, Any], metadata: Mapping, info: Mapping, record: Json, file: str) -> Json:
-    reward, parts = fields.get("reward"), record["parts"]
+    parts = record["parts"]
+    right = parts.get("exact_match", parts.get("em"))
     length = len(record["ids"]) - record["start"]
     mask = [1] * length if record["mask"] is None else record["mask"]
     scored = [value for value, on in zip(record["log_probs"] or (), mask, strict=False) if on and value is not None]
@@ -51,8 +52,8 @@ def _row(fields: Mapping[str, Any], metadata: Mapping, info: Mapping, record: Js
         "question": title(fields.get("prompt"), metadata),
         "gold": [answer[:MAX_TITLE] for answer in gold_answers(fields.get("label"))],
         "answer": None if parts.get("answer") is None else str(parts["answer"])[:MAX_TITLE],
-        "reward": _finite(reward),
-        "right": parts.get("exact_match", parts.get("em")),
+        "reward": _finite(fields.get("reward")),
+        "right": None if right is None else bool(right),
         "stop": str(info.get("stop_reason") or fields.get("status") or "unknown"),
         "status": str(fields.get("status") or ""),
         "searches": len(record["searches"]),

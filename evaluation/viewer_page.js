@@ -58,10 +58,8 @@ const said = (text) => make("bdi", {}, visible(text));
 /** Control, format and direction characters by name, so that none acts on the page. */
 function visible(text) {
   return String(text).replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (letter) => {
-    const code = letter.codePointAt(0);
     if (letter === "\n" || letter === "\t") return letter;
-    if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-    return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
+    return `⟨U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
   });
 }
 
