@@ -75,7 +75,7 @@ def title(prompt: Any, metadata: Mapping[str, Any]) -> str:
     if isinstance(prompt, Sequence) and not isinstance(prompt, str):
         said = [message.get("content") for message in _mappings(prompt) if message.get("role") == "user"]
         prompt = next((text for text in reversed(said) if isinstance(text, str)), "")
-    lines = [line.strip() for line in _SPECIAL.sub("\n", str(prompt)).split("\n")]
+    lines = [line.strip() for line in _SPECIAL.sub("\n", str(prompt or "")).split("\n")]
     sentence = next((line for line in reversed(lines) if " " in line), "".join(lines))  # "assistant" is no sentence
     return sentence.rpartition("Question:")[2].strip()[:MAX_TITLE]
 

@@ -120,6 +120,8 @@ const SORTS = {
 };
 
 const byName = new Intl.Collator("en", { numeric: true }).compare;
+const leading = (label) => parseFloat(label.replace("\u2212", "-"));
+const byNumberOrName = (a, b) => leading(a) - leading(b) || byName(a, b);
 
 function labelRewards() {
   const values = [...new Set(state.rows.map((row) => row.reward))];
@@ -139,7 +141,7 @@ function makeFilters() {
   const before = at("filters").lastElementChild;
   for (const facet of FACETS) {
     facet.labels = state.rows.map(facet.of);
-    facet.values = [...new Set(facet.labels.flat())].sort(byName);
+    facet.values = [...new Set(facet.labels.flat())].sort(byNumberOrName);
     facet.select = make("select", { onchange: applyFilters });
     const label = make("label", { hidden: facet.values.length < 2 }, facet.title, facet.select);
     before.before(label);
@@ -476,7 +478,7 @@ function looseSearches(record) {
 
 function searchTitle(count, { query, error, documents }) {
   const outcome = error ? ` failed: ${visible(error)}` : ` → ${plural(documents.length, "document")}`;
-  return [`Search ${count}: `, make("q", {}, said(query)), outcome];
+  return [`Search ${count}: “`, said(query), `”${outcome}`];
 }
 
 function documentList({ documents }, title) {

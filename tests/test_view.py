@@ -1,5 +1,6 @@
 """`python -m evaluation.view`: samples from dumps and JSONL, into a page that is data and our own script only."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -178,17 +179,11 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
 
 
 def test_no_text_of_a_trajectory_stands_in_the_page_as_it_is(tmp_path):
-    plain = page_of(tmp_path, GOOD)
     fields = sample(TOKENIZER, [("turn", HOSTILE)], prompt=HOSTILE, searches=[search(HOSTILE, HOSTILE)], stop=HOSTILE)
-    hostile = page_of(tmp_path, fields)
-    markup = [page.replace(block, "") for page in (plain, hostile) for block in data_lines(page)[:1]]
-    assert "hacked" not in hostile
-    assert [page.split("</dialog>")[0] for page in (plain, hostile)] == [markup[0].split("</dialog>")[0]] * 2
+    plain, hostile = page_of(tmp_path, GOOD), page_of(tmp_path, fields)
+    without_data = [re.sub(r'id="(index|chunk-0)">[A-Za-z0-9+/=]+<', "", page) for page in (plain, hostile)]
+    assert without_data[0] == without_data[1]
     assert embedded(hostile)["index"]["rows"][0]["question"].startswith("<img")
-
-
-def data_lines(page: str) -> list[str]:
-    return [line for line in page.splitlines() if line.startswith('<script type="text/plain"')]
 
 
 def test_records_come_in_chunks_that_hold_a_document_once(tmp_path, monkeypatch):
@@ -219,7 +214,7 @@ def test_files_of_the_same_name_are_told_apart(tmp_path):
         ([{"role": "user", "content": [{"type": "image"}]}], ""),
         ("word", "word"),
         ("", ""),
-        (None, "None"),
+        (None, ""),
     ],
 )
 def test_the_title_is_the_prompts_question(prompt, question):

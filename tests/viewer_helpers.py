@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 END = "<|im_end|>"
 HOSTILE = (
-    "<img src=x onerror=hacked()><script>hacked()</script></script><!-- <b>bold</b> &lt; "
+    "<img src=x onerror=window.wasHacked=1><script>window.wasHacked=1</script></script><!-- <b>bold</b> &lt; "
     "مرحبا بالعالم \u202egnp.exe\u202c \x00\x07\u200b {{DATA}} ' \" \\ \u2028"
 )
 
