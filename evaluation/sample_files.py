@@ -19,7 +19,7 @@ class FileSample(NamedTuple):
 def read_samples(path: Path, *, trust_pickle: bool = False) -> Iterator[FileSample]:
     """The samples of one file, in its order.
 
-    Raises ValueError with one sentence if the file is neither a dump nor JSONL of samples, OSError if it cannot be read.
+    Raises ValueError with one sentence if the file is no dump and no JSONL of samples, OSError if it cannot be read.
     """
     return _read_dump(path, trust_pickle) if path.suffix == ".pt" else _read_jsonl(path)
 
@@ -60,8 +60,8 @@ def _numpy_globals() -> list[Any]:
     """What numpy arrays and scalars are pickled as: early slime leaves them in labels, routing replay in samples."""
     import numpy as np
 
-    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # numpy 2 and 1
-    functions = [getattr(multiarray, name) for name in ("_reconstruct", "scalar")]
+    core: Any = np._core if hasattr(np, "_core") else np.core  # numpy 2, numpy 1
+    functions = [getattr(core.multiarray, name) for name in ("_reconstruct", "scalar")]
     names = [(function, f"numpy.core.multiarray.{function.__name__}") for function in functions]
     return [np.ndarray, np.dtype, *functions, *names, *{type(np.dtype(code)) for code in "?bhilqBHILQefdOSU"}]
 

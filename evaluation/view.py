@@ -1,7 +1,7 @@
 """One web page of trajectories: python -m evaluation.view FILES... --tokenizer DIR --output page.html
 
-FILES are slime's debug dumps (--save-debug-rollout-data) and JSONL of evaluations. The page is one file, opens from disk
-and asks nothing of the network. Everything that comes from FILES stands in it as compressed base64, so no text of
+FILES are slime's debug dumps (--save-debug-rollout-data) and JSONL of evaluations. The page is one file, opens from
+disk and asks nothing of the network. Everything that comes from FILES stands in it as compressed base64, so no text of
 theirs is ever read as HTML; the page's script writes it as text only.
 """
 
@@ -145,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, help="debug dumps of slime (.pt), or JSONL of an evaluation")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the model that was rolled out")
     parser.add_argument("--output", type=Path, default=Path("trajectories.html"), help="default: %(default)s")
-    parser.add_argument("--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code")
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code"
+    )
     args = parser.parse_args(argv)
     try:
         missing = [str(file) for file in args.files if not file.is_file()]

@@ -115,9 +115,7 @@ def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: 
     if _mapping(_mapping(fields.get("metadata")).get("search_r1")).get("gave_up"):
         del pairs["response"]  # its one id is a filler
     return {
-        name: text
-        for name, (text, part) in pairs.items()
-        if isinstance(text, str) and not texts.decode_to(part, text)
+        name: text for name, (text, part) in pairs.items() if isinstance(text, str) and not texts.decode_to(part, text)
     }
 
 

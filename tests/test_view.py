@@ -147,9 +147,7 @@ GOOD = sample(TOKENIZER, PARTS)
         ("a.pt", b"", "is not a"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_with_the_place(
-    tmp_path, tokenizer_folder, capsys, name, content, message
-):
+def test_a_file_that_cannot_be_used_is_named_with_the_place(tmp_path, tokenizer_folder, capsys, name, content, message):
     (tmp_path / name).write_bytes(content)
     output = tmp_path / "page.html"
     assert view.main([str(tmp_path / name), "--tokenizer", str(tokenizer_folder), "--output", str(output)]) == 1
