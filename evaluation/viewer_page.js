@@ -1,7 +1,7 @@
 "use strict";
 // The page of `python -m evaluation.view`. Text of trajectories enters the document by text nodes only.
 
-const ROW_HEIGHT = 60; // pixels, as in the style sheet
+const ROW_HEIGHT = 78; // pixels, as in the style sheet
 const SPARE_ROWS = 6; // drawn above and below what is seen
 const CHUNKS_KEPT = 4; // unpacked chunks of records
 const MAX_CHOICES = 8; // more distinct rewards than this are shown as ranges
@@ -111,7 +111,7 @@ const FACETS = [
 ];
 
 const SORTS = {
-  "order in the files": (row) => row.number,
+  "file order": (row) => row.number,
   reward: (row) => row.reward,
   searches: (row) => row.searches,
   tokens: (row) => row.tokens,
@@ -611,6 +611,7 @@ function moveInGroup(steps) {
 function backToList() {
   document.body.classList.remove("reading");
   at("list").focus();
+  scrollToRow(state.open); // on a narrow screen the list was hidden meanwhile
   drawRows();
 }
 
