@@ -91,8 +91,9 @@ def test_filters_show_what_fits_all_of_them_and_how_many_each_choice_would_show(
         assert questions(page) == expected
         choice(page, title).select_option("")
     choice(page, "Data source").select_option("nq")
-    assert choice(page, "Reward").locator("option").all_inner_texts() == ["any", "0  (0)", "0.2  (1)", "1  (1)"]
-    choice(page, "Reward").select_option("1")
+    for reward in ("", "1"):  # a filter's own choice does not change what stands beside its choices
+        choice(page, "Reward").select_option(reward)
+        assert choice(page, "Reward").locator("option").all_inner_texts() == ["any", "0  (0)", "0.2  (1)", "1  (1)"]
     assert questions(page) == ["Capital of Kenya?"]
     choice(page, "Data source").select_option("hotpotqa")
     expect(page.get_by_text("Nothing fits these filters.")).to_be_visible()
@@ -110,12 +111,12 @@ def test_the_search_looks_at_questions_and_answers_and_on_request_at_all_of_the_
     assert questions(page) == ["Capital of Kenya?"]
 
 
-def test_the_list_can_be_sorted_both_ways(show):
-    page = show(*three())
+def test_the_list_can_be_sorted_both_ways_with_what_is_not_known_last(show):
+    page = show(sample(TOKENIZER, [ANSWER], prompt="Capital of Chad?", reward=None), *three())
     choice(page, "Sort by").select_option("reward")
-    assert questions(page) == ["Capital of Peru?", "Capital of Mali?", "Capital of Kenya?"]
+    assert questions(page) == ["Capital of Peru?", "Capital of Mali?", "Capital of Kenya?", "Capital of Chad?"]
     page.get_by_label("Other direction").click()
-    assert questions(page) == ["Capital of Kenya?", "Capital of Mali?", "Capital of Peru?"]
+    assert questions(page) == ["Capital of Kenya?", "Capital of Mali?", "Capital of Peru?", "Capital of Chad?"]
 
 
 def test_many_different_rewards_are_shown_as_ranges(show):
