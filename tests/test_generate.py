@@ -347,15 +347,6 @@ async def test_a_wrong_setting_raises_instead_of_giving_up_every_sample(monkeypa
             await generate_with_search.generate(args, make_sample(), PARAMS)
 
 
-async def test_top_p_replay_is_refused_in_words_where_slime_needs_it(monkeypatch):
-    async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER), rollout_top_p=0.9) as (args, _):
-        assert (await roll_out(args, make_sample())).reward == 1.0  # a slime that does not replay
-        sample = make_sample()
-        sample.rollout_top_p_token_ids = None
-        with pytest.raises(ConfigError, match="rollout-top-p"):
-            await generate_with_search.generate(args, sample, PARAMS)
-
-
 async def test_expert_replay_is_refused_in_words(monkeypatch):
     async with plugin(monkeypatch, TOKENIZER, scripted(), use_rollout_routing_replay=True) as (args, _):
         with pytest.raises(ConfigError, match="routing-replay"):
