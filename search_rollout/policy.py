@@ -72,9 +72,7 @@ class EngineClient:
         raise EngineError("The engine aborts a request again and again that slime had not called off.")
 
 
-def call_params(
-    shared: Mapping[str, Any], room: int, stop_strings: Sequence[str], *, begun: int = 0
-) -> dict[str, Any]:
+def call_params(shared: Mapping[str, Any], room: int, stop_strings: Sequence[str], *, begun: int = 0) -> dict[str, Any]:
     """Sampling parameters of one call: slime's, which siblings share and nobody may change, with ours merged in.
 
     `room` bounds the caller's max_new_tokens; `stop_strings` join the caller's own stops. `begun`: how many tokens of
@@ -87,7 +85,11 @@ def call_params(
     return {
         **shared,
         "max_new_tokens": most,
-        **({"min_new_tokens": min(max(shared["min_new_tokens"] - begun, 0), most)} if shared.get("min_new_tokens") else {}),
+        **(
+            {"min_new_tokens": min(max(shared["min_new_tokens"] - begun, 0), most)}
+            if shared.get("min_new_tokens")
+            else {}
+        ),
         "stop": stop + [string for string in stop_strings if string not in stop],
         "no_stop_trim": True,
         "skip_special_tokens": False,

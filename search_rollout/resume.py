@@ -87,7 +87,7 @@ def resume_state(trajectory: Trajectory, tracking: Tracking) -> dict[str, Any]:
 def settle_open_turn(trajectory: Trajectory, tokenizer: Any, params: Mapping[str, Any], *, exact: bool) -> None:
     """Makes an open turn one that the engine can go on with, or completes it where nothing is missing.
 
-    `params`: of the call that would sample it. Not `exact` (a router is sent text or messages, and keeps no aborted
+    `params`: of the call that would go on with it. Not `exact` (a router is sent text or messages, and keeps no aborted
     reply): the turn is sampled anew. Else ids are dropped from its end while it ends in the beginning of a stop string,
     because the engine looks for stop strings in what it samples itself.
     """
@@ -103,7 +103,7 @@ def settle_open_turn(trajectory: Trajectory, tokenizer: Any, params: Mapping[str
         trajectory.finish, trajectory.ended_turn = "stop", True
     elif any(stop in text for stop in params["stop"]):
         trajectory.finish = "stop"
-    elif len(ids) >= params["max_new_tokens"]:
+    elif params["max_new_tokens"] < 1:
         trajectory.finish = "length"
     else:
         kept = len(ids)

@@ -20,6 +20,7 @@ from search_rollout.search_cache import CacheError, SearchCache
 from search_rollout.search_usage import SearchUsage
 from search_rollout.tool_formats import ToolFormat, tool_format
 from search_rollout.tool_protocol import ToolProtocol
+from search_rollout.top_p_replay import replays_top_p
 from search_rollout.tracking import (
     NAMESPACE_HEADER,
     HandlerTracking,
@@ -28,7 +29,6 @@ from search_rollout.tracking import (
     Tracking,
     check_router,
 )
-from search_rollout.top_p_replay import replays_top_p
 from search_rollout.trajectory import Trajectory, opens_thought
 from search_rollout.xml_protocol import XmlProtocol
 
@@ -115,7 +115,8 @@ class Runtime:
         )
         if interrupted:
             interrupted.restore(trajectory, rollout.tracking)
-            params = call_params(sampling_params, trajectory.room, rollout.protocol.stop_strings)
+            begun = len(trajectory.open_ids)
+            params = call_params(sampling_params, trajectory.room, rollout.protocol.stop_strings, begun=begun)
             settle_open_turn(trajectory, self.tokenizer, params, exact=self.config.token_tracking_mode == "manual")
         return rollout
 

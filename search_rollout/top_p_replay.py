@@ -31,7 +31,7 @@ def write_top_p_replay(args: Any, sample: Any, trajectory: Trajectory) -> None:
         log_probs = (trajectory.log_probs or [])[place : place + segment.tokens]
         place += segment.tokens
         if segment.source == "environment":
-            sample.append_response_tokens(args, tokens=ids, trainable=False)
+            sample.append_response_tokens(args, tokens=ids, trainable=False, update_terminal_info=False)
             continue
         data = {key: value for key, value in next(metas).items() if key in _KEYS}
         if not data:
