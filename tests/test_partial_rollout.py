@@ -4,6 +4,7 @@ The engine here is deterministic: what it samples is a function of the ids that 
 strings only in what it samples in that call, as SGLang does.
 """
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from slime.utils.types import Sample
 from test_exact_tokens import strange_split
 from test_modes import ANSWERS, SEARCHES, TOKENIZER, router
 
+import generate_with_search
 from search_rollout import retrieval
 from token_router.token_trie import TokenTrie
 
@@ -199,3 +201,130 @@ async def test_a_resumed_rollout_is_the_one_that_was_not_interrupted(monkeypatch
 @pytest.mark.parametrize("modes", MODES, ids=" ".join)
 async def test_a_thousand_aborts_change_nothing(monkeypatch, modes):
     assert await compare(monkeypatch, modes, 1000 // len(MODES), seed=1) >= 1000 // len(MODES)
+
+
+# --- what an abort may leave, one by one ------------------------------------------------------------------------------
+
+SEARCH, ANSWER = "<think>x</think><search>Kenya</search>", "<think>y</think><answer>Nairobi</answer>"
+
+
+@asynccontextmanager
+async def aborted_in_call(
+    monkeypatch: pytest.MonkeyPatch, number: int, *script: Turn, **settings: Any
+) -> AsyncIterator[tuple[Any, FakeEngine, Sample]]:
+    """A sample whose rollout was aborted in that engine call, and all that is needed to resume it."""
+    replies = iter(script)
+
+    def next_turn(_: dict) -> Turn:
+        state.aborted = len(engine.requests) == number
+        return next(replies)
+
+    engine = FakeEngine(TOKENIZER, next_turn)
+    async with plugin(monkeypatch, TOKENIZER, engine, **({"partial_rollout": True} | settings)) as (args, state):
+        sample = await roll_out(args, make_sample())
+        assert sample.status is Sample.Status.ABORTED
+        state.aborted = False
+        yield args, engine, sample
+
+
+@pytest.mark.parametrize("left", ["<search>Kenya</sea", "<search>Kenya<", "<search>Kenya</search"])
+async def test_the_beginning_of_a_stop_string_is_sampled_again(monkeypatch, left):
+    cut = Turn(left, finish="abort")
+    async with aborted_in_call(monkeypatch, 1, cut, Turn("</search>"), Turn(ANSWER)) as (args, engine, sample):
+        sample = await roll_out(args, sample)
+    sent = engine.requests[1]["input_ids"]
+    assert TOKENIZER.decode(sent).endswith("<search>Kenya")
+    assert engine.requests[1]["sampling_params"]["max_new_tokens"] < PARAMS["max_new_tokens"]
+    assert info(sample)["segments"][0]["text"] == "<search>Kenya</search>" and info(sample)["turns"] == 2
+
+
+@pytest.mark.parametrize(("left", "turns"), [(SEARCH, 2), (ANSWER, 1)])
+async def test_a_turn_that_was_complete_when_the_abort_came_is_not_continued(monkeypatch, left, turns):
+    async with aborted_in_call(monkeypatch, 1, Turn(left, finish="abort"), Turn(ANSWER)) as (args, engine, sample):
+        sample = await roll_out(args, sample)
+    assert sample.status is Sample.Status.COMPLETED and info(sample)["turns"] == turns == len(engine.requests)
+
+
+async def test_a_turn_that_had_all_its_tokens_is_cut_off_as_by_its_length(monkeypatch):
+    long = Turn("<think>" + "long " * 100, finish="abort")
+    long.ids = TOKENIZER.encode(long.text)[: PARAMS["max_new_tokens"]]
+    async with aborted_in_call(monkeypatch, 1, long) as (args, engine, sample):
+        sample = await roll_out(args, sample)
+    assert info(sample)["stop_reason"] == "call_limit" and len(engine.requests) == 1
+
+
+async def test_a_search_that_was_under_way_is_made_again_without_a_call_of_the_engine(monkeypatch):
+    retriever = FakeRetriever(trouble=lambda number: 5.0 if number == 0 else None)
+    engine = FakeEngine(TOKENIZER, [Turn(SEARCH), Turn(ANSWER)])
+    async with plugin(monkeypatch, TOKENIZER, engine, retriever, partial_rollout=True) as (args, state):
+        rollout = asyncio.create_task(roll_out(args, make_sample()))
+        while not retriever.queries:  # noqa: ASYNC110  (the fake server has no event to wait for)
+            await asyncio.sleep(0.01)
+        state.aborted = True
+        sample = await rollout
+        assert sample.response == SEARCH
+        state.aborted = False
+        sample = await roll_out(args, sample)
+    assert retriever.queries == ["Kenya", "Kenya"] and len(engine.requests) == 2
+    assert sample.reward == 1.0 and [search["query"] for search in info(sample)["searches"]] == ["Kenya"]
+
+
+async def test_old_tokens_are_not_trained_where_slime_says_so(monkeypatch):
+    turns = Turn(SEARCH), Turn(ANSWER[:20], finish="abort"), Turn(ANSWER[20:])
+    settings = {"mask_offpolicy_in_partial_rollout": True}
+    async with aborted_in_call(monkeypatch, 2, *turns, **settings) as (args, engine, sample):
+        old = sample.response_length
+        sample = await roll_out(args, sample)
+    assert sample.loss_mask == [0] * old + [1] * len(engine.sampled[2])
+    assert len(sample.rollout_log_probs) == sample.response_length and sample.reward == 1.0
+
+
+@pytest.mark.parametrize("fault", ["tokens", "prompt", "log_probs", "segments"])
+async def test_a_sample_that_does_not_fit_its_own_record_starts_anew(monkeypatch, caplog, fault):
+    turns = Turn(SEARCH), Turn(ANSWER[:20], finish="abort"), Turn(ANSWER)
+    async with aborted_in_call(monkeypatch, 2, *turns) as (args, engine, sample):
+        match fault:
+            case "tokens":
+                sample.tokens = sample.tokens[:-1]
+            case "prompt":
+                sample.prompt += "Tell me.\n"
+            case "log_probs":
+                sample.rollout_log_probs = None
+            case "segments":
+                info(sample)["segments"].pop()
+        sample = await roll_out(args, sample)
+    assert sample.response == ANSWER and "starts anew" in caplog.text
+    assert TOKENIZER.decode(engine.requests[2]["input_ids"]) == sample.prompt
+
+
+async def test_a_resumed_sample_reports_each_calls_weights_and_all_time_outside_the_engine(monkeypatch):
+    turns = Turn(SEARCH), Turn(ANSWER[:20], finish="abort"), Turn(ANSWER[20:])
+    async with aborted_in_call(monkeypatch, 2, *turns) as (args, _, sample):
+        waited = sample.non_generation_time
+        sample = await roll_out(args, sample)
+    assert sample.weight_versions == ["7"] * 3 and sample.non_generation_time == waited > 0
+    assert "resume" not in info(sample)
+
+
+# --- fully-async rollout ----------------------------------------------------------------------------------------------
+
+
+async def test_two_event_loops_of_one_process_roll_out_side_by_side(monkeypatch):
+    """slime's own loop, and that of the fully-async worker: each has clients of its own."""
+    script = [Turn(SEARCH), Turn(ANSWER)]
+
+    def by_turn(request: dict) -> Turn:
+        return script["<information>" in TOKENIZER.decode(request["input_ids"])]
+
+    async def worker(args: Any) -> list[Sample]:
+        try:
+            return await asyncio.gather(*(roll_out(args, make_sample(index=index)) for index in range(8)))
+        finally:
+            await generate_with_search.close()
+
+    engine = FakeEngine(TOKENIZER, by_turn)
+    async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
+        there = asyncio.create_task(asyncio.to_thread(asyncio.run, worker(args)))
+        here = await asyncio.gather(*(roll_out(args, make_sample(index=index)) for index in range(8)))
+        samples = [*here, *await there]
+    assert [sample.reward for sample in samples] == [1.0] * 16 and len(engine.requests) == 32
