@@ -72,7 +72,7 @@ def interrupted_rollout(args: Any, sample: Any) -> Interrupted | None:
     masked = getattr(args, "mask_offpolicy_in_partial_rollout", False)
     return Interrupted(
         sample.tokens,
-        [0] * sample.response_length if masked else sample.loss_mask,
+        [0] * sample.response_length if masked else sample.loss_mask or [],
         sample.rollout_log_probs,
         sample.weight_versions,
         info,
@@ -94,7 +94,7 @@ def settle_open_turn(trajectory: Trajectory, tokenizer: Any, params: Mapping[str
     if not trajectory.turn_is_open:
         return
     ids = trajectory.open_ids
-    if not exact:
+    if not exact or not ids:
         trajectory.drop_open(len(ids), "")
         return
     text = trajectory.segments[-1].text

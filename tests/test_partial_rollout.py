@@ -140,7 +140,7 @@ async def with_aborts(
     aborts = engine.aborts
     assert aborts.state is not None
     for times in range(20):
-        if times < 4 and choose.random() < 0.8:
+        if times < 8 and choose.random() < 0.8:
             aborts.looks = choose.randint(1, 25) if choose.random() < 0.5 else None
             aborts.ids = None if aborts.looks else choose.randint(0, 40)
         sample = await roll_out(args, sample, params)
