@@ -24,10 +24,12 @@ import qa_em_format
 from search_rollout import sample_fields
 from search_rollout.config import ConfigError, SearchConfig, load_config
 from search_rollout.policy import EngineError, call_params
+from search_rollout.resume import interrupted_rollout, resume_state
 from search_rollout.retrieval import PassageSource, search_all
 from search_rollout.rewards import group_normalised
-from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url, opens_thought
+from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url
 from search_rollout.search_usage import SearchUsage
+from search_rollout.top_p_replay import replays_top_p, write_top_p_replay
 from search_rollout.tracking import RouterMismatch, unscored_log_probs
 from search_rollout.trajectory import StopReason, Trajectory
 
@@ -57,18 +59,20 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
 
     Raises ConfigError on a wrong setting; any other trouble gives the sample up.
     """
-    check_slime_args(args, sample)
-    runtime = _runtime(args)
+    check_slime_args(args, _config(args), sampling_params)
+    runtime, rollout = _runtime(args), None
+    replay = replays_top_p(sampling_params)
+    resumable = getattr(args, "partial_rollout", False) and not replay
+    interrupted = interrupted_rollout(args, sample) if resumable else None
     sample_fields.reset(sample)
-    trajectory = Trajectory(0, runtime.tracks_log_probs(sampling_params))
     try:
-        rollout = await runtime.begin(args, sample, sampling_params, evaluation)
-        trajectory = rollout.trajectory
+        rollout = await runtime.begin(args, sample, sampling_params, evaluation, interrupted)
         sample_fields.add_info(sample, {"trajectory_id": rollout.trajectory_id})
         stop = await _rollout(runtime, rollout, sampling_params)
-        trajectory.drop_unscored()
         if stop is not StopReason.ABORTED:
-            await rollout.tracking.verify(trajectory, rollout.headers)
+            await rollout.tracking.verify(rollout.trajectory, rollout.headers)
+            if replay and not stop.gives_up:
+                write_top_p_replay(args, sample, rollout.trajectory)
     except sample_fields.SampleError as error:
         logger.warning("sample %s given up: %s", sample.index, error)
         stop = StopReason.BAD_SAMPLE
@@ -81,42 +85,36 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
     except Exception:  # a fault of ours: told with its traceback, and no reason to end the job
         logger.exception("sample given up: index=%s", sample.index)
         stop = StopReason.INTERNAL_ERROR
+    trajectory = rollout.trajectory if rollout else Trajectory(0, runtime.tracks_log_probs(sampling_params))
+    if stop is StopReason.ABORTED and resumable and rollout:
+        sample_fields.add_info(sample, {"resume": resume_state(trajectory, rollout.tracking)})
+    else:
+        trajectory.drop_unscored()
     if stop.gives_up:
         sample_fields.write_give_up(sample, trajectory, stop, runtime.tokenizer.eos_token_id or 0)
     else:
         sample_fields.write_rollout(sample, trajectory, stop, runtime.tokenizer)
+    sample_fields.count_engine_work(args, sample, trajectory)
     logger.debug("rollout done: index=%s tokens=%d stop=%s", sample.index, sample.response_length, stop.value)
     return sample
 
 
 async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason:
-    """The algorithm: complete, parse, observe, until an answer or a limit. Every engine call is a turn."""
+    """The algorithm: complete, parse, observe, until an answer or a limit. It may begin anywhere between two steps."""
     config, trajectory, protocol = runtime.config, rollout.trajectory, rollout.protocol
     if not trajectory.prompt_ids:
         return StopReason.EMPTY_PROMPT
-    thinking = trajectory.think_opened
-    for turn in range(config.max_turns + 1):
-        if runtime.aborted():
-            return StopReason.ABORTED
-        if trajectory.room < 1:
-            return StopReason.CONTEXT_FULL if trajectory.response_ids else StopReason.PROMPT_TOO_LONG
-
-        params = call_params(sampling_params, trajectory.room, protocol.stop_strings)
-        reply = await rollout.tracking.complete(trajectory, params, rollout.headers, runtime.aborted)
-        if reply.finish == "abort" and trajectory.unscored:
-            return StopReason.ABORTED
-        text = runtime.decode(reply.ids)
-        scores = unscored_log_probs(reply, trajectory)
-        trajectory.append_model(reply.ids, reply.log_probs, text, reply.weight_version, scores)
-        if reply.finish == "abort":
-            return StopReason.ABORTED
-
-        action = protocol.parse(text, think_opened=thinking, ended=reply.finish != "length")
+    while not runtime.aborted():
+        if trajectory.needs_reply and (stop := await _complete(runtime, rollout, sampling_params)):
+            return stop
+        cut = trajectory.finish == "length"
+        turn = trajectory.segments[-1].text
+        action = protocol.parse(turn, think_opened=trajectory.turn_began_in_thought, ended=not cut)
         if action.kind == "answer":
             return StopReason.ANSWERED
-        if reply.finish == "length" and action.kind == "invalid":
+        if cut and action.kind == "invalid":
             return StopReason.CALL_LIMIT if trajectory.room else StopReason.CONTEXT_FULL
-        if turn == config.max_turns:
+        if trajectory.turns > config.max_turns:
             return StopReason.TURNS_USED
 
         if action.kind == "search":
@@ -131,15 +129,37 @@ async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) ->
             if config.search_failure_mode == "give_up" and any(result.error for result in results):
                 return StopReason.SEARCH_FAILED
             trajectory.mistakes.update(call.error for call in action.calls if call.error)
-            message = protocol.observe(action, results, reply.ids[-1])
+            message = protocol.observe(action, results, trajectory.response_ids[-1])
         else:
-            message = protocol.correct(reply.ids[-1], reply.ended_turn)
+            message = protocol.correct(trajectory.response_ids[-1], trajectory.ended_turn)
         if trajectory.room < len(message.ids) + config.answer_reserve_tokens:
             return StopReason.NO_ROOM_TO_OBSERVE
         trajectory.append_env(message)
         rollout.tracking.tell(message)
-        thinking = opens_thought(message.text)
-    raise AssertionError("the last turn always returns")
+    return StopReason.ABORTED
+
+
+async def _complete(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason | None:
+    """One engine call: a turn of the model, or the rest of one that an abort left open. None if it came to its end."""
+    trajectory = rollout.trajectory
+    if trajectory.room < 1:
+        return StopReason.CONTEXT_FULL if trajectory.response_ids else StopReason.PROMPT_TOO_LONG
+    begun = trajectory.open_ids
+    params = call_params(sampling_params, trajectory.room, rollout.protocol.stop_strings, begun=len(begun))
+    reply = await rollout.tracking.complete(trajectory, params, rollout.headers, runtime.aborted)
+    if reply.finish == "abort" and trajectory.unscored:
+        return StopReason.ABORTED
+    trajectory.append_model(
+        reply.ids,
+        reply.log_probs,
+        runtime.decode([*begun, *reply.ids]),
+        unscored_log_probs(reply, trajectory),
+        finish=reply.finish,
+        ended_turn=reply.ended_turn,
+        weight_version=reply.weight_version,
+        meta_info=reply.meta_info,
+    )
+    return StopReason.ABORTED if reply.finish == "abort" else None
 
 
 async def reward_func(args: Any, sample: Sample | list[Sample], **_: Any) -> float | list[float]:

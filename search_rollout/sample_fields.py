@@ -69,7 +69,7 @@ def add_info(sample: Any, info: Mapping[str, Any]) -> None:
 
 
 def reset(sample: Any) -> None:
-    """Forgets an earlier, aborted rollout, so that a new one starts from the prompt alone."""
+    """Forgets an earlier, aborted rollout. slime's counters of the engine's work for this sample stay."""
     sample.tokens = []
     sample.response = ""
     sample.response_length = 0
@@ -81,6 +81,8 @@ def reset(sample: Any) -> None:
         sample.remove_sample = False
     if hasattr(sample, "non_generation_time"):
         sample.non_generation_time = 0.0
+    if hasattr(sample, "rollout_top_p_token_ids"):
+        sample.rollout_top_p_token_ids = sample.rollout_top_p_token_offsets = None
     sample.metadata = {key: value for key, value in _metadata(sample).items() if key != METADATA_KEY}
 
 
@@ -100,7 +102,7 @@ def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, tokeniz
         {
             "stop_reason": stop.value,
             "gave_up": False,
-            "turns": sum(segment.source == "model" for segment in trajectory.segments),
+            "turns": trajectory.turns,
             "corrections": sum(segment.kind == "correction" for segment in trajectory.segments),
             "mistakes": dict(trajectory.mistakes),
             "think_opened": trajectory.think_opened,
@@ -112,6 +114,7 @@ def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, tokeniz
                 {
                     "query": result.query,
                     "error": result.error,
+                    "origin": result.origin,
                     "documents": [{"title": passage.title, "text": passage.text} for passage in result.passages],
                 }
                 for result in trajectory.searches
@@ -134,6 +137,8 @@ def write_give_up(sample: Any, trajectory: Trajectory, stop: StopReason, filler_
     sample.status = sample.Status.TRUNCATED
     if hasattr(sample, "remove_sample"):
         sample.remove_sample = True
+    if hasattr(sample, "rollout_top_p_token_ids"):  # which slime wants of every sample, if of any
+        sample.rollout_top_p_token_ids, sample.rollout_top_p_token_offsets = [], [0, 0]
     add_info(
         sample,
         {
@@ -146,6 +151,17 @@ def write_give_up(sample: Any, trajectory: Trajectory, stop: StopReason, filler_
             "searches": [],
         },
     )
+
+
+def count_engine_work(args: Any, sample: Any, trajectory: Trajectory) -> None:
+    """Adds to slime's own counters, where the version has them, what the engine did for this sample."""
+    if not hasattr(sample, "prefix_cache_info"):
+        return
+    for meta_info in trajectory.meta_infos:
+        numbers = {key: value for key, value in meta_info.items() if type(value) is int}
+        sample.prefix_cache_info.add(meta_info=numbers)
+        if getattr(args, "sglang_speculative_algorithm", None):
+            sample.spec_info.add(meta_info=numbers)
 
 
 def _search_counts(trajectory: Trajectory) -> dict[str, int]:

@@ -96,6 +96,7 @@ class FakeEngine:
     requests: list[dict] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
     sampled: list[list[int]] = field(default_factory=list)  # ids of each reply
+    reports_top_p: bool = True  # where slime's custom_params ask for it
     _server: TestServer | None = None
 
     async def __aenter__(self) -> "FakeEngine":
@@ -161,6 +162,10 @@ class FakeEngine:
             "cached_tokens": 0,
             "weight_version": "7",
         }
+        custom = request["sampling_params"].get("custom_params") or {}
+        if custom.get("return_top_p_token_ids") and self.reports_top_p:  # two for each token: itself, and the next id
+            meta["top_p_token_ids"] = [one for token in ids for one in (token, token + 1)]
+            meta["top_p_token_offsets"] = list(range(0, 2 * len(ids) + 1, 2))
         if request.get("return_logprob"):
             meta["output_token_logprobs"] = [[self.log_prob(number, p), token, None] for p, token in enumerate(ids)]
             if (start := request.get("logprob_start_len", -1)) >= 0:
