@@ -89,7 +89,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     option("--held-out", 128, "how many held-out questions to ask", type=_positive(int))
     option("--runs", ROOT / "runs", "where the run's folder is made", type=Path, shown="runs/")
     option("--cache", ROOT / ".cache", "where model, corpus and index are kept", type=Path, shown=".cache/")
-    parser.add_argument("--save-model", action="store_true", help="keep the trained model in the run's folder (540 MB)")
+    parser.add_argument(
+        "--save-models",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the models before and after GRPO in the run's folder, for demo.serve (540 MB each)",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if args.samples < 2:
