@@ -34,6 +34,7 @@ SEARCH_R1_CONFIGS = {
     "max_turns": 3,  # searches and corrections; one more engine call is kept for the answer
     "topk": 3,  # passages of a search
     "search_concurrency": 256,  # searches under way at once
+    "reward_preset": "default",  # any other stands in for the next three, and for two further scores
     "format_score": 0.2,  # what a valid format is worth
     "final_format_score": 0.0,  # what an answer in an invalid format is worth
     "retrieval_score": 0.0,  # what finding a document with the answer is worth, without giving it
@@ -153,6 +154,8 @@ def _reward(config: SearchConfig, sample: Sample) -> float:
         format_score=config.format_score,
         final_format_score=config.final_format_score,
         retrieval_score=config.retrieval_score,
+        no_search_penalty=config.no_search_penalty,
+        answer_metric=config.answer_metric,
         style="tools" if config.llm_api_mode == "chat" else "xml",
         think_opened=bool(info.get("think_opened")),
         end_of_turn=info.get("end_of_turn", ()),

@@ -1,4 +1,4 @@
-"""The reward: exact match on the model's answer, adjusted for whether the trajectory keeps to the protocol.
+"""The reward: is the answer right, and does the trajectory keep to the protocol? And the metrics of an evaluation.
 
 A model turn is `<think>…</think>` and then one action: `<search>query</search>`, which the environment answers with
 `<information>…</information>`, or `<answer>…</answer>`, which ends the trajectory. In chat mode (style "tools") a turn
@@ -11,14 +11,19 @@ import ast
 import json
 import re
 import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")  # a group, so that split() keeps the tags
 _CALL_BEGINS = ("{", "<|python_tag|>", "<tool_call>")
+_ARTICLES = frozenset({"a", "an", "the"})
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NAMES_NOTHING = frozenset(  # words that may surround an answer; none of them could be a second answer
+    "is was are were be it its he she they his her their in on at of by to for from this that as with answer".split()
+)
 
 
 class Segment(NamedTuple):
@@ -32,6 +37,7 @@ class Segment(NamedTuple):
 # A mapping with Segment's fields as keys, as in sample.metadata, or a sequence that begins with them.
 SegmentLike: TypeAlias = Mapping[str, Any] | Sequence[Any]
 Style: TypeAlias = Literal["xml", "tools"]  # how a turn searches: by <search>, or by calling a tool
+AnswerMetric: TypeAlias = Literal["em", "f1", "sub_em"]  # see `answer_credit`
 
 
 class Score(NamedTuple):
@@ -40,6 +46,7 @@ class Score(NamedTuple):
     valid_format: bool
     answer: str | None  # None: no answer was given
     retrieved_gold: bool  # an observation holds a gold answer
+    credit: float  # how right the answer is, from 0 to 1: see `answer_credit`
 
 
 def score_trajectory(
@@ -49,12 +56,14 @@ def score_trajectory(
     format_score: float = 0.2,
     final_format_score: float = 0.0,
     retrieval_score: float = 0.0,
+    no_search_penalty: float = 0.0,
+    answer_metric: AnswerMetric = "em",
     style: Style = "xml",
     think_opened: bool = False,
     end_of_turn: Sequence[str] = (),
     cut_off: bool = False,
 ) -> Score:
-    """Score one trajectory. With all three scores at 0 the reward is pure exact match.
+    """Score one trajectory. With all scores at 0 the reward is pure exact match.
 
     | answer right | format valid | reward                                                                 |
     |--------------|--------------|------------------------------------------------------------------------|
@@ -63,20 +72,25 @@ def score_trajectory(
     | no           | yes          | format_score (+ retrieval_score if an observation holds a gold answer) |
     | no           | no           | final_format_score                                                     |
     | none given   | no           | 0.0                                                                    |
+
+    `answer_metric` says what right is; an answer that is right in part lies between its "no" and its "yes" row. Without
+    an observation, `no_search_penalty` is taken off the "no" rows, down to 0 at most: a right answer is never punished.
     """
-    answer = extract_answer(segments, style=style, think_opened=think_opened, end_of_turn=end_of_turn, cut_off=cut_off)
+    filled = _as_segments(segments, think_opened)
+    answer = _answer(filled, style, end_of_turn, cut_off)
+    valid = _is_valid(filled, style, end_of_turn)
+    retrieved = _retrieved_gold(filled, golds)
     right = exact_match(answer, golds)
-    valid = is_valid_format(segments, style=style, think_opened=think_opened, end_of_turn=end_of_turn)
-    retrieved = _retrieved_gold(segments, golds)
-    if right:
-        reward = 1.0 if valid else 1.0 - format_score
-    elif valid:
-        reward = format_score + (retrieval_score if retrieved else 0.0)
-    elif answer is not None:
-        reward = final_format_score
+    credit = 1.0 if right else answer_credit(answer, golds, answer_metric)
+    best = 1.0 if valid else 1.0 - format_score
+    if valid:
+        least = format_score + (retrieval_score if retrieved else 0.0)
     else:
-        reward = 0.0
-    return Score(reward, right, valid, answer, retrieved)
+        least = 0.0 if answer is None else final_format_score
+    if no_search_penalty and not any(map(_is_observation, filled)):
+        least = max(least - no_search_penalty, 0.0)
+    reward = best if credit == 1.0 else least + (best - least) * credit
+    return Score(reward, right, valid, answer, retrieved, credit)
 
 
 # --- the answer ---------------------------------------------------------------------------------------------------
@@ -84,8 +98,10 @@ def score_trajectory(
 
 def normalize_answer(text: str | None) -> str:
     """SQuAD normalisation: lower case, no ASCII punctuation, no articles, single spaces."""
-    bare = (text or "").lower().translate(_NO_PUNCTUATION)
-    return " ".join(_ARTICLE.sub(" ", bare).split())
+    words = (text or "").lower().translate(_NO_PUNCTUATION).split()
+    if "".join(words).isalnum():  # words end where blanks are: the same as below, three times as fast
+        return " ".join([word for word in words if word not in _ARTICLES])
+    return " ".join(_ARTICLE.sub(" ", " ".join(words)).split())
 
 
 def exact_match(prediction: str | None, golds: Sequence[str]) -> bool:
@@ -105,6 +121,54 @@ def _same_answer(prediction: str, gold: str) -> bool:
     return wanted != "" and prediction.strip().casefold() == wanted
 
 
+def f1(prediction: str | None, golds: Sequence[str]) -> float:
+    """SQuAD's F1 over the words of the normalised prediction and gold answer; the best over all gold answers."""
+    if exact_match(prediction, golds):
+        return 1.0
+    said = Counter(normalize_answer(prediction).split())
+    return max((_word_f1(said, Counter(normalize_answer(gold).split())) for gold in golds), default=0.0)
+
+
+def _word_f1(said: Counter[str], wanted: Counter[str]) -> float:
+    common = (said & wanted).total()
+    return 2 * common / (said.total() + wanted.total()) if common else 0.0
+
+
+def sub_em(prediction: str | None, golds: Sequence[str]) -> bool:
+    """Whether the normalised prediction holds a normalised gold answer as whole words."""
+    said = f" {normalize_answer(prediction)} "
+    wanted = filter(None, map(normalize_answer, golds))
+    return exact_match(prediction, golds) or any(f" {gold} " in said for gold in wanted)
+
+
+def answer_credit(answer: str | None, golds: Sequence[str], metric: AnswerMetric) -> float:
+    """How right an answer is as a reward counts it, from 0 to 1: 1 for an exact match, else what the metric adds to it.
+
+    As metrics of an evaluation F1 and sub-EM pay for naming several candidates, or for copying a document. As rewards
+    they count only where every word of the answer stands in the gold answer ("f1"), or is one that names nothing
+    ("sub_em": "It is in Paris"). A single word that might name something else, and the answer is wrong.
+    """
+    if exact_match(answer, golds):
+        return 1.0
+    said = normalize_answer(answer).split() if metric != "em" else []
+    if len(said) > 100 or _NAMES_NOTHING.issuperset(said):
+        return 0.0
+    credit = _part_of_gold if metric == "f1" else _surrounds_gold
+    return max((credit(said, normalize_answer(gold).split()) for gold in golds), default=0.0)
+
+
+def _part_of_gold(said: list[str], gold: list[str]) -> float:
+    counted, wanted = Counter(said), Counter(gold)
+    return _word_f1(counted, wanted) if counted <= wanted else 0.0
+
+
+def _surrounds_gold(said: list[str], gold: list[str]) -> float:
+    if _NAMES_NOTHING.issuperset(gold):
+        return 0.0
+    before, found, after = f" {' '.join(said)} ".partition(f" {' '.join(gold)} ")
+    return float(bool(found) and _NAMES_NOTHING.issuperset([*before.split(), *after.split()]))
+
+
 def extract_answer(
     segments: Sequence[SegmentLike] | None,
     *,
@@ -113,24 +177,28 @@ def extract_answer(
     end_of_turn: Sequence[str] = (),
     cut_off: bool = False,
 ) -> str | None:
-    """The stripped content of the model's last `<answer>…</answer>` outside thinking; None if there is none.
+    """The stripped content of the model's one `<answer>…</answer>` outside thinking; None if there is none, or several.
 
     A `<think>` hides what follows it up to `</think>`, or up to the end of its segment. With `think_opened` the prompt
     ended in `<think>`, so the first model turn begins inside it. In style "tools" only a model turn that is the last
     segment counts, and without tags it is the answer as it stands, unless it calls a tool or was `cut_off`.
     """
-    filled = _as_segments(segments, think_opened)
-    if style == "xml":
-        answers = [_tagged_answer(segment.text) for segment in filled if segment.source == "model"]
-        return next((answer for answer in reversed(answers) if answer is not None), None)
-    if not filled or filled[-1].source != "model":
-        return None
-    tagged = _tagged_answer(filled[-1].text)
-    return _plain_answer(filled[-1].text, end_of_turn) if tagged is None and not cut_off else tagged
+    return _answer(_as_segments(segments, think_opened), style, end_of_turn, cut_off)
 
 
-def _tagged_answer(turn: str) -> str | None:
-    answer = None
+def _answer(segments: Sequence[Segment], style: Style, end_of_turn: Sequence[str], cut_off: bool) -> str | None:
+    turns = [segment.text for segment in segments if segment.source == "model"]
+    if style == "tools":
+        turns = turns[-1:] if segments and segments[-1].source == "model" else []
+    answers = [answer for turn in turns for answer in _tagged_answers(turn)]
+    if style == "tools" and turns and not answers and not cut_off:
+        return _plain_answer(turns[0], end_of_turn)
+    return answers[0] if len(answers) == 1 else None
+
+
+def _tagged_answers(turn: str) -> list[str]:
+    """What stands behind each `<answer>` outside thinking, up to its end or to the next one; an open one is none."""
+    answers = []
     thinking, start = False, None  # start: where the content of an open <answer> begins
     for tag in _TAG.finditer(turn):
         match tag.group():
@@ -140,11 +208,11 @@ def _tagged_answer(turn: str) -> str | None:
                 continue
             case "<think>":
                 thinking, start = True, None
-            case "<answer>":
-                start = tag.end()
-            case "</answer>" if start is not None:
-                answer, start = turn[start : tag.start()].strip(), None
-    return answer
+            case "<answer>" | "</answer>" as kind:
+                if start is not None:
+                    answers.append(turn[start : tag.start()].strip())
+                start = tag.end() if kind == "<answer>" else None
+    return answers
 
 
 def _plain_answer(turn: str, end_of_turn: Sequence[str]) -> str | None:
@@ -158,15 +226,18 @@ def _plain_answer(turn: str, end_of_turn: Sequence[str]) -> str | None:
     return rest
 
 
-def _retrieved_gold(segments: Sequence[SegmentLike] | None, golds: Sequence[str]) -> bool:
+def _retrieved_gold(segments: Sequence[Segment], golds: Sequence[str]) -> bool:
     """Whether a normalised gold answer stands, as whole words, in a normalised observation."""
     wanted = [f" {normalized} " for normalized in map(normalize_answer, golds) if normalized]
-    for segment in _as_segments(segments):
+    for segment in segments:
         if _is_observation(segment):
             # Normalisation glues words that only punctuation parts: without the space "<information>Paris" is one word.
-            found = f" {normalize_answer(_TAG.sub(' ', segment.text))} "
-            if any(gold in found for gold in wanted):
-                return True
+            text = _TAG.sub(" ", segment.text)
+            bare = text.lower().translate(_NO_PUNCTUATION)
+            if any(all(word in bare for word in gold.split()) for gold in wanted):  # else no need for the slow part
+                found = f" {normalize_answer(text)} "
+                if any(gold in found for gold in wanted):
+                    return True
     return False
 
 
@@ -194,9 +265,13 @@ def is_valid_format(
     With `think_opened` the prompt ended in `<think>`, so the first turn lacks that tag.
     In style "tools" a search turn is `<think>…</think>` and calls; an observation behind it says that all were sound.
     """
+    return _is_valid(_as_segments(segments, think_opened), style, end_of_turn)
+
+
+def _is_valid(segments: Sequence[Segment], style: Style, end_of_turn: Sequence[str]) -> bool:
     state = _State.TURN
     after_turn = _state_after_turn if style == "xml" else _state_after_tool_turn
-    for segment in _as_segments(segments, think_opened):
+    for segment in segments:
         if state is _State.TURN and segment.source == "model":
             state = after_turn(segment.text, end_of_turn)
         elif state is _State.OBSERVATION and _is_observation(segment):

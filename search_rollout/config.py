@@ -1,8 +1,9 @@
 """Every setting of a rollout, read once and checked: the frozen `SearchConfig`.
 
 Sources, later ones win: `SEARCH_R1_CONFIGS` (in `generate_with_search.py`) < environment < slime's
-`--custom-config-path` YAML, whose keys slime puts on `args`. The seven variables of `ENVIRONMENT` have names of
-their own; any other key is `SEARCH_R1_<KEY>` in the environment. Nothing else reads the environment.
+`--custom-config-path` YAML, whose keys slime puts on `args`. The variables of `ENVIRONMENT` have names of their own;
+any other key is `SEARCH_R1_<KEY>` in the environment. Nothing else reads the environment. A reward preset stands in
+for the scores of `SEARCH_R1_CONFIGS`: the environment and the YAML still override each of them.
 """
 
 import dataclasses
@@ -10,12 +11,13 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from search_rollout.tool_formats import FORMATS
 
 logger = logging.getLogger(__name__)
 
+AnswerMetric: TypeAlias = Literal["em", "f1", "sub_em"]
 PLACEHOLDER_KEY = "YOUR_API_KEY"
 
 ENVIRONMENT = {
@@ -26,6 +28,28 @@ ENVIRONMENT = {
     "loss_mask_mode": "LOSS_MASK_MODE",
     "retrieval_server_url": "RETRIEVAL_SERVER_URL",
     "google_api_key": "GOOGLE_API_KEY",
+    "reward_preset": "REWARD_PRESET",
+}
+
+
+class RewardScores(NamedTuple):
+    """The settings that make a reward; `qa_em_format.score_trajectory` says what each does."""
+
+    answer_metric: AnswerMetric = "em"
+    format_score: float = 0.2
+    final_format_score: float = 0.0
+    retrieval_score: float = 0.0
+    no_search_penalty: float = 0.0
+
+
+REWARD_PRESETS = {
+    "default": RewardScores(),  # or what SEARCH_R1_CONFIGS was changed to
+    "paper": RewardScores(format_score=0.0),  # pure exact match
+    "paper_v03": RewardScores(final_format_score=0.1),  # as in the experiments with a format reward
+    "f1": RewardScores(answer_metric="f1"),
+    "sub_em": RewardScores(answer_metric="sub_em"),
+    "retrieval_bonus": RewardScores(retrieval_score=0.1),
+    "no_search_penalty": RewardScores(no_search_penalty=0.2),
 }
 
 CHOICES = {
@@ -34,6 +58,8 @@ CHOICES = {
     "token_tracking_mode": ("manual", "router_radix", "router_handler"),
     "loss_mask_mode": ("strict", "simple"),
     "tool_call_format": ("auto", *FORMATS),
+    "reward_preset": tuple(REWARD_PRESETS),
+    "answer_metric": get_args(AnswerMetric),
 }
 
 VALID_PAIRS = {  # (llm_api_mode, token_tracking_mode) -> what it is for
@@ -77,10 +103,13 @@ class SearchConfig:
     # Engine.
     engine_timeout_s: float = 1800.0  # one try of a call, waiting in the engine's queue included
     engine_retries: int = 8
-    # Reward; all three at 0 give pure exact match.
-    format_score: float = 0.2
-    final_format_score: float = 0.0
-    retrieval_score: float = 0.0
+    # Reward; all four scores at 0 give pure exact match. `load_config` fills them in from the preset.
+    reward_preset: str = "default"
+    answer_metric: AnswerMetric = RewardScores().answer_metric
+    format_score: float = RewardScores().format_score
+    final_format_score: float = RewardScores().final_format_score
+    retrieval_score: float = RewardScores().retrieval_score
+    no_search_penalty: float = RewardScores().no_search_penalty
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
@@ -97,13 +126,12 @@ class SearchConfig:
         for key in ("search_timeout_s", "engine_timeout_s"):
             if getattr(self, key) <= 0:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a number of seconds above 0"))
-        for key in ("format_score", "final_format_score", "retrieval_score"):
+        for key in ("format_score", "final_format_score", "retrieval_score", "no_search_penalty"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a number from 0 to 1"))
-        if self.format_score + self.retrieval_score > 1:
-            raise ConfigError(
-                f"format_score + retrieval_score is {self.format_score + self.retrieval_score}; at most 1."
-            )
+        for key in ("final_format_score", "retrieval_score"):  # a wrong answer must not earn more than a right one
+            if self.format_score + getattr(self, key) > 1:
+                raise ConfigError(f"format_score + {key} is {self.format_score + getattr(self, key)}; at most 1.")
         self._check_modes()
         self._check_backend()
 
@@ -139,12 +167,15 @@ def load_config(defaults: Mapping[str, Any], environment: Mapping[str, str], arg
     if unknown:
         raise ConfigError(f"SEARCH_R1_CONFIGS has unknown keys {unknown}; known are {sorted(fields)}.")
     _warn_of_unknown_variables(environment, fields)
-    values = dict(defaults)
+    given: dict[str, Any] = {}
     for key in fields:
         if environment.get(_variable(key), "").strip():
-            values[key] = environment[_variable(key)].strip()
+            given[key] = environment[_variable(key)].strip()
         if getattr(args, key, None) is not None:
-            values[key] = getattr(args, key)
+            given[key] = getattr(args, key)
+    preset = str(given.get("reward_preset", defaults.get("reward_preset", "default")))
+    scores = REWARD_PRESETS[preset]._asdict() if preset in REWARD_PRESETS and preset != "default" else {}
+    values = {**defaults, **scores, **given}
     return SearchConfig(**{key: _convert(key, value, fields[key].type) for key, value in values.items()})
 
 
@@ -170,7 +201,7 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         if str(value).lower() not in words:
             raise ConfigError(_wrong_value(key, value, "true or false"))
         return words[str(value).lower()]
-    if kind is str:
+    if kind in (str, AnswerMetric):
         return str(value)
     try:
         number = kind(str(value))
