@@ -58,7 +58,7 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
         rollout = await runtime.begin(args, sample, sampling_params, evaluation)
         trajectory = rollout.trajectory
         sample_fields.add_info(sample, {"trajectory_id": rollout.trajectory_id})
-        stop = await _rollout(runtime, rollout, sampling_params)
+        stop = await roll_out(runtime, rollout, sampling_params)
         trajectory.drop_unscored()
         if stop is not StopReason.ABORTED:
             await rollout.tracking.verify(trajectory, rollout.headers)
@@ -82,7 +82,7 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
     return sample
 
 
-async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason:
+async def roll_out(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason:
     """The algorithm: complete, parse, observe, until an answer or a limit. Every engine call is a turn."""
     config, trajectory, protocol = runtime.config, rollout.trajectory, rollout.protocol
     if not trajectory.prompt_ids:

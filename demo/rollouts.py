@@ -42,7 +42,9 @@ def settings(api_mode: str, max_length: int) -> dict[str, Any]:
         max_obs_tokens=200,
         answer_reserve_tokens=80,
     )
-    return {key: value for key, value in asdict(config).items() if key not in ("google_api_key", "retrieval_server_url")}
+    return {
+        key: value for key, value in asdict(config).items() if key not in ("google_api_key", "retrieval_server_url")
+    }
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,11 @@ from typing import Any
 
 import qa_em_format
 
+FROM_MEMORY = (
+    "Answer the question from memory. First reason inside <think> and </think>, "
+    "then give the answer in a few words with <answer>answer</answer>."
+)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -75,16 +80,18 @@ def mode_of(questions: Sequence[Question]) -> str:
 
 
 def closed_book_row(question: Question) -> dict[str, Any]:
-    """The row with a prompt that asks for an answer without any search."""
-    instructions = (
-        "Answer the question from memory. First reason inside <think> and </think>, "
-        "then give the answer in a few words with <answer>answer</answer>."
-    )
-    if isinstance(question.row["prompt"], str):
-        prompt: Any = f"{instructions}\n\nQuestion: {question.text}\n"
-    else:
-        prompt = [{"role": "system", "content": instructions}, {"role": "user", "content": question.text}]
-    return {**question.row, "prompt": prompt}
+    """The row with a prompt that asks for an answer from memory: messages if its own prompt is."""
+    return {
+        **question.row,
+        "prompt": closed_book_prompt(question.text, as_text=isinstance(question.row["prompt"], str)),
+    }
+
+
+def closed_book_prompt(question: str, *, as_text: bool = False) -> list[dict[str, str]] | str:
+    """A question without a word about searching."""
+    if as_text:
+        return f"{FROM_MEMORY}\n\nQuestion: {question}\n"
+    return [{"role": "system", "content": FROM_MEMORY}, {"role": "user", "content": question}]
 
 
 def _question(row: Mapping[str, Any], met: Counter[str]) -> Question:

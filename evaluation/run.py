@@ -114,7 +114,9 @@ def run(options: argparse.Namespace) -> int:
 def _mode(asked: str | None, questions: Sequence[Question]) -> str:
     prepared = mode_of(questions)
     if asked not in (None, prepared):
-        raise ValueError(f"--mode is {asked}, but the data was prepared for {prepared}; prepare it again, or leave out --mode.")
+        raise ValueError(
+            f"--mode is {asked}, but the data was prepared for {prepared}; prepare it again, or leave out --mode."
+        )
     return prepared
 
 

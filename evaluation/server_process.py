@@ -23,7 +23,9 @@ ENGINE_TIMEOUT_S = 1800.0  # large models load slowly from network disks
 class ServerProcess:
     """`with ServerProcess(…) as server: server.url`; only this very process is ever stopped."""
 
-    def __init__(self, name: str, command: Sequence[str], port: int, log: Path, timeout_s: float) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], port: int, log: Path, timeout_s: float, cwd: Path | None = None
+    ) -> None:
         """`name` is what messages call it, `timeout_s` how long its /health may take to answer 200."""
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -31,10 +33,13 @@ class ServerProcess:
         self._command = list(command)
         self._log = log
         self._timeout_s = timeout_s
+        self._cwd = cwd
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT)
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self._cwd
+            )
         try:
             self._wait_until_healthy()
         except BaseException:
@@ -70,7 +75,7 @@ def engine_process(kind: str, model: str, log: Path, extra: str = "") -> ServerP
     """An engine of ENGINES over a model; `extra` are further arguments of its own."""
     port = free_port()
     parts = [part.format(model=model, port=port) for part in shlex.split(ENGINES[kind])]
-    return ServerProcess("engine", [sys.executable, *parts, *shlex.split(extra)], port, log, ENGINE_TIMEOUT_S)
+    return ServerProcess("engine", [sys.executable, *parts, *shlex.split(extra)], port, log, ENGINE_TIMEOUT_S, ROOT)
 
 
 def free_port() -> int:
