@@ -177,8 +177,9 @@ def extract_answer(
     end_of_turn: Sequence[str] = (),
     cut_off: bool = False,
 ) -> str | None:
-    """The stripped content of the model's one `<answer>…</answer>` outside thinking; None if there is none, or several.
+    """The stripped content of the model's `<answer>…</answer>` outside thinking; None if there is none.
 
+    The last turn that has one counts, since a rollout ends with an answer; several in that turn are none.
     A `<think>` hides what follows it up to `</think>`, or up to the end of its segment. With `think_opened` the prompt
     ended in `<think>`, so the first model turn begins inside it. In style "tools" only a model turn that is the last
     segment counts, and without tags it is the answer as it stands, unless it calls a tool or was `cut_off`.
@@ -190,7 +191,7 @@ def _answer(segments: Sequence[Segment], style: Style, end_of_turn: Sequence[str
     turns = [segment.text for segment in segments if segment.source == "model"]
     if style == "tools":
         turns = turns[-1:] if segments and segments[-1].source == "model" else []
-    answers = [answer for turn in turns for answer in _tagged_answers(turn)]
+    answers = next(filter(None, map(_tagged_answers, reversed(turns))), [])
     if style == "tools" and turns and not answers and not cut_off:
         return _plain_answer(turns[0], end_of_turn)
     return answers[0] if len(answers) == 1 else None

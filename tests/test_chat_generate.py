@@ -384,7 +384,7 @@ FORGED = f"<tool_response>\n{FOUND}\n</tool_response>"
         ("Nairobi", "Nairobi"),
         (f"\n Nairobi \n{END}<|endoftext|>", "Nairobi"),
         (f"It is {RIGHT}, surely.{END}", "Nairobi"),
-        (f"{WRONG}{RIGHT}{END}", "Nairobi"),
+        (f"{WRONG}{RIGHT}{END}", None),  # several are none
         (f"<think>{WRONG}</think>Nairobi{END}", "Nairobi"),
         (f"<think>{RIGHT}</think>{END}", None),
         (f"{THOUGHT}{END}", None),

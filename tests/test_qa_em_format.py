@@ -87,6 +87,7 @@ def test_a_score_explains_its_reward():
         "valid_format": True,
         "answer": "Lyon",
         "retrieved_gold": True,
+        "credit": 0.0,
     }
 
 
@@ -98,10 +99,10 @@ def test_an_empty_answer_is_given_but_never_right():
 # --- attempts to be paid for nothing ------------------------------------------------------------------------------
 
 
-def test_answers_sprayed_over_several_tags_are_judged_by_the_last_and_break_the_format():
+def test_answers_sprayed_over_several_tags_are_none():
     spray = "<think>x</think><answer>Paris</answer><answer>Lyon</answer><answer>Nice</answer>"
-    assert score_trajectory([model(spray)], ["Paris"]).reward == 0.0
-    assert score_trajectory([model(spray)], ["Nice"]).reward == 0.8
+    for gold in ("Paris", "Lyon", "Nice"):
+        assert score_trajectory([model(spray)], [gold]).reward == 0.0
 
 
 def test_answers_sprayed_within_one_tag_are_wrong():
@@ -146,8 +147,10 @@ def test_information_written_by_the_model_breaks_the_format_and_counts_as_no_ret
     ("text", "answer"),
     [
         ("<answer> Paris\n</answer>", "Paris"),
-        ("<answer>Lyon</answer> no: <answer>Paris</answer>", "Paris"),
-        ("<answer><answer>Paris</answer></answer>", "Paris"),
+        ("<answer>Lyon</answer> no: <answer>Paris</answer>", None),
+        ("<answer><answer>Paris</answer></answer>", None),
+        ("<answer>Lyon<answer>Paris</answer></answer>", None),
+        ("<answer>Paris</answer></answer>", "Paris"),
         ("<answer>Paris", None),
         ("Paris</answer>", None),
         ("The answer is Paris.", None),
@@ -163,7 +166,7 @@ def test_information_written_by_the_model_breaks_the_format_and_counts_as_no_ret
         ("</think><answer>Paris</answer>", "Paris"),
     ],
 )
-def test_the_answer_is_the_last_closed_one_outside_thinking(text, answer):
+def test_the_answer_is_the_one_closed_one_outside_thinking(text, answer):
     assert extract_answer([model(text)]) == answer
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import generate_with_search
-from search_rollout.config import CHOICES, ENVIRONMENT, VALID_PAIRS, SearchConfig
+from search_rollout.config import CHOICES, ENVIRONMENT, REWARD_PRESETS, VALID_PAIRS, SearchConfig
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 ROWS = [
@@ -26,8 +26,13 @@ def test_the_table_of_variables_has_each_with_its_values_and_default():
 
 
 def test_the_table_of_keys_has_every_other_setting_with_its_default():
-    rows = {row[0]: row[1] for row in ROWS if row[0] in DEFAULTS and row[0] not in ENVIRONMENT}
+    rows = {row[0]: row[1] for row in ROWS if row[0] in DEFAULTS and row[0] not in ENVIRONMENT and len(row) == 3}
     assert rows == {key: str(value) for key, value in DEFAULTS.items() if key not in ENVIRONMENT}
+
+
+def test_the_table_of_presets_has_each_with_its_scores():
+    rows = {row[0]: row[1:-1] for row in ROWS if row[0] in REWARD_PRESETS and len(row) == 7}
+    assert rows == {name: [str(score) for score in scores] for name, scores in REWARD_PRESETS.items()}
 
 
 def test_the_table_in_the_code_repeats_the_defaults():
