@@ -8,6 +8,7 @@ Prints the two commands for another terminal, and serves until Ctrl-C.
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cache", type=Path, default=ROOT / ".cache", help="where the index is kept (default: .cache/)"
     )
     args = parser.parse_args(argv)
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         serve(args.run, args.phase, args.cache)
@@ -78,7 +80,17 @@ def _commands(run: Path, phase: str, api_mode: str, engine: str, retriever: str)
     shared = ["--model", run / phase, "--engine", engine, "--search", f"local:{retriever}"]
     shared += ["--custom_config_path", run / "settings.yaml", "--max_response_len", MAX_RESPONSE_LEN]
     ask = ["--mode", "chat" if api_mode == "chat" else "xml"]
-    evaluate = ["--data", run / "eval.jsonl", "--per_set", "all", "--output", run / f"evaluation-{phase}"]
+    # All questions at once, as the demo asks them: in bfloat16 a reply may depend on what shares its batch.
+    evaluate = [
+        "--concurrency",
+        256,
+        "--data",
+        run / "eval.jsonl",
+        "--per_set",
+        "all",
+        "--output",
+        run / f"evaluation-{phase}",
+    ]
     python = [sys.executable, "-m"]
     commands = ([*python, "evaluation.chat", *shared, *ask], [*python, "evaluation.run", *shared, *evaluate])
     lines = (shlex.join(map(str, command)) for command in commands)

@@ -9,7 +9,6 @@ line. Ctrl-C ends an answer, Ctrl-D the program.
 
 import argparse
 import asyncio
-import logging
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.options import absolute, add_options, running_plugin
-from evaluation.plugin import find_slime, sample_of_row
+from evaluation.plugin import find_slime, prepare_process, sample_of_row
 from evaluation.questions import closed_book_prompt
 from search_rollout.policy import EngineError, Reply
 from search_rollout.prompts import PromptMode, prompt_row
@@ -51,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--ask", metavar="QUESTION", help="this one question only")
     options = parser.parse_args(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    prepare_process()
     try:
         return chat(options)
     except (OSError, ValueError, RuntimeError) as error:

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib.util
+import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,13 @@ def find_slime() -> None:
     """Makes `import slime` work: yours if it is installed, else the few parts of it in `demo/slime_standin`."""
     if importlib.util.find_spec("slime") is None:
         sys.path.insert(0, str(STAND_IN))
+
+
+def prepare_process() -> None:
+    """What a command of this package does first: warnings of ours are shown, those of transformers are not."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
 
 def plugin_args(

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import dataclasses
 import hashlib
-import logging
 import os
 import sys
 from collections import defaultdict
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from evaluation.metrics import scores_of
 from evaluation.options import absolute, add_options, running_plugin
-from evaluation.plugin import ask, find_slime, sample_of_row
+from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row
 from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
 from evaluation.records import Records, record_of
 
@@ -40,8 +39,7 @@ PLACES = {"retrieval_server_url"}  # may change while what is found there stays 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the evaluation; returns the exit code."""
     options = parse_args(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    prepare_process()
     try:
         return run(options)
     except (OSError, ValueError, RuntimeError) as error:
