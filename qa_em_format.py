@@ -98,8 +98,12 @@ def score_trajectory(
 
 def normalize_answer(text: str | None) -> str:
     """SQuAD normalisation: lower case, no ASCII punctuation, no articles, single spaces."""
-    words = (text or "").lower().translate(_NO_PUNCTUATION).split()
-    if "".join(words).isalnum():  # words end where blanks are: the same as below, three times as fast
+    return _without_articles((text or "").lower().translate(_NO_PUNCTUATION))
+
+
+def _without_articles(text: str) -> str:
+    words = text.split()
+    if "".join(words).isalnum():  # words end where blanks are: the same as below, and faster
         return " ".join([word for word in words if word not in _ARTICLES])
     return " ".join(_ARTICLE.sub(" ", " ".join(words)).split())
 
@@ -233,10 +237,9 @@ def _retrieved_gold(segments: Sequence[Segment], golds: Sequence[str]) -> bool:
     for segment in segments:
         if _is_observation(segment):
             # Normalisation glues words that only punctuation parts: without the space "<information>Paris" is one word.
-            text = _TAG.sub(" ", segment.text)
-            bare = text.lower().translate(_NO_PUNCTUATION)
+            bare = _TAG.sub(" ", segment.text).lower().translate(_NO_PUNCTUATION)
             if any(all(word in bare for word in gold.split()) for gold in wanted):  # else no need for the slow part
-                found = f" {normalize_answer(text)} "
+                found = f" {_without_articles(bare)} "
                 if any(gold in found for gold in wanted):
                     return True
     return False

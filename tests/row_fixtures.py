@@ -84,7 +84,7 @@ ROWS = [
         "several golds, one blank, one a number",
         {
             "question": " when did\nqueen victoria  die ",
-            "golden_answers": ["1901", " ", None, 1901.5, "22 January 1901"],
+            "golden_answers": ["1901", " ", None, 1.5, "22 Jan 1901"],
         },
         "when did queen victoria die?",
         ["1901", "1.5", "22 Jan 1901"],
