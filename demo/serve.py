@@ -81,24 +81,12 @@ def _commands(run: Path, phase: str, api_mode: str, engine: str, retriever: str)
     shared += ["--custom_config_path", run / "settings.yaml", "--max_response_len", MAX_RESPONSE_LEN]
     ask = ["--mode", "chat" if api_mode == "chat" else "xml"]
     # All questions at once, as the demo asks them: in bfloat16 a reply may depend on what shares its batch.
-    evaluate = [
-        "--concurrency",
-        256,
-        "--data",
-        run / "eval.jsonl",
-        "--per_set",
-        "all",
-        "--output",
-        run / f"evaluation-{phase}",
-    ]
+    evaluate = ["--concurrency", 256, "--data", run / "eval.jsonl", "--per_set", "all"]
+    evaluate += ["--output", run / f"evaluation-{phase}"]
     python = [sys.executable, "-m"]
     commands = ([*python, "evaluation.chat", *shared, *ask], [*python, "evaluation.run", *shared, *evaluate])
-    lines = (shlex.join(map(str, command)) for command in commands)
-    return (
-        f"engine {engine}, retriever {retriever}; in another terminal:\n\n"
-        + "\n\n".join(lines)
-        + "\n\nCtrl-C stops both."
-    )
+    lines = "\n\n".join(shlex.join(map(str, command)) for command in commands)
+    return f"engine {engine}, retriever {retriever}; in another terminal:\n\n{lines}\n\nCtrl-C stops both."
 
 
 if __name__ == "__main__":

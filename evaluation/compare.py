@@ -52,16 +52,8 @@ def compare(first: Sequence[float], second: Sequence[float], name: str = "", see
     low, high = interval(resampled_means(difference, name, seed)[:, 0])
     only_first, only_second = int((difference < 0).sum()), int((difference > 0).sum())
     means = pairs.mean(axis=0)
-    return Comparison(
-        len(pairs),
-        float(means[0]),
-        float(means[1]),
-        low,
-        high,
-        only_first,
-        only_second,
-        mcnemar(only_first, only_second),
-    )
+    p_value = mcnemar(only_first, only_second)
+    return Comparison(len(pairs), float(means[0]), float(means[1]), low, high, only_first, only_second, p_value)
 
 
 def compare_runs(first: Path, second: Path) -> tuple[dict[str, Comparison], int]:
@@ -77,10 +69,10 @@ def compare_runs(first: Path, second: Path) -> tuple[dict[str, Comparison], int]
     for question in shared:
         by_set[runs[0][question]["data_source"]].append(question)
     groups = dict(sorted(by_set.items())) | ({ALL: shared} if len(by_set) > 1 else {})
-    found = {
-        name: compare(*([run[question]["scores"]["em"] for question in group] for run in runs), name=name)
-        for name, group in groups.items()
-    }
+    found = {}
+    for name, group in groups.items():
+        first_em, second_em = ([run[question]["scores"]["em"] for question in group] for run in runs)
+        found[name] = compare(first_em, second_em, name)
     return found, len(runs[0].keys() ^ runs[1].keys())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,12 +35,15 @@ def convert(checkpoint: Path, *, slime_dir: Path, origin: Path, cache: Path) -> 
     if rows:  # Megatron pads the embeddings beyond it
         command += ["--vocab-size", str(rows)]
     path = os.pathsep.join(filter(None, [str(slime_dir), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, stdout=sys.stderr.fileno(), env={**os.environ, "PYTHONPATH": path})
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"slime's {TOOL.name} failed; the messages above say why. It needs Megatron-LM in PYTHONPATH, as training."
-        )
-    unfinished.rename(folder)  # whole or not there: an interrupted conversion is never taken for a model
+    try:
+        done = subprocess.run(command, stdout=sys.stderr.fileno(), env={**os.environ, "PYTHONPATH": path})
+        if done.returncode != 0:
+            raise RuntimeError(
+                f"slime's {TOOL.name} failed; its words stand above. It needs Megatron-LM in PYTHONPATH, as training."
+            )
+        unfinished.rename(folder)  # whole or not there: an interrupted conversion is never taken for a model
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

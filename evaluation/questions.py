@@ -118,20 +118,30 @@ def _has_tools(row: Mapping[str, Any]) -> bool:
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    if file.suffix not in (".parquet", ".jsonl"):
+        raise ValueError(f"{file} is neither .parquet nor .jsonl.")
     try:
-        if file.suffix == ".parquet":
-            import pyarrow.parquet
-
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
-                yield from batch.to_pylist()
-        elif file.suffix == ".jsonl":
-            with file.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, start=1):
-                    try:
-                        yield json.loads(line)
-                    except ValueError as error:
-                        raise ValueError(f"Line {number} of {file} is not JSON: {error}.") from error
-        else:
-            raise ValueError(f"{file} is neither .parquet nor .jsonl.")
-    except OSError as error:  # pyarrow's own errors are OSErrors or ValueErrors
+        yield from _parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file)
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"Cannot read {file}: {error}.") from error
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"Cannot read {file}: {error}") from error
+
+
+def _jsonl_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"Line {number} of {file} is not JSON: {error}.") from error

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
 
 from search_rollout.prompts import PromptMode, prompt_row
 
+WAIT_S = 20.0
 CAPITALS = {"Kenya": "Nairobi", "Ghana": "Accra", "Peru": "Lima", "Cuba": "Havana"}
 SEARCH = "<think>I look it up.</think>\n<search>capital of {country}</search>"
 ANSWER = "<think>It says so.</think>\n<answer>{answer}</answer>"
@@ -60,22 +61,23 @@ class Geographer:
 def serving(script: Callable[[dict], Turn]) -> Iterator[tuple[FakeEngine, FakeRetriever]]:
     """Both fakes, in an event loop of another thread."""
     engine, retriever = FakeEngine(tiny_tokenizer(), script), FakeRetriever()
-    started, stop = threading.Event(), threading.Event()
-
-    async def serve() -> None:
-        async with engine, retriever:
-            started.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.01)
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
     thread.start()
+
+    def run(coroutine: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, loop).result(WAIT_S)
+
     try:
-        assert started.wait(10)
+        for server in (engine, retriever):
+            run(server.__aenter__())
         yield engine, retriever
     finally:
-        stop.set()
+        for server in (engine, retriever):
+            run(server.__aexit__())
+        loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.close()
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
