@@ -55,7 +55,7 @@ def children_of(pid: int) -> list[int]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
     """The folder of a finished run, and what it printed."""
     place = tmp_path_factory.mktemp("finished")
-    done = subprocess.run(demo_command(place), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(demo_command(place), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
     assert folder.parent == place / "runs"

@@ -100,8 +100,7 @@ def test_folders_that_are_not_what_they_should_be_are_named(slime: Path, origin:
         convert(origin, slime_dir=slime, origin=origin, cache=tmp_path / "cache")
 
 
-COPYING_ROOT = Path(__file__).resolve().parent.parent
-TOOL = """
+COPYING_TOOL = """
 import shutil, sys
 values = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 shutil.copytree(values["--origin-hf-dir"], values["--output-dir"])
