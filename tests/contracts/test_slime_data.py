@@ -80,7 +80,7 @@ def test_the_old_shapes_of_v0_2_0_hold_the_same(prepare):
     for old, row in zip(old_shapes(prepare("chat")), PLAIN, strict=True):
         assert messages_of(old["prompt"]) == prompt_of(row.question, "chat")
         assert gold_answers(old["reward_model"]) == row.golds
-        assert json.loads(old["tools"]) == tools_of(old["metadata"]) == [SEARCH_TOOL]
+        assert json.loads(old["tools"]) == json.loads(old["metadata"]["tools"]) == [SEARCH_TOOL]
 
 
 def turns_of(form, gold):
