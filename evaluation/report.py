@@ -96,15 +96,18 @@ def draw(summary: Summary, counts: Mapping[str, int], path: Path, title: str) ->
         [estimate.mean - estimate.low for estimate in estimates],
         [estimate.high - estimate.mean for estimate in estimates],
     ]
-    axes.bar(range(len(names)), means, width=0.6, color="#4c78a8", yerr=errors, capsize=4, label="this run, 95 %")
+    axes.bar(
+        range(len(names)), means, width=0.5, color="#9ecae1", yerr=errors, capsize=4, label="this run, 95 % interval"
+    )
     for label, marker, colour in (("GRPO, instruct", "D", "#f58518"), ("RAG, not trained", "o", "#767676")):
         figures = dict(zip(SETS, PUBLISHED[label], strict=True))
         if whole:
             figures["average"] = sum(PUBLISHED[label]) / len(SETS)
-        known = [(place, figures[name]) for place, name in enumerate(names) if name in figures]
+        known = [(place + 0.34, figures[name]) for place, name in enumerate(names) if name in figures]
         if known:
             axes.plot(*zip(*known, strict=True), marker, color=colour, linestyle="", label=f"paper, 3B: {label}")
     axes.set_xticks(range(len(names)), [name.replace("multihopqa", "\nmultihopqa") for name in names])
+    axes.set_xlim(-0.7, len(names) - 0.3)
     axes.set_ylim(0, 1)
     axes.set_ylabel("exact match")
     axes.set_title(title)
