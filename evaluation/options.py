@@ -40,7 +40,8 @@ def search_settings(search: str) -> dict[str, Any]:
     """--search as settings of SearchConfig. Raises ValueError."""
     kind, _, url = search.partition(":")
     if kind == "local" and url:
-        check_listening("retriever", url)
+        for one in url.split(","):  # several stand in for each other
+            check_listening("retriever", one.strip())
         return {"search_backend": "local", "retrieval_server_url": url}
     if search == "google":
         return {"search_backend": "google"}

@@ -70,6 +70,11 @@ def _title(name: str, counts: Mapping[str, int]) -> str:
     return name if name in counts else f"average of {len(counts)} sets"
 
 
+def place_of(name: str) -> tuple[int, str]:
+    """Sorts sets as the paper has them, others behind."""
+    return SETS.index(name) if name in SETS else len(SETS), name
+
+
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table: the first column to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -86,7 +91,7 @@ def draw(summary: Summary, counts: Mapping[str, int], path: Path, title: str) ->
     """A bar of exact match with its interval for each set, and the paper's figures as marks."""
     from matplotlib.figure import Figure
 
-    names = [name for name in SETS if name in summary] + [name for name in summary if name not in SETS]
+    names = list(summary)
     whole = set(SETS) <= set(counts)
     figure = Figure(figsize=(max(5.0, 1.1 * len(names) + 2.5), 4.2), layout="constrained")
     axes = figure.add_subplot()

@@ -188,10 +188,10 @@ def report(
 ) -> int:
     """Tables on the terminal, results.json and results.png; the exit code."""
     from evaluation.metrics import summarise
-    from evaluation.report import draw, tables
+    from evaluation.report import draw, place_of, tables
 
     by_set: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for question in sorted(questions, key=lambda question: question.id):  # whatever the order of finishing
+    for question in sorted(questions, key=lambda question: (place_of(question.data_source), question.id)):
         by_set[question.data_source].append(records.scores[question.id])
     summary = summarise(by_set, options.seed)
     counts = {name: len(rows) for name, rows in by_set.items()}
