@@ -68,7 +68,7 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
     try:
         rollout = await runtime.begin(args, sample, sampling_params, evaluation, interrupted)
         sample_fields.add_info(sample, {"trajectory_id": rollout.trajectory_id})
-        stop = await _rollout(runtime, rollout, sampling_params)
+        stop = await roll_out(runtime, rollout, sampling_params)
         if stop is not StopReason.ABORTED:
             await rollout.tracking.verify(rollout.trajectory, rollout.headers)
             if replay and not stop.gives_up:
@@ -99,7 +99,7 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
     return sample
 
 
-async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason:
+async def roll_out(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason:
     """The algorithm: complete, parse, observe, until an answer or a limit. It may begin anywhere between two steps."""
     config, trajectory, protocol = runtime.config, rollout.trajectory, rollout.protocol
     if not trajectory.prompt_ids:

@@ -133,12 +133,12 @@ class SearchConfig:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ConfigError(_wrong_value(key, getattr(self, key), f"one of {', '.join(allowed)}"))
-        for key in ("max_turns", "max_context_length", "topk", "search_concurrency", "max_tool_calls"):
+        for key in ("max_context_length", "topk", "search_concurrency", "max_tool_calls"):
             if getattr(self, key) < 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 1 up"))
         if self.max_obs_tokens < 32:  # the tags and a few words
             raise ConfigError(_wrong_value("max_obs_tokens", self.max_obs_tokens, "a whole number from 32 up"))
-        for key in ("answer_reserve_tokens", "search_retries", "engine_retries", "search_budget"):
+        for key in ("max_turns", "answer_reserve_tokens", "search_retries", "engine_retries", "search_budget"):
             if getattr(self, key) < 0:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 0 up"))
         for key in ("search_timeout_s", "engine_timeout_s"):

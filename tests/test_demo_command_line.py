@@ -15,7 +15,8 @@ from demo_helpers import assert_ended, save_model, write_world
 from fakes import tiny_tokenizer
 
 from demo import retriever_process, train
-from demo.retriever_process import RetrieverProcess, build_index, free_port, index_path
+from demo.retriever_process import RetrieverProcess, build_index, index_path
+from evaluation.server_process import free_port
 
 STUB_RETRIEVER = """
 import http.server, sys

@@ -360,3 +360,23 @@ def test_the_evaluation_flag_is_passed_where_slime_knows_it(call):
     call(evaluation=True)
     knows = "inspect" in vars(sglang_rollout)
     assert calls[0][1] is (True if knows else False)
+
+
+def test_slimes_state_can_be_made_from_the_args_of_an_evaluation(tmp_path, monkeypatch):
+    from fakes import tiny_tokenizer
+    from slime.rollout.sglang_rollout import GenerateState
+
+    from evaluation.plugin import plugin_args
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    args = plugin_args(
+        model=str(tmp_path), engine_url="http://127.0.0.1:1", settings={}, temperature=0.0, max_response_len=64
+    )
+    monkeypatch.setattr(type(GenerateState), "_instances", {})  # it is a singleton
+    state = GenerateState(args)
+    assert state.tokenizer.encode("<answer>Nairobi") == tokenizer.encode("<answer>Nairobi")
+    assert state.aborted is False
+    params = state.sampling_params
+    assert (params["temperature"], params["max_new_tokens"], params["stop"]) == (0.0, 64, None)
+    assert "custom_params" not in params
