@@ -24,8 +24,8 @@ from pydantic import AfterValidator, BaseModel, Field
 if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.loading import add_index_arguments, load_retriever
 from local_dense_retriever.retriever import Hit, Retriever
 
 MAX_TOPK = 100
@@ -49,16 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve a FAISS index and its corpus over HTTP.")
-    parser.add_argument("--index_path", required=True, help="FAISS index file, one row per passage of the corpus")
-    parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
+    add_index_arguments(parser)
     parser.add_argument("--topk", type=int, default=3, help="passages per query if a request names none (default: 3)")
-    parser.add_argument("--retriever_name", default="e5", help="prefixes and pooling: e5, bge or minilm (default: e5)")
-    parser.add_argument(
-        "--retriever_model",
-        default="intfloat/e5-base-v2",
-        help="model folder, or name on the Hugging Face hub (default: intfloat/e5-base-v2)",
-    )
-    parser.add_argument("--faiss_gpu", action="store_true", help="keep the index in fp16 on all visible GPUs")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free port (default: 8000)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 serves other machines too, without a password (default: 127.0.0.1)"
@@ -73,7 +65,7 @@ def serve(args: argparse.Namespace) -> None:
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port is {args.port}; it must be between 0 and 65535")
     with take_port(args.host, args.port) as listener:
-        retriever = load_retriever(args)
+        retriever = load_retriever(args, lambda what: print(f"loading {what}", flush=True))
         app = create_app(retriever, args.topk)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: see _bind
         listener.listen(LISTEN_BACKLOG)
@@ -112,21 +104,6 @@ def _bind(listener: socket.socket, address: tuple[Any, ...]) -> None:
     except OSError:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-
-
-def load_retriever(args: argparse.Namespace) -> Retriever:
-    """Loads corpus, encoder and index, and checks that they belong together."""
-    for path in (args.corpus_path, args.index_path):  # before the minutes that loading the other one may take
-        if not Path(path).is_file():
-            raise InputError(f"there is no file {path}: build the index with build_index.py, or correct the path")
-    print(f"loading {args.retriever_model}, {args.corpus_path} and {args.index_path}", flush=True)
-    # Here and not above, because torch and FAISS take seconds to import.
-    from local_dense_retriever.encoder import Encoder
-    from local_dense_retriever.index import PassageIndex
-
-    encoder = Encoder(args.retriever_name, args.retriever_model)
-    index = PassageIndex(args.index_path, use_gpu=args.faiss_gpu)
-    return Retriever(encoder, index, Corpus(args.corpus_path))
 
 
 def _not_blank(query: str) -> str:
