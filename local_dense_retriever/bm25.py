@@ -24,7 +24,7 @@ class Bm25Searcher:
         self.path = Path(path)
         if not is_bm25_folder(self.path):
             raise InputError(
-                f"there is no BM25 index {self.path}: build it with build_index.py --index_type BM25, or correct the path"
+                f"{self.path} is no folder of a BM25 index: make one with build_index.py --index_type BM25"
             )
         try:
             self._bm25 = bm25s.BM25.load(self.path, mmap=True, show_progress=False)

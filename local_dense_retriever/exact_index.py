@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from local_dense_retriever.devices import visible_devices
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import FlatFile, read_flat_header
 from local_dense_retriever.memory import require_memory
@@ -23,7 +24,7 @@ from local_dense_retriever.searcher import About, Found, pad
 BLOCK_BYTES = 256 << 20  # of scores of one block, or of vectors being read
 MAX_BLOCK_ROWS = 1 << 20
 FEWEST_CANDIDATES = 64
-REMEDY = "take another --index_backend faiss, which maps the file from disk, or a smaller index (build_index.py --index_type)"
+REMEDY = "give --index_backend faiss, which maps the file from disk, or convert it with build_index.py --from_index"
 
 
 class ExactIndex:
@@ -37,7 +38,7 @@ class ExactIndex:
         flat = read_flat_header(self.path)
         if flat is None:
             raise InputError(
-                f"{self.path} is not a flat inner-product index, which exact search needs: leave out --index_backend exact"
+                f"{self.path} is no flat inner-product index, which exact search needs: leave out --index_backend exact"
             )
         self._file = flat
         self.dim = flat.dim
@@ -75,7 +76,7 @@ class ExactIndex:
     def _search_once(self, vectors: NDArray[np.float32], top: int, count: int) -> tuple[Found, NDArray[np.bool_]]:
         """The best of `count` candidates, and (B,) whether no other row can be among them."""
         coarse, candidates = self._candidates(torch.from_numpy(vectors), count)  # (B, count)
-        exact = np.einsum("bd,bcd->bc", vectors, self._vectors[candidates])  # float32
+        exact = np.stack([self._vectors[rows] @ query for rows, query in zip(candidates, vectors, strict=True)])
         order = np.argsort(-exact, axis=1, kind="stable")[:, :top]
         scores = np.take_along_axis(exact, order, axis=1)
         rows = np.take_along_axis(candidates, order, axis=1)
@@ -122,11 +123,6 @@ class ExactIndex:
         return parts
 
 
-def visible_devices() -> list[torch.device]:
-    """All GPUs, or the CPU."""
-    return [torch.device("cuda", i) for i in range(torch.cuda.device_count())] or [torch.device("cpu")]
-
-
 def half_dtype(device: torch.device) -> torch.dtype:
     """fp16 on a GPU. On a CPU bf16: fast where there are instructions for it, and correct everywhere."""
     return torch.float16 if device.type == "cuda" else torch.bfloat16
@@ -140,6 +136,6 @@ def blocks(file: FlatFile, start: int, stop: int) -> Iterator[tuple[int, NDArray
 
 
 def _mean(file: FlatFile) -> NDArray[np.float32]:
-    """(D,), of at most some 100,000 rows spread over the file: any vector near the mean serves."""
+    """(D,), of some thousand rows spread over the file: any vector near the mean serves."""
     sample = file.vectors()[:: max(1, file.rows // 4096)]
     return np.asarray(sample, dtype=np.float32).mean(axis=0, dtype=np.float64).astype(np.float32)

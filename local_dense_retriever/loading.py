@@ -75,7 +75,7 @@ def choose_backend(args: argparse.Namespace, index_path: Path) -> str:
         else:
             backend = _vector_backend(args, index_path)
     if backend == "hybrid" and not args.bm25_path:
-        raise InputError("--index_backend hybrid needs --bm25_path too: build one with build_index.py --index_type BM25")
+        raise InputError("hybrid search needs --bm25_path too: make one with build_index.py --index_type BM25")
     if backend != "hybrid" and args.bm25_path:
         raise InputError(f"--bm25_path is for hybrid search, and --index_backend is {backend}: leave one of them out")
     if backend == "exact" and _for_faiss_only(args):
