@@ -40,6 +40,11 @@ class Retriever:
     def __len__(self) -> int:
         return len(self._corpus)
 
+    def describe(self) -> dict[str, str | int]:
+        """What is served, for /ready and /metrics."""
+        size = self._index.path.stat().st_size
+        return {"rows": len(self), "dimension": self._index.dim, "backend": "faiss", "bytes": size}
+
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """For each query its nearest passages, best first: topk of them, or all if the corpus has fewer."""
         vectors = self._encoder.encode_queries(queries)  # (B, D)
