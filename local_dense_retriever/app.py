@@ -144,6 +144,8 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
         return refusal(503, "too many queries are waiting: try again", retry_after_s=1)
     except SearchFailedError:
         return refusal(500, "the search failed; the server's log says why")
+    except asyncio.CancelledError:  # only by the server, which has waited as long as it may
+        return refusal(503, "the server is stopping", retry_after_s=5)
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
 
@@ -192,7 +194,8 @@ def _lock(api_key: str) -> Any:
     async def require_key(
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
     ) -> None:
-        if given is None or not hmac.compare_digest(given.credentials.encode(), expected):  # in constant time
+        sent = b"" if given is None else given.credentials.encode("latin-1")  # the header's bytes, as they came
+        if not hmac.compare_digest(sent, expected):  # in constant time
             raise HTTPException(
                 401, "this server asks for a key: Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"}
             )

@@ -17,6 +17,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 
@@ -42,6 +43,15 @@ RANGES = {  # flag: smallest and largest value
     "cache_size": (0, 10**8),
     "port": (0, 65535),
 }
+
+
+def run() -> NoReturn:
+    """The process: main(), and its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # without waiting for the thread that loads or searches: it may take minutes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,6 +117,7 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(service, args.topk, api_key),
+            lifespan="off",
             log_level="warning",
             access_log=False,  # a line for each request is slow; /metrics counts them
             timeout_keep_alive=KEEP_ALIVE_S,
@@ -141,8 +152,4 @@ def _url(listener: socket.socket) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does, also while loading
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # without waiting for the thread that loads or searches: it may take minutes
+    run()

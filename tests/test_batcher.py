@@ -22,23 +22,18 @@ class HeldSearch:
     def __init__(self) -> None:
         self.batches: list[tuple[list[str], int]] = []
         self.threads: set[int] = set()
-        self.gate = threading.Event()
+        self.began, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
     def __call__(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         self.batches.append((list(queries), topk))
+        self.began.set()
         self.threads.add(threading.get_ident())
         assert self.gate.wait(timeout=10)
         if "poison" in queries:
             raise RuntimeError("CUDA out of memory")
         ranks = range(min(topk, CORPUS_SIZE))
         return [[Hit(Passage(f"{query}/{rank}", query), 1.0 - rank / 100) for rank in ranks] for query in queries]
-
-    async def until_batch(self, number: int) -> None:
-        """Until the search of that batch, 1 for the first, has begun."""
-        async with asyncio.timeout(5):
-            while len(self.batches) < number:
-                await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -63,7 +58,7 @@ async def busy_batcher_of(search: HeldSearch, limits: Limits | None = None) -> A
     search.gate.clear()
     async with batcher_of(search, limits) as batcher:
         first = asyncio.create_task(batcher.search(["first"], 1))
-        await search.until_batch(1)
+        await asyncio.to_thread(search.began.wait, 5)
         yield batcher
         search.gate.set()
         await first
