@@ -103,11 +103,14 @@ def take_port(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise InputError(f"cannot use --host {host} ({error}): give an address of this machine") from error
     try:
-        return socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG)
     except OSError as error:
         raise InputError(
             f"cannot use port {port} of {host} ({error}): stop what is using it, or give another --port"
         ) from error
+    # Connections inherit it. asyncio would set it, but not on sockets made like this, and a reply would take 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
