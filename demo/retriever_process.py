@@ -63,7 +63,7 @@ class RetrieverProcess:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
-            self._wait_until_healthy()
+            self._wait_until_ready()
         except BaseException:
             self._stop()
             raise
@@ -72,14 +72,14 @@ class RetrieverProcess:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def _wait_until_healthy(self) -> None:
+    def _wait_until_ready(self) -> None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
             try:
-                with direct.open(f"http://127.0.0.1:{self.port}/health", timeout=2):
+                with direct.open(f"http://127.0.0.1:{self.port}/ready", timeout=2):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
