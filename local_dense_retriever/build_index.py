@@ -96,16 +96,15 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
     note = IndexNote(
         corpus.digest, len(corpus), encoder.dim, args.retriever_name, args.retriever_model, args.index_type
     )
-    partial = PartialEmbeddings(index_path, note)
-    embed(corpus, encoder, partial, visible_devices(), args)
-    flat = partial.finish()
-    if args.index_type == "Flat":
-        _publish(flat.path, index_path, note)
+    with PartialEmbeddings(index_path, note) as partial:
+        embed(corpus, encoder, partial, visible_devices(), args)
+        flat = partial.finish()
+        if args.index_type == "Flat":
+            _publish(flat.path, index_path, note)
+        else:
+            _write_converted(flat, index_path, args.index_type, note)
+            flat.path.unlink()
         partial.forget()
-    else:
-        _write_converted(flat, index_path, args.index_type, note)
-        partial.forget()
-        flat.path.unlink()
     print(f"wrote {index_path}: {note.rows} passages, {note.dim} numbers each, {args.index_type}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import HEADER, FlatFile, write_flat_header
 from local_dense_retriever.index_note import IndexNote
 
@@ -29,25 +31,38 @@ CHUNK_ROWS = 1024
 
 
 class PartialEmbeddings:
-    """The embeddings made so far: the beginning of a flat index file."""
+    """The embeddings made so far: the beginning of a flat index file. One process at a time may hold it."""
 
     def __init__(self, index_path: Path, source: IndexNote) -> None:
         """Continues what an earlier run left of the same source; starts afresh, saying why, if the source differs."""
         self.path = index_path.with_name(index_path.name + ".partial")
         self._note_path = index_path.with_name(index_path.name + ".partial.json")
         self._source = source
+        self._file = self.path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
+        except BlockingIOError as error:
+            self._file.close()
+            raise InputError(f"another process is building {index_path}: let it finish, or stop it") from error
         self.rows_done = self._rows_to_keep()
         if self.rows_done == 0:
             self._note_path.unlink(missing_ok=True)  # before the file changes: a note never counts rows that are gone
-            with self.path.open("wb") as file:
-                write_flat_header(file, source.rows, source.dim)
-        os.truncate(self.path, self._size(self.rows_done))  # what a killed run wrote after its last note
+            self._file.truncate(0)
+            write_flat_header(self._file, source.rows, source.dim)
+            self._file.flush()
+        self._file.truncate(self._size(self.rows_done))  # what a killed run wrote after its last note
+
+    def __enter__(self) -> PartialEmbeddings:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def _size(self, rows: int) -> int:
         return HEADER.size + rows * self._source.dim * 4
 
     def _rows_to_keep(self) -> int:
-        if not (self.path.exists() and self._note_path.exists()):
+        if not self._note_path.exists():
             return 0
         try:
             note = json.loads(self._note_path.read_text())
@@ -68,10 +83,9 @@ class PartialEmbeddings:
 
     def append(self, vectors: NDArray[np.float32]) -> None:
         """Adds (B, D) float32 rows. First the rows reach the disk, then the note that counts them."""
-        with self.path.open("ab") as file:
-            file.write(vectors.astype(np.float32, copy=False).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.write(vectors.astype(np.float32, copy=False).tobytes())
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self.rows_done += len(vectors)
         temporary = self._note_path.with_name(self._note_path.name + ".tmp")
         with temporary.open("w") as note:
