@@ -30,7 +30,7 @@ from local_dense_retriever.errors import InputError
 
 INDEX_FILE, PART_PREFIX = "e5_Flat.index", "part_"
 CORPUS_FILE, PACKED_FILE = "wiki-18.jsonl", "wiki-18.jsonl.gz"
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20  # of a local file
 TRIES, FIRST_WAIT_S = 6, 1.0  # of one connection: half a minute in all
 TIMEOUT_S = 30.0
 
@@ -235,7 +235,7 @@ def _fetch_once(client: httpx.Client, remote: RemoteFile, start: int) -> Iterato
         if reply.status_code not in (200, 206) or (reply.status_code == 200 and start):
             raise InputError(f"{remote.url} answers {reply.status_code} to a request for its bytes from {start} on")
         left = remote.size - start
-        for block in reply.iter_raw(BLOCK_BYTES):
+        for block in reply.iter_raw():  # as they come: a broken connection loses none
             yield block[:left]
             left -= len(block)
             if left <= 0:

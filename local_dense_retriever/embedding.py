@@ -108,13 +108,16 @@ def embed(
     corpus: Corpus,
     encoder: TextEncoder,
     partial: PartialEmbeddings,
-    devices: Sequence[torch.device],
-    args: argparse.Namespace,
+    devices: Sequence[torch.device] = (),
+    args: argparse.Namespace | None = None,
 ) -> None:
-    """Encodes the passages that `partial` lacks, chunk after chunk; with several devices, as many chunks at a time."""
+    """Encodes the passages that `partial` lacks, chunk after chunk.
+
+    With several devices, as many chunks at a time: each in a process that loads corpus and encoder again, from `args`.
+    """
     starts = range(partial.rows_done, len(corpus), CHUNK_ROWS)
     chunks = [range(start, min(start + CHUNK_ROWS, len(corpus))) for start in starts]
-    if len(devices) > 1:
+    if len(devices) > 1 and args is not None:
         vectors = _encode_on(devices, chunks, args)
     else:
         vectors = (encode_chunk(corpus, encoder, rows) for rows in chunks)

@@ -55,11 +55,18 @@ STYLES = {
 class Encoder:
     """A transformers encoder on the GPU in fp16 if there is one, else on the CPU in fp32. Call it from one thread."""
 
-    def __init__(self, name: str, model: str, batch_size: int = 64, device: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        batch_size: int = 64,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Loads the weights; `name` is a key of STYLES, `model` a local folder or a name on the Hugging Face hub.
 
-        A local folder is loaded without any access to the hub. `device` is torch's name of one; None takes
-        the first GPU, or the CPU. Raises InputError if name or model is wrong.
+        A local folder is loaded without any access to the hub. `device` is torch's name of one; None takes the first
+        GPU, or the CPU. `dtype` None is fp16 on a GPU and fp32 on a CPU. Raises InputError if name or model is wrong.
         """
         if name not in STYLES:
             raise InputError(f"--retriever_name is {name!r}: the known encoders are {', '.join(STYLES)}")
@@ -67,8 +74,8 @@ class Encoder:
         self._batch_size = batch_size
         self._device = torch.device(device) if device else visible_devices()[0]
         self._tokenizer, self._model = _load(model)
-        dtype = torch.float16 if self._device.type == "cuda" else torch.float32
-        self._model.to(device=self._device, dtype=dtype)
+        usual = torch.float16 if self._device.type == "cuda" else torch.float32
+        self._model.to(device=self._device, dtype=dtype or usual)
         self._model.eval()
         self.dim: int = self._model.config.hidden_size
 

@@ -1,5 +1,6 @@
 """Flat index files to other types of FAISS index, block by block."""
 
+import re
 from pathlib import Path
 
 import faiss
@@ -57,7 +58,7 @@ def training_sample(flat: FlatFile) -> np.ndarray:
 
 
 def _refusal(index_type: str, error: RuntimeError) -> InputError:
-    reason = str(error).rpartition("Error: ")[2].strip().partition("\n")[0]
+    reason = re.sub(r"^.*\.(?:cpp|h):\d+: ", "", str(error).strip().partition("\n")[0])  # C++ function, file, line
     return InputError(
         f"FAISS cannot make --index_type {index_type} ({reason}): give one such as Flat, SQ8, IVF4096,SQ8 or HNSW32"
     )

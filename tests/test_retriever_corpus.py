@@ -103,10 +103,10 @@ def test_a_corpus_opened_again_is_not_read_again(tmp_path: Path, monkeypatch: py
     assert second.passages([1]) == [("b", "y")]
 
 
-@pytest.mark.parametrize("how", ["longer", "touched", "sidecar cut short", "sidecar of something else", "sidecar empty"])
-def test_a_sidecar_that_does_not_fit_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+@pytest.mark.parametrize(
+    "how", ["longer", "touched", "sidecar cut short", "sidecar of something else", "sidecar empty"]
+)
+def test_a_sidecar_that_does_not_fit_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     path = write(tmp_path / "c.jsonl", LINES)
     digest = Corpus(path).digest
     sidecar = offsets_path(path)

@@ -94,5 +94,5 @@ def test_hybrid_search_puts_first_what_both_find(tmp_path: Path) -> None:
 
 
 def test_a_hybrid_of_different_corpora_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has 1 rows but .* has 2"):
+    with pytest.raises(InputError, match=r"has 1 rows but .* has 2"):
         HybridSearcher(colour_searcher(tmp_path, ["red"]), bm25(tmp_path, ["red", "green"]))
