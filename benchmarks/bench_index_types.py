@@ -2,8 +2,8 @@
 
     python benchmarks/bench_index_types.py [--embed_only] [--json FILE]
 
-117,791 definitions of WordNet and 1,000 of its example sentences as queries, encoded by MiniLM (384 numbers, bfloat16 for
-speed) once, into .cache/wordnet; stopped, that goes on where it was. Each type is built by the index builder's own
+117,791 definitions of WordNet and 1,000 of its example sentences as queries, encoded by MiniLM (384 numbers, bfloat16
+for speed) once, into .cache/wordnet; stopped, that goes on where it was. Each type is built by the index builder's own
 code and loaded as the server does. Recall is against exact search in float32. Queries/s at batch 64.
 """
 

@@ -7,7 +7,7 @@ times the speed. All vectors have their mean subtracted first: that moves the sc
 and so changes no ranking, but makes them small, where half precision is finest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ class ExactIndex:
 
     def _search_once(self, vectors: NDArray[np.float32], top: int, count: int) -> tuple[Found, NDArray[np.bool_]]:
         """The best of `count` candidates, and (B,) whether no other row can be among them."""
-        coarse, candidates = self._candidates(torch.from_numpy(vectors), count)  # (B, count)
+        coarse, candidates = coarse_search(self._parts, torch.from_numpy(vectors), count)  # (B, count)
         exact = np.stack([self._vectors[rows] @ query for rows, query in zip(candidates, vectors, strict=True)])
         order = np.argsort(-exact, axis=1, kind="stable")[:, :top]
         scores = np.take_along_axis(exact, order, axis=1)
@@ -85,23 +85,6 @@ class ExactIndex:
         # A row left out scores at most coarse[:, -1] + its own error; twice the largest error seen stands for that.
         certain = scores[:, -1] - shift >= coarse[:, -1] + 2 * error
         return Found(rows, scores), certain | (count >= len(self))
-
-    @torch.inference_mode()
-    def _candidates(self, queries: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(B, D) -> coarse scores (B, count) and rows (B, count), best first."""
-        pieces = []
-        block_rows = min(MAX_BLOCK_ROWS, max(count, BLOCK_BYTES // (2 * len(queries))))
-        for start, part in self._parts:
-            near = queries.to(part.device, part.dtype)
-            for offset in range(0, len(part), block_rows):
-                block = near @ part[offset : offset + block_rows].T  # (B, R)
-                scores, rows = block.topk(min(count, block.shape[1]))
-                pieces.append((scores, rows + (start + offset)))
-        # Not moved before all are under way: a copy to the CPU waits for the GPU.
-        scores = torch.cat([piece[0].cpu() for piece in pieces], dim=1).float()
-        rows = torch.cat([piece[1].cpu() for piece in pieces], dim=1)
-        best, at = scores.topk(count)
-        return best.numpy(), rows.gather(1, at).numpy()
 
     def _load(self) -> list[tuple[int, Tensor]]:
         """The vectors less their mean in half precision: (first row, (R, D) tensor) for each device."""
@@ -121,6 +104,29 @@ class ExactIndex:
                 part[first - start : first - start + len(block)] = torch.from_numpy(block - self._mean)
             parts.append((start, part))
         return parts
+
+
+@torch.inference_mode()
+def coarse_search(
+    parts: Sequence[tuple[int, Tensor]], queries: Tensor, count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(B, D) -> scores (B, count) in the parts' precision and rows (B, count), best first.
+
+    `parts`: the number of the first row and the (R, D) vectors, for each device.
+    """
+    pieces = []
+    block_rows = min(MAX_BLOCK_ROWS, max(count, BLOCK_BYTES // (2 * len(queries))))
+    for start, part in parts:
+        near = queries.to(part.device, part.dtype)
+        for offset in range(0, len(part), block_rows):
+            block = near @ part[offset : offset + block_rows].T  # (B, R)
+            scores, rows = block.topk(min(count, block.shape[1]))
+            pieces.append((scores, rows + (start + offset)))
+    # Not moved before all are under way: a copy to the CPU waits for the GPU.
+    scores = torch.cat([piece[0].cpu() for piece in pieces], dim=1).float()
+    rows = torch.cat([piece[1].cpu() for piece in pieces], dim=1)
+    best, at = scores.topk(count)
+    return best.numpy(), rows.gather(1, at).numpy()
 
 
 def half_dtype(device: torch.device) -> torch.dtype:
