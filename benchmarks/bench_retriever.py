@@ -22,6 +22,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -140,6 +141,7 @@ def plain_server(made: Files, pipe: Connection) -> None:
 
     encoder, corpus = Encoder("minilm", str(encoder_folder())), Corpus(made.corpus)
     index = faiss.read_index(str(made.index))
+    encoding = threading.Lock()  # fast tokenizers raise "Already borrowed" in two threads at once
 
     class Request(BaseModel):
         queries: list[str]
@@ -149,7 +151,9 @@ def plain_server(made: Files, pipe: Connection) -> None:
 
     @app.post("/retrieve")
     def retrieve(request: Request) -> dict[str, Any]:
-        _, rows = index.search(encoder.encode_queries(request.queries), request.topk)
+        with encoding:
+            vectors = encoder.encode_queries(request.queries)
+        _, rows = index.search(vectors, request.topk)
         return {"result": [[passage._asdict() for passage in corpus.passages(found)] for found in rows.tolist()]}
 
     port = free_port()
