@@ -31,7 +31,8 @@ PIECES = (
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 3, 100, 101, 2**63, 10**400, 1.5, 3.0, float("nan"), float("inf"), "", " ", "3", "red",
-    "\x00", "é" * 10_001, "\u202e", "\ud800", [], {}, [[]], ["red"], ["red", None], ["red"] * 513, ["red", "red"], {"red": 1},
+    "\x00", "é" * 10_001, "\u202e", "\ud800", [], {}, [[]], ["red"], ["red", None], ["red"] * 513, ["red", "red"],
+    {"red": 1},
 )  # fmt: skip
 
 
