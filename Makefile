@@ -55,6 +55,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	.venv/bin/python benchmarks/bench_rollout.py
 	.venv/bin/python benchmarks/bench_token_router.py
+	.venv/bin/python benchmarks/bench_retriever.py
 
 clean:
 	rm -rf .venv .venv-sglang .cache

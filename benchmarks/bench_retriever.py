@@ -22,6 +22,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -140,6 +141,7 @@ def plain_server(made: Files, pipe: Connection) -> None:
 
     encoder, corpus = Encoder("minilm", str(encoder_folder())), Corpus(made.corpus)
     index = faiss.read_index(str(made.index))
+    encoding = threading.Lock()  # fast tokenizers raise "Already borrowed" in two threads at once
 
     class Request(BaseModel):
         queries: list[str]
@@ -149,7 +151,9 @@ def plain_server(made: Files, pipe: Connection) -> None:
 
     @app.post("/retrieve")
     def retrieve(request: Request) -> dict[str, Any]:
-        _, rows = index.search(encoder.encode_queries(request.queries), request.topk)
+        with encoding:
+            vectors = encoder.encode_queries(request.queries)
+        _, rows = index.search(vectors, request.topk)
         return {"result": [[passage._asdict() for passage in corpus.passages(found)] for found in rows.tolist()]}
 
     port = free_port()
@@ -267,9 +271,10 @@ def throughput() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
             for kind, (make, few, many) in kinds.items():
                 runs.setdefault((kind, "plain"), []).append(asyncio.run(load(plain, make(few), 64)))
                 runs.setdefault((kind, "ours"), []).append(asyncio.run(load(ours, make(many), 64)))
-            direct_pipe.send(distinct(960))
-            straight.append(960 / direct_pipe.recv())
-            burst.append(asyncio.run(load(ours, distinct(960), 256)).queries_per_s)
+            for _ in range(2):  # the machine's mood changes: short turns
+                direct_pipe.send(distinct(512))
+                straight.append(512 / direct_pipe.recv())
+                burst.append(asyncio.run(load(ours, distinct(512), 256)).queries_per_s)
 
     figures: dict[str, Any] = {}
     rows, bounds = [], []
@@ -285,7 +290,7 @@ def throughput() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
         bounds.append((f"{kind}: {ratio:.1f} times the plain server (at least {least:g})", ratio >= least))
         text = f"{kind}: p99 {1000 * p99['ours']:.0f} ms, below the plain server's median"
         bounds.append((text, p99["ours"] < median["plain"]))
-    reached = statistics.median(burst) / statistics.median(straight)
+    reached = statistics.median(a / b for a, b in zip(burst, straight, strict=True))
     rows.append(["distinct, 256 clients", "ours", f"{statistics.median(burst):.0f}", "", ""])
     rows.append([f"distinct, batches of {BATCH}", "direct", f"{statistics.median(straight):.0f}", "", ""])
     figures["of_direct"] = {"burst": burst, "direct": straight, "ratio": reached}

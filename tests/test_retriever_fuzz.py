@@ -12,19 +12,27 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from retriever_fakes import colour_server, wait_until_ready
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 pytestmark = pytest.mark.slow
 
-MUTATED, FROM_SCHEMA = 8000, 2000
+MUTATED, FROM_SCHEMA = 9000, 1000
 ALLOWED = {200, 413, 422}
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 PIECES = (
     b'{"queries": [', b'"queries"', b'"topk"', b'"return_scores"', b"{", b"}", b"[", b"]", b":", b",", b'"', b"null",
     b"true", b"NaN", b"Infinity", b"-0", b"1e999", b"9" * 400, b"3", b'"red"', b'" "', b'""', b"\\ud83d", b"\\u0000",
     b"\x00", b"\xff\xfe", b"\xc3", "漢字😀".encode(), b"[" * 2000, b'{"a":' * 2000, b"x" * 20_000, b"\\", b"\n",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 3, 100, 101, 2**63, 10**400, 1.5, 3.0, float("nan"), float("inf"), "", " ", "3", "red", "\x00",
-    "é" * 10_001, "\u202e", "\ud800", [], {}, [[]], ["red"], ["red", None], ["red"] * 513, ["red", "red"], {"red": 1},
+    None, True, -1, 0, 1, 3, 100, 101, 2**63, 10**400, 1.5, 3.0, float("nan"), float("inf"), "", " ", "3", "red",
+    "\x00", "é" * 10_001, "\u202e", "\ud800", [], {}, [[]], ["red"], ["red", None], ["red"] * 513, ["red", "red"],
+    {"red": 1},
 )  # fmt: skip
 
 
@@ -90,6 +98,7 @@ def test_requests_made_from_the_openapi_document_are_answered_as_it_says(url: st
         def answered(case: schemathesis.Case) -> None:
             reply = session.post(f"{url}/retrieve", json=case.body)
             assert reply.status_code in ALLOWED, case.body
+            case.validate_response(reply, checks=CHECKS)
             seen[reply.status_code] = seen.get(reply.status_code, 0) + 1
 
         answered()
