@@ -1,5 +1,6 @@
 import fcntl
 import json
+import os
 import random
 import signal
 import subprocess
@@ -255,7 +256,10 @@ def children(pid: int) -> list[int]:
 
 def run(command: list[str], kill_after_s: float | None = None) -> float | None:
     """Seconds from the command's first line to its end; None if it was killed, so long after that line."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # several processes of several threads each would be slow
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=one_thread
+    ) as process:
         assert process.stdout is not None and process.stdout.readline().startswith("encoding ")
         began = time.monotonic()
         try:
@@ -271,7 +275,7 @@ def run(command: list[str], kill_after_s: float | None = None) -> float | None:
 @pytest.mark.model
 def test_two_devices_give_the_bytes_of_one(tmp_path: Path) -> None:
     """Real processes; two CPUs stand for two GPUs. One that is killed leaves no process behind."""
-    texts = [f"passage number {row} about {'stone ' * (row % 9)}" for row in range(60)]
+    texts = [f"passage number {row} about {'stone ' * (row % 9)}" for row in range(40)]
     corpus = write_corpus(tmp_path / "c.jsonl", texts)
     for number, name in ((1, "one"), (2, "two")):
         command = build_command(corpus, tmp_path / f"{name}.index", chunk_rows=8, prelude=DEVICES.format(number))
