@@ -7,7 +7,11 @@ import fcntl
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,22 +141,36 @@ def _encode_on(
 ) -> Iterator[NDArray[np.float32]]:
     """The chunks' vectors in their order, from a process a device."""
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    waiting = context.Queue()
+    waiting = context.SimpleQueue()
     for device in devices:
         waiting.put(str(device))
-    with context.Pool(len(devices), _start_worker, (waiting, args)) as pool:
-        yield from pool.imap(_encode_in_worker, chunks)
+    try:
+        with ProcessPoolExecutor(len(devices), context, _start_worker, (waiting, args)) as pool:
+            yield from pool.map(_encode_in_worker, chunks)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that encodes has ended; what it said stands above. Run the command again"
+        ) from error
 
 
 _worker: tuple[Corpus, TextEncoder] | None = None  # of one process of the pool
 
 
-def _start_worker(waiting: multiprocessing.Queue[str], args: argparse.Namespace) -> None:
+def _start_worker(waiting: SimpleQueue[str], args: argparse.Namespace) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     from local_dense_retriever.encoder import Encoder
 
     encoder = Encoder(args.retriever_name, args.retriever_model, args.batch_size, device=waiting.get())
     _worker = Corpus(args.corpus_path), encoder
+
+
+def _end_with_parent() -> None:
+    """A killed parent takes no leave: without this its workers would keep their GPUs for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _encode_in_worker(rows: range) -> NDArray[np.float32]:

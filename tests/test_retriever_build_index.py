@@ -1,5 +1,6 @@
 import fcntl
 import json
+import os
 import random
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from retriever_fakes import ColourEncoder, minilm_folder, write_corpus
 
-from local_dense_retriever import build_index, devices, embedding
+from local_dense_retriever import build_index, embedding
 from local_dense_retriever import encoder as encoder_module
 from local_dense_retriever.bm25 import Bm25Searcher
 from local_dense_retriever.index_note import read_note
@@ -214,48 +215,51 @@ def test_a_type_that_faiss_cannot_make_is_one_sentence(
     assert complaint in error
 
 
-def test_two_gpus_give_the_bytes_of_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(devices, "visible_devices", lambda: [torch.device("cpu")] * 2)
-    asked: list[int] = []
-
-    def encode_on(found: Sequence[torch.device], chunks: Sequence[range], args: object) -> list[NDArray[np.float32]]:
-        asked.append(len(found))
-        return [ColourEncoder().encode_passages(TEXTS[rows.start : rows.stop]) for rows in chunks]
-
-    monkeypatch.setattr(embedding, "_encode_on", encode_on)
-    assert build(folder) == 0
-    assert asked == [2] and faiss.read_index(str(folder / "flat.index")).ntotal == 7
-
-
 # ---- Killed ----------------------------------------------------------------------------------------------------------
 
-KILLED_BUILD = """
+BUILD = """
 import sys, time
-from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from local_dense_retriever import build_index, embedding
 embedding.CHUNK_ROWS = {chunk_rows}
-{fake}
-sys.exit(build_index.main(sys.argv[1:]))
+if __name__ == "__main__":
+    {prelude}
+    sys.exit(build_index.main(sys.argv[1:]))
 """
-FAKE_ENCODER = """
-import types
-from retriever_fakes import ColourEncoder
-class SlowEncoder(ColourEncoder):
-    def __init__(self, *_): pass
-    def encode_passages(self, passages):
-        time.sleep(0.02)
-        return super().encode_passages(passages)
-sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(Encoder=SlowEncoder)
-sys.modules["local_dense_retriever.devices"] = types.SimpleNamespace(visible_devices=lambda: ["cpu"])
+DEVICES = """import torch
+    from local_dense_retriever import devices
+    devices.visible_devices = lambda: [torch.device("cpu")] * {}
 """
+FAKE_ENCODER = """import types
+    from retriever_fakes import ColourEncoder
+    class SlowEncoder(ColourEncoder):
+        def __init__(self, *_): pass
+        def encode_passages(self, passages):
+            time.sleep(0.02)
+            return super().encode_passages(passages)
+    sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(Encoder=SlowEncoder)
+    sys.modules["local_dense_retriever.devices"] = types.SimpleNamespace(visible_devices=lambda: ["cpu"])
+"""
+
+
+def build_command(corpus: Path, index: Path, chunk_rows: int, prelude: str) -> list[str]:
+    """The builder in a process of its own, after `prelude`, with MiniLM unless that puts another in its place."""
+    tests = Path(__file__).parent
+    code = BUILD.format(root=str(tests.parent), tests=str(tests), chunk_rows=chunk_rows, prelude=prelude)
+    command = [sys.executable, "-c", code, "--corpus_path", str(corpus), "--index_path", str(index)]
+    return [*command, "--retriever_name", "minilm", "--retriever_model", minilm_folder()]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def run(command: list[str], kill_after_s: float | None = None) -> float | None:
     """Seconds from the command's first line to its end; None if it was killed, so long after that line."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # several processes of several threads each would be slow
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=one_thread
+    ) as process:
         assert process.stdout is not None and process.stdout.readline().startswith("encoding ")
         began = time.monotonic()
         try:
@@ -268,11 +272,34 @@ def run(command: list[str], kill_after_s: float | None = None) -> float | None:
 
 
 @pytest.mark.slow
+@pytest.mark.model
+def test_two_devices_give_the_bytes_of_one(tmp_path: Path) -> None:
+    """Real processes; two CPUs stand for two GPUs. One that is killed leaves no process behind."""
+    texts = [f"passage number {row} about {'stone ' * (row % 9)}" for row in range(40)]
+    corpus = write_corpus(tmp_path / "c.jsonl", texts)
+    for number, name in ((1, "one"), (2, "two")):
+        command = build_command(corpus, tmp_path / f"{name}.index", chunk_rows=8, prelude=DEVICES.format(number))
+        assert run(command) is not None
+    assert (tmp_path / "two.index").read_bytes() == (tmp_path / "one.index").read_bytes()
+
+    command = build_command(corpus, tmp_path / "three.index", chunk_rows=8, prelude=DEVICES.format(2))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        while len(workers := children(process.pid)) < 3:  # two, and multiprocessing's own helper
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fake", "passages", "chunk_rows", "kills"),
     [
         pytest.param(FAKE_ENCODER, 600, 4, 20, id="quick encoder"),
-        pytest.param("", 200, 8, 3, id="MiniLM", marks=pytest.mark.model),
+        pytest.param("pass", 100, 4, 2, id="MiniLM", marks=pytest.mark.model),
     ],
 )
 def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(
@@ -280,20 +307,17 @@ def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(
 ) -> None:
     texts = [f"red {'green ' * (row % 17)}{'blue ' * (row % 11)}number {row}" for row in range(passages)]
     corpus = write_corpus(tmp_path / "c.jsonl", texts)
-    tests = Path(__file__).parent
-    code = KILLED_BUILD.format(root=str(tests.parent), tests=str(tests), chunk_rows=chunk_rows, fake=fake)
-    command = [sys.executable, "-c", code, "--corpus_path", str(corpus), "--retriever_name", "minilm"]
-    command += ["--retriever_model", "fake" if fake else minilm_folder(), "--index_path"]
-    whole_s = run([*command, str(tmp_path / "whole.index")])
+    whole, killed = tmp_path / "whole.index", tmp_path / "killed.index"
+    whole_s = run(build_command(corpus, whole, chunk_rows, fake))
     assert whole_s is not None
-    moment, hits, killed = random.Random(0), 0, tmp_path / "killed.index"
-    command += [str(killed)]
+    command = build_command(corpus, killed, chunk_rows, fake)
+    moment, hits = random.Random(0), 0
     while hits < kills:
         if run(command, moment.uniform(0, 1.6 * whole_s / kills)) is None:
             hits += 1
         else:  # it got to its end first
-            assert killed.read_bytes() == (tmp_path / "whole.index").read_bytes()
+            assert killed.read_bytes() == whole.read_bytes()
             killed.unlink()
     if not killed.exists():
         run(command)
-    assert killed.read_bytes() == (tmp_path / "whole.index").read_bytes()
+    assert killed.read_bytes() == whole.read_bytes()
