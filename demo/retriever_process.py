@@ -55,4 +55,4 @@ class RetrieverProcess(ServerProcess):
         command = [sys.executable, str(SCRIPTS / "retrieval_server.py"), "--port", str(port)]
         command += ["--corpus_path", str(corpus), "--index_path", str(index)]
         command += ["--retriever_name", "minilm", "--retriever_model", str(encoder)]
-        super().__init__("retriever", command, port, log, START_TIMEOUT_S)
+        super().__init__("retriever", command, port, log, START_TIMEOUT_S, ready="/ready")

@@ -24,15 +24,24 @@ class ServerProcess:
     """`with ServerProcess(…) as server: server.url`; only this very process is ever stopped."""
 
     def __init__(
-        self, name: str, command: Sequence[str], port: int, log: Path, timeout_s: float, cwd: Path | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        timeout_s: float,
+        *,
+        ready: str = "/health",
+        cwd: Path | None = None,
     ) -> None:
-        """`name` is what messages call it, `timeout_s` how long its /health may take to answer 200."""
+        """`name` is what messages call it, `timeout_s` how long the path `ready` may take to answer 200."""
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._name = name
         self._command = list(command)
         self._log = log
         self._timeout_s = timeout_s
+        self._ready = ready
         self._cwd = cwd
 
     def __enter__(self) -> Self:
@@ -41,7 +50,7 @@ class ServerProcess:
                 self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self._cwd
             )
         try:
-            self._wait_until_healthy()
+            self._wait_until_ready()
         except BaseException:
             self._stop()
             raise
@@ -50,12 +59,12 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def _wait_until_healthy(self) -> None:
+    def _wait_until_ready(self) -> None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                with direct.open(f"{self.url}/health", timeout=2):
+                with direct.open(f"{self.url}{self._ready}", timeout=2):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
@@ -75,7 +84,7 @@ def engine_process(kind: str, model: str, log: Path, extra: str = "") -> ServerP
     """An engine of ENGINES over a model; `extra` are further arguments of its own."""
     port = free_port()
     parts = [part.format(model=model, port=port) for part in shlex.split(ENGINES[kind])]
-    return ServerProcess("engine", [sys.executable, *parts, *shlex.split(extra)], port, log, ENGINE_TIMEOUT_S, ROOT)
+    return ServerProcess("engine", [sys.executable, *parts, *shlex.split(extra)], port, log, ENGINE_TIMEOUT_S, cwd=ROOT)
 
 
 def free_port() -> int:
