@@ -14,7 +14,7 @@ def visible_devices() -> list[torch.device]:
 
 
 def fast_in_half_precision() -> bool:
-    """Whether there is a GPU, or a CPU with bfloat16 instructions; on others torch's bfloat16 is slower than float32."""
+    """Whether there is a GPU, or a CPU with instructions for bfloat16."""
     if torch.cuda.is_available():
         return True
     try:
