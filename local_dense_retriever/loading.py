@@ -84,9 +84,12 @@ def choose_backend(args: argparse.Namespace, index_path: Path) -> str:
 
 
 def _vector_backend(args: argparse.Namespace, index_path: Path) -> str:
+    from local_dense_retriever.devices import fast_in_half_precision
     from local_dense_retriever.flat_file import read_flat_header
 
-    return "exact" if read_flat_header(index_path) and not _for_faiss_only(args) else "faiss"
+    if _for_faiss_only(args) or read_flat_header(index_path) is None or not fast_in_half_precision():
+        return "faiss"
+    return "exact"
 
 
 def _for_faiss_only(args: argparse.Namespace) -> str | None:

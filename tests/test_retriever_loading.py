@@ -7,9 +7,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+import torch
 from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
 
-from local_dense_retriever import build_index
+from local_dense_retriever import build_index, devices
 from local_dense_retriever import encoder as encoder_module
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
@@ -20,10 +21,17 @@ from local_dense_retriever.retriever import Retriever
 TEXTS = ["red stone", "green stone", "blue stone", "red red blue"]
 
 
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "Encoder", lambda name, model: ColourEncoder())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A corpus with a flat, an IVF and a BM25 index."""
-    monkeypatch.setattr(encoder_module, "Encoder", lambda name, model: ColourEncoder())
+    """A corpus with a flat, an IVF and a BM25 index, on a machine with bfloat16 instructions."""
+    monkeypatch.setattr(devices, "fast_in_half_precision", lambda: True)
+    without_gpu(monkeypatch)
     corpus = write_corpus(tmp_path / "c.jsonl", TEXTS)
     vectors = ColourEncoder().encode_passages(TEXTS)
     write_flat_index(tmp_path / "flat.index", vectors)
@@ -66,6 +74,16 @@ def test_the_backend_follows_from_the_files_and_flags(
     assert retriever.describe()["backend"] == backend
     [[best]] = retriever.search(["red red blue"], topk=1)
     assert best.passage == ("p3", "red red blue")
+
+
+def test_a_cpu_without_bfloat16_searches_a_flat_file_by_faiss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    without_gpu(monkeypatch)
+    cpu_info = folder / "cpuinfo"
+    monkeypatch.setattr(devices, "CPU_INFO", cpu_info)
+    for flags, backend in (("fpu avx2", "faiss IndexFlatIP"), ("fpu avx512_bf16", "exact cpu bfloat16")):
+        cpu_info.write_text(f"model name : some\nflags : {flags}\n")
+        assert load(folder)[0].describe()["backend"] == backend
 
 
 def test_each_part_is_reported_before_it_is_loaded(folder: Path) -> None:
