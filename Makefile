@@ -56,6 +56,10 @@ bench: $(STAMP)
 	.venv/bin/python benchmarks/bench_rollout.py
 	.venv/bin/python benchmarks/bench_token_router.py
 	.venv/bin/python benchmarks/bench_data_and_reward.py
+	.venv/bin/python benchmarks/bench_search_client.py
+	.venv/bin/python benchmarks/bench_retriever.py
+	.venv/bin/python benchmarks/bench_index_types.py
+	.venv/bin/python benchmarks/bench_gpu_search.py
 
 clean:
 	rm -rf .venv .venv-sglang .cache

@@ -1,7 +1,8 @@
-"""slime's two hooks for Search-R1: rollouts that search while they reason, and their exact-match reward.
+"""slime's hooks for Search-R1: rollouts that search while they reason, and their exact-match reward.
 
     --custom-generate-function-path generate_with_search.generate
     --custom-rm-path generate_with_search.reward_func
+    --custom-reward-post-process-path generate_with_search.reward_post_process      (optional: see README)
 
 As in the paper (arXiv:2503.09516): <think>, <search> and <answer> tags, the top passages in <information>, a
 correction after an invalid step, three turns and a last one in which only an answer counts, loss on the model's own
@@ -23,8 +24,12 @@ import qa_em_format
 from search_rollout import sample_fields
 from search_rollout.config import ConfigError, SearchConfig, load_config
 from search_rollout.policy import EngineError, call_params
-from search_rollout.retrieval import search_all
-from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url, opens_thought
+from search_rollout.resume import interrupted_rollout, resume_state
+from search_rollout.retrieval import PassageSource, search_all
+from search_rollout.rewards import group_normalised
+from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url
+from search_rollout.search_usage import SearchUsage
+from search_rollout.top_p_replay import replays_top_p, write_top_p_replay
 from search_rollout.tracking import RouterMismatch, unscored_log_probs
 from search_rollout.trajectory import StopReason, Trajectory
 
@@ -44,24 +49,30 @@ SEARCH_R1_CONFIGS = {
     "max_tool_calls": 8,  # of a turn, and queries of a call, in chat mode
 }
 
+# slime's advantage estimators that work on rewards relative to their group.
+DIVIDED_BY_DEVIATION = ("grpo", "gspo", "cispo")
+LESS_THE_MEAN = (*DIVIDED_BY_DEVIATION, "reinforce_plus_plus_baseline")
+
 
 async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation: bool = False) -> Sample:
     """Rolls out one sample and writes the trajectory into it.
 
     Raises ConfigError on a wrong setting; any other trouble gives the sample up.
     """
-    check_slime_args(args, sample)
-    runtime = _runtime(args)
+    check_slime_args(args, _config(args), sampling_params)
+    runtime, rollout = _runtime(args), None
+    replay = replays_top_p(sampling_params)
+    resumable = getattr(args, "partial_rollout", False) and not replay
+    interrupted = interrupted_rollout(args, sample) if resumable else None
     sample_fields.reset(sample)
-    trajectory = Trajectory(0, runtime.tracks_log_probs(sampling_params))
     try:
-        rollout = await runtime.begin(args, sample, sampling_params, evaluation)
-        trajectory = rollout.trajectory
+        rollout = await runtime.begin(args, sample, sampling_params, evaluation, interrupted)
         sample_fields.add_info(sample, {"trajectory_id": rollout.trajectory_id})
-        stop = await _rollout(runtime, rollout, sampling_params)
-        trajectory.drop_unscored()
+        stop = await roll_out(runtime, rollout, sampling_params)
         if stop is not StopReason.ABORTED:
-            await rollout.tracking.verify(trajectory, rollout.headers)
+            await rollout.tracking.verify(rollout.trajectory, rollout.headers)
+            if replay and not stop.gives_up:
+                write_top_p_replay(args, sample, rollout.trajectory)
     except sample_fields.SampleError as error:
         logger.warning("sample %s given up: %s", sample.index, error)
         stop = StopReason.BAD_SAMPLE
@@ -74,42 +85,36 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
     except Exception:  # a fault of ours: told with its traceback, and no reason to end the job
         logger.exception("sample given up: index=%s", sample.index)
         stop = StopReason.INTERNAL_ERROR
+    trajectory = rollout.trajectory if rollout else Trajectory(0, runtime.tracks_log_probs(sampling_params))
+    if stop is StopReason.ABORTED and resumable and rollout:
+        sample_fields.add_info(sample, {"resume": resume_state(trajectory, rollout.tracking)})
+    else:
+        trajectory.drop_unscored()
     if stop.gives_up:
         sample_fields.write_give_up(sample, trajectory, stop, runtime.tokenizer.eos_token_id or 0)
     else:
         sample_fields.write_rollout(sample, trajectory, stop, runtime.tokenizer)
+    sample_fields.count_engine_work(args, sample, trajectory)
     logger.debug("rollout done: index=%s tokens=%d stop=%s", sample.index, sample.response_length, stop.value)
     return sample
 
 
-async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason:
-    """The algorithm: complete, parse, observe, until an answer or a limit. Every engine call is a turn."""
+async def roll_out(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason:
+    """The algorithm: complete, parse, observe, until an answer or a limit. It may begin anywhere between two steps."""
     config, trajectory, protocol = runtime.config, rollout.trajectory, rollout.protocol
     if not trajectory.prompt_ids:
         return StopReason.EMPTY_PROMPT
-    thinking = trajectory.think_opened
-    for turn in range(config.max_turns + 1):
-        if runtime.aborted():
-            return StopReason.ABORTED
-        if trajectory.room < 1:
-            return StopReason.CONTEXT_FULL if trajectory.response_ids else StopReason.PROMPT_TOO_LONG
-
-        params = call_params(sampling_params, trajectory.room, protocol.stop_strings)
-        reply = await rollout.tracking.complete(trajectory, params, rollout.headers, runtime.aborted)
-        if reply.finish == "abort" and trajectory.unscored:
-            return StopReason.ABORTED
-        text = runtime.decode(reply.ids)
-        scores = unscored_log_probs(reply, trajectory)
-        trajectory.append_model(reply.ids, reply.log_probs, text, reply.weight_version, scores)
-        if reply.finish == "abort":
-            return StopReason.ABORTED
-
-        action = protocol.parse(text, think_opened=thinking, ended=reply.finish != "length")
+    while not runtime.aborted():
+        if trajectory.needs_reply and (stop := await _complete(runtime, rollout, sampling_params)):
+            return stop
+        cut = trajectory.finish == "length"
+        turn = trajectory.segments[-1].text
+        action = protocol.parse(turn, think_opened=trajectory.turn_began_in_thought, ended=not cut)
         if action.kind == "answer":
             return StopReason.ANSWERED
-        if reply.finish == "length" and action.kind == "invalid":
+        if cut and action.kind == "invalid":
             return StopReason.CALL_LIMIT if trajectory.room else StopReason.CONTEXT_FULL
-        if turn == config.max_turns:
+        if trajectory.turns > config.max_turns:
             return StopReason.TURNS_USED
 
         if action.kind == "search":
@@ -121,16 +126,40 @@ async def _rollout(runtime: Runtime, rollout: Rollout, sampling_params: dict) ->
             if results is None:
                 return StopReason.ABORTED
             trajectory.searches += results
+            if config.search_failure_mode == "give_up" and any(result.error for result in results):
+                return StopReason.SEARCH_FAILED
             trajectory.mistakes.update(call.error for call in action.calls if call.error)
-            message = protocol.observe(action, results, reply.ids[-1])
+            message = protocol.observe(action, results, trajectory.response_ids[-1])
         else:
-            message = protocol.correct(reply.ids[-1], reply.ended_turn)
+            message = protocol.correct(trajectory.response_ids[-1], trajectory.ended_turn)
         if trajectory.room < len(message.ids) + config.answer_reserve_tokens:
             return StopReason.NO_ROOM_TO_OBSERVE
         trajectory.append_env(message)
         rollout.tracking.tell(message)
-        thinking = opens_thought(message.text)
-    raise AssertionError("the last turn always returns")
+    return StopReason.ABORTED
+
+
+async def _complete(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason | None:
+    """One engine call: a turn of the model, or the rest of one that an abort left open. None if it came to its end."""
+    trajectory = rollout.trajectory
+    if trajectory.room < 1:
+        return StopReason.CONTEXT_FULL if trajectory.response_ids else StopReason.PROMPT_TOO_LONG
+    begun = trajectory.open_ids
+    params = call_params(sampling_params, trajectory.room, rollout.protocol.stop_strings, begun=len(begun))
+    reply = await rollout.tracking.complete(trajectory, params, rollout.headers, runtime.aborted)
+    if reply.finish == "abort" and trajectory.unscored:
+        return StopReason.ABORTED
+    trajectory.append_model(
+        reply.ids,
+        reply.log_probs,
+        runtime.decode([*begun, *reply.ids]),
+        unscored_log_probs(reply, trajectory),
+        finish=reply.finish,
+        ended_turn=reply.ended_turn,
+        weight_version=reply.weight_version,
+        meta_info=reply.meta_info,
+    )
+    return StopReason.ABORTED if reply.finish == "abort" else None
 
 
 async def reward_func(args: Any, sample: Sample | list[Sample], **_: Any) -> float | list[float]:
@@ -165,7 +194,24 @@ def _reward(config: SearchConfig, sample: Sample) -> float:
     return score.reward
 
 
+def reward_post_process(args: Any, samples: list[Sample]) -> tuple[list[float], list[float]]:
+    """Raw rewards, and rewards normalised as slime does it, except that a given-up sample counts in no group.
+
+    For --custom-reward-post-process-path. A given-up sample gets 0, and so does one that is alone in its group.
+    """
+    rewards = [sample.get_reward_value(args) for sample in samples]
+    if args.advantage_estimator not in LESS_THE_MEAN or not args.rewards_normalization:
+        return rewards, rewards
+    kept = [not sample_fields.rollout_info(sample).get("gave_up") for sample in samples]
+    # slime's groups are neighbours; a batch of another size it takes for one group.
+    size = args.n_samples_per_prompt
+    size = size if len(samples) == size * args.rollout_batch_size else len(samples)
+    by_deviation = args.grpo_std_normalization and args.advantage_estimator in DIVIDED_BY_DEVIATION
+    return rewards, group_normalised(rewards, kept, size=size, by_deviation=by_deviation)
+
+
 _settings: tuple[Any, SearchConfig] | None = None  # slime's args, and what was read for them
+_usage = SearchUsage()  # of all loops
 _runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple, Runtime]] = WeakKeyDictionary()
 
 
@@ -182,8 +228,21 @@ def _runtime(args: Any) -> Runtime:
     runtimes = _runtimes.setdefault(asyncio.get_running_loop(), {})
     key = engine_url(args), _config(args)
     if key not in runtimes:
-        runtimes[key] = Runtime(*key, GenerateState(args))
+        runtimes[key] = Runtime(*key, GenerateState(args), web=_web_search(_config(args)), usage=_usage)
     return runtimes[key]
+
+
+def _web_search(config: SearchConfig) -> PassageSource | None:
+    if config.search_backend != "google":
+        return None
+    from google_search_server import from_config  # only where it is used
+
+    return from_config(config)
+
+
+def search_usage() -> dict[str, float]:
+    """What the searches of this process have come to, and cost: see `SearchUsage.snapshot`."""
+    return _usage.snapshot()
 
 
 async def close() -> None:

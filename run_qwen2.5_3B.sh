@@ -95,6 +95,7 @@ collect_train_args() { # fills train_args
     "${MODEL_ARGS[@]}"
     --custom-generate-function-path generate_with_search.generate
     --custom-rm-path generate_with_search.reward_func
+    --custom-reward-post-process-path generate_with_search.reward_post_process # leaves given-up samples out
   )
   [[ -z "$CUSTOM_CONFIG_PATH" ]] || train_args+=(--custom-config-path "$CUSTOM_CONFIG_PATH")
   add_checkpoint_args

@@ -2,13 +2,11 @@
 
 import hashlib
 import io
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
+
+from evaluation.server_process import ServerProcess, free_port
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "local_dense_retriever"
 START_TIMEOUT_S = 120.0
@@ -49,54 +47,12 @@ def build_index(corpus: Path, index: Path, encoder: Path) -> None:
         raise RuntimeError(reason)
 
 
-class RetrieverProcess:
-    """`with RetrieverProcess(…) as retriever: retriever.port`; only this very process is ever stopped."""
+class RetrieverProcess(ServerProcess):
+    """`with RetrieverProcess(…) as retriever: retriever.port`."""
 
     def __init__(self, corpus: Path, index: Path, encoder: Path, log: Path) -> None:
-        self.port = free_port()
-        self._log = log
-        self._command = [sys.executable, str(SCRIPTS / "retrieval_server.py"), "--port", str(self.port)]
-        self._command += ["--corpus_path", str(corpus), "--index_path", str(index)]
-        self._command += ["--retriever_name", "minilm", "--retriever_model", str(encoder)]
-
-    def __enter__(self) -> "RetrieverProcess":
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        try:
-            self._wait_until_healthy()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def _wait_until_healthy(self) -> None:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                break
-            try:
-                with direct.open(f"http://127.0.0.1:{self.port}/health", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        tail = self._log.read_text(errors="replace").strip()[-500:]
-        raise RuntimeError(f"The retriever did not start; its log {self._log} ends with:\n{tail}")
-
-    def _stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-def free_port() -> int:
-    """A loopback port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port = free_port()
+        command = [sys.executable, str(SCRIPTS / "retrieval_server.py"), "--port", str(port)]
+        command += ["--corpus_path", str(corpus), "--index_path", str(index)]
+        command += ["--retriever_name", "minilm", "--retriever_model", str(encoder)]
+        super().__init__("retriever", command, port, log, START_TIMEOUT_S, ready="/ready")

@@ -9,9 +9,12 @@ from typing import Any
 from tqdm import tqdm
 
 from demo.world_facts import Question
-from search_rollout.chat_template import render_prompt
+from evaluation.plugin import plugin_args, sample_of_row
 from search_rollout.config import SearchConfig
-from search_rollout.prompts import chat_messages, xml_messages
+from search_rollout.prompts import PromptMode, prompt_row
+
+TEMPERATURE = 0.8  # of rollouts; evaluations are greedy
+MAX_RESPONSE_LEN = 80  # tokens of one engine call
 
 
 def slime_args(
@@ -21,27 +24,27 @@ def slime_args(
 
     Every setting is given, so that none comes from the user's environment and a run means the same everywhere.
     """
+    return plugin_args(
+        model=model,
+        engine_url=f"http://127.0.0.1:{engine_port}",
+        settings=settings(api_mode, max_length) | {"retrieval_server_url": f"http://127.0.0.1:{retriever_port}"},
+        temperature=TEMPERATURE,
+        max_response_len=MAX_RESPONSE_LEN,
+    )
+
+
+def settings(api_mode: str, max_length: int) -> dict[str, Any]:
+    """All settings but for where the retriever is."""
     config = SearchConfig(
         llm_api_mode=api_mode,
         search_backend="local",
-        retrieval_server_url=f"http://127.0.0.1:{retriever_port}",
         max_context_length=max_length,
         max_obs_tokens=200,
         answer_reserve_tokens=80,
     )
-    return argparse.Namespace(
-        **asdict(config),
-        hf_checkpoint=model,
-        custom_generate_function_path="generate_with_search.generate",
-        custom_rm_path="generate_with_search.reward_func",
-        sglang_router_ip="127.0.0.1",
-        sglang_router_port=engine_port,
-        sglang_server_concurrency=256,
-        rollout_temperature=0.8,
-        rollout_top_p=1.0,
-        rollout_top_k=-1,
-        rollout_max_response_len=80,
-    )
+    return {
+        key: value for key, value in asdict(config).items() if key not in ("google_api_key", "retrieval_server_url")
+    }
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,13 @@ async def roll_out(
         return await asyncio.gather(*map(run, groups))
 
 
-def sample_of(args: argparse.Namespace, tokenizer: Any, question: Question, index: int = 0) -> Any:
-    """A question as slime's Sample: messages in chat mode, else their text, as by --apply-chat-template."""
-    from slime.utils.types import Sample
+def row_of(question: Question, api_mode: str) -> dict[str, Any]:
+    """A question as a row of slime's prompt data."""
+    extra = {"question_id": question.id, "hops": len(question.hops)}
+    mode: PromptMode = "chat" if api_mode == "chat" else "generate"
+    return prompt_row(question.text, question.answers, "demo", mode=mode, extra=extra)
 
-    chat = args.llm_api_mode == "chat"
-    return Sample(
-        index=index,
-        prompt=chat_messages(question.text) if chat else render_prompt(tokenizer, xml_messages(question.text)),
-        label={"ground_truth": {"target": list(question.answers)}},
-        metadata={"question_id": question.id, "question": question.text, "hops": len(question.hops)},
-    )
+
+def sample_of(args: argparse.Namespace, tokenizer: Any, question: Question, index: int = 0) -> Any:
+    """A question as slime's Sample: what slime makes of its row."""
+    return sample_of_row(args, tokenizer, row_of(question, args.llm_api_mode), index)

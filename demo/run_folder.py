@@ -3,8 +3,9 @@
 import itertools
 import json
 import math
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ class RunFolder:
         """Adds one line of JSON to a file of the folder."""
         with (self.path / file).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def keep_evaluation(self, rows: Iterable[dict[str, Any]], settings: dict[str, Any], corpus: Path) -> None:
+        """What a later evaluation needs beside the models: eval.jsonl, settings.yaml and corpus.jsonl."""
+        for row in rows:
+            self.append("eval.jsonl", row)
+        lines = (f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
+        (self.path / "settings.yaml").write_text("".join(lines), encoding="utf-8")
+        shutil.copyfile(corpus, self.path / "corpus.jsonl")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replaces summary.json."""

@@ -89,7 +89,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     option("--held-out", 128, "how many held-out questions to ask", type=_positive(int))
     option("--runs", ROOT / "runs", "where the run's folder is made", type=Path, shown="runs/")
     option("--cache", ROOT / ".cache", "where model, corpus and index are kept", type=Path, shown=".cache/")
-    parser.add_argument("--save-model", action="store_true", help="keep the trained model in the run's folder (540 MB)")
+    parser.add_argument(
+        "--save-models",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the models before and after GRPO in the run's folder, for demo.serve (540 MB each)",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if args.samples < 2:
@@ -133,11 +138,13 @@ def run(args: argparse.Namespace) -> int:
 
     from demo.engine import Engine
     from demo.engine_server import EngineServer
-    from demo.rollouts import slime_args
+    from demo.rollouts import row_of, settings, slime_args
     from demo.run_folder import RunFolder
     from demo.training_run import TrainingRun
 
     folder = RunFolder(args.runs, args.seed)
+    rows = (row_of(question, args.api_mode) for question in held_out)
+    folder.keep_evaluation(rows, settings(args.api_mode, MAX_LENGTH), world / "corpus.jsonl")
     with ExitStack() as stack:
         retriever = stack.enter_context(
             RetrieverProcess(world / "corpus.jsonl", index, encoder, folder.path / "retriever.log")
@@ -155,6 +162,8 @@ def run(args: argparse.Namespace) -> int:
             api_mode=args.api_mode,
         )
         finished = TrainingRun(args, plugin, folder, model, tokenizer, engine, train, held_out, started).run()
+    if finished and args.save_models:
+        say(f"to ask this model, or evaluate it again: {sys.executable} -m demo.serve {folder.path}")
     print(folder.path, flush=True)
     return 0 if finished else 130
 

@@ -90,16 +90,24 @@ class TrainingRun:
         try:
             await self._look_at_untrained()
             await self._warm_start()
+            self._save_model("before")
             before, seconds = await self._evaluate("before")
             await self._grpo(reserve_s=seconds * EVALUATION_RESERVE)
+            self._save_model("after")
             after, _ = await self._evaluate("after")
             self.summary["gain"] = paired_gain(before, after)
             self._print_comparison()
-            if self.args.save_model:
-                self.model.save_pretrained(self.folder.path / "model")
-                self.tokenizer.save_pretrained(self.folder.path / "model")
         finally:
             await generate_with_search.close()
+
+    def _save_model(self, phase: str) -> None:
+        """Keeps the model as it is now, for `demo.serve` and `evaluation`, with the tokenizer that rollouts use."""
+        if self.args.save_models:
+            from transformers import AutoTokenizer
+
+            folder = self.folder.path / phase
+            self.model.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(self.plugin.hf_checkpoint, local_files_only=True).save_pretrained(folder)
 
     async def _look_at_untrained(self) -> None:
         """Shows what the model does before it has seen the protocol."""

@@ -1,41 +1,33 @@
-"""Corpus -> embeddings -> a flat FAISS index file, in steps that survive being killed.
+"""Corpus -> index, in steps that survive being killed at any moment.
 
     python local_dense_retriever/build_index.py --corpus_path wiki.jsonl --index_path e5_Flat.index
+    python local_dense_retriever/build_index.py --from_index e5_Flat.index --index_path e5_SQ8.index --index_type SQ8
 
-Beside the index file while it is being made (both are removed at the end):
+Beside the index while it is being made (both are gone at the end):
 
-    <index>.partial        the embeddings so far, raw float32, one row of D numbers after the other
-    <index>.partial.json   what they were made of, and how many rows are safely on disk
+    <index>.partial        a flat index file as long as it has got: its header, then a row of D float32 a passage
+    <index>.partial.json   what it is being made of, and how many rows are safely on disk
 
-A restart with the same corpus and model continues behind those rows. The index file itself appears only when it is
-complete. A flat index takes 4 * D bytes a passage, on disk (twice that for the last step) and in memory.
+Run again with the same corpus and model it continues behind those rows. A flat index is this file, renamed, so building
+one takes no second copy. Any other type is made from it in the end, or from a finished flat index by --from_index.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-from tqdm import tqdm
 
 if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.embedding import PartialEmbeddings, embed
 from local_dense_retriever.errors import InputError
-
-if TYPE_CHECKING:
-    from local_dense_retriever.encoder import TextEncoder
-
-# Passages between two notes of progress. Batches never cross its borders, so that they are the same, and the vectors
-# too, wherever an earlier run was stopped.
-CHUNK_ROWS = 4096
+from local_dense_retriever.flat_file import FlatFile, read_flat_header
+from local_dense_retriever.index_note import IndexNote, note_path, read_note, write_note
+from local_dense_retriever.loading import add_encoder_arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,24 +45,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Build a flat FAISS index of a jsonl corpus.")
-    parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
-    parser.add_argument("--index_path", "--save_path", required=True, help="the index file to write")
-    parser.add_argument("--retriever_name", default="e5", help="prefixes and pooling: e5, bge or minilm (default: e5)")
+    parser = argparse.ArgumentParser(description="Build an index of a jsonl corpus, or convert a flat index.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--corpus_path", help="jsonl file, one passage a line")
+    source.add_argument("--from_index", help="a flat index to convert to --index_type; nothing is encoded")
+    parser.add_argument("--index_path", "--save_path", required=True, help="the file to write; a folder for BM25")
     parser.add_argument(
-        "--retriever_model",
-        default="intfloat/e5-base-v2",
-        help="model folder, or name on the Hugging Face hub (default: intfloat/e5-base-v2)",
+        "--index_type",
+        default="Flat",
+        help="Flat, BM25, or a FAISS factory string such as SQ8, IVF4096,SQ8 or HNSW32 (default: Flat)",
     )
+    add_encoder_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="passages encoded at a time (default: 64)")
-    parser.add_argument("--overwrite", action="store_true", help="build again although the index file exists")
+    parser.add_argument("--overwrite", action="store_true", help="build again although the index exists")
     return parser.parse_args(argv)
 
 
 def build(args: argparse.Namespace) -> None:
-    """Writes the index file; raises InputError if something in the arguments is wrong."""
+    """Writes the index; raises InputError if something in the arguments is wrong."""
     index_path = Path(args.index_path)
-    if index_path.is_dir():
+    if index_path.is_dir() and args.index_type != "BM25":
         raise InputError(f"--index_path {index_path} is a folder: give the name of the file to write")
     if index_path.exists() and not args.overwrite:
         print(f"{index_path} exists already; nothing to do (give --overwrite to build it again)")
@@ -79,109 +73,86 @@ def build(args: argparse.Namespace) -> None:
         raise InputError(f"there is no folder {index_path.parent} to write the index into: create it first")
     if args.batch_size < 1:
         raise InputError(f"--batch_size is {args.batch_size}; it must be at least 1")
+    if args.from_index:
+        convert(args, index_path)
+    elif args.index_type == "BM25":
+        build_words(args, index_path)
+    else:
+        build_vectors(args, index_path)
 
-    print(f"reading {args.corpus_path}", flush=True)
+
+def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
+    """Encodes the corpus, into a flat index file first."""
+    if args.index_type != "Flat":
+        from local_dense_retriever.index_factory import check_factory
+
+        check_factory(args.index_type)
     corpus = Corpus(args.corpus_path)
-    from local_dense_retriever.encoder import Encoder  # imports torch, which the checks above need not wait for
+    print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
+    from local_dense_retriever.devices import visible_devices  # torch: the checks above need not wait for it
+    from local_dense_retriever.encoder import Encoder
 
     encoder = Encoder(args.retriever_name, args.retriever_model, args.batch_size)
-    source = {
-        "corpus digest": digest(corpus.path),
-        "passages": len(corpus),
-        "retriever_name": args.retriever_name,
-        "retriever_model": args.retriever_model,
-        "dim": encoder.dim,
-    }
-    partial = PartialEmbeddings(index_path, source)
-    embed(corpus, encoder, partial)
-    write_index(partial, index_path)
-    print(f"wrote {index_path}: {len(corpus)} passages, {encoder.dim} numbers each")
+    note = IndexNote(
+        corpus.digest, len(corpus), encoder.dim, args.retriever_name, args.retriever_model, args.index_type
+    )
+    with PartialEmbeddings(index_path, note) as partial:
+        embed(corpus, encoder, partial, visible_devices(), args)
+        flat = partial.finish()
+        if args.index_type == "Flat":
+            _publish(flat.path, index_path, note)
+        else:
+            _write_converted(flat, index_path, args.index_type, note)
+            flat.path.unlink()
+        partial.forget()
+    print(f"wrote {index_path}: {note.rows} passages, {note.dim} numbers each, {args.index_type}")
 
 
-def digest(path: Path) -> str:
-    """A hash of the file's bytes, in hexadecimal digits. About a second per GB."""
-    state = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+def convert(args: argparse.Namespace, index_path: Path) -> None:
+    """A flat index as another type."""
+    source = Path(args.from_index)
+    if not source.is_file():
+        raise InputError(f"there is no index file {source}: check --from_index")
+    flat = read_flat_header(source)
+    if flat is None:
+        raise InputError(f"--from_index {source} is not a flat inner-product index: give the one that was built first")
+    if args.index_type in ("Flat", "BM25"):
+        raise InputError(f"--index_type {args.index_type} cannot be made from a flat index: give another, such as SQ8")
+    from local_dense_retriever.index_factory import check_factory
+
+    check_factory(args.index_type)
+    old = read_note(source)
+    _write_converted(flat, index_path, args.index_type, old and old._replace(index_type=args.index_type))
+    print(f"wrote {index_path}: {flat.rows} passages, {flat.dim} numbers each, {args.index_type}")
 
 
-class PartialEmbeddings:
-    """The embeddings made so far, in a file that a killed process leaves usable."""
-
-    def __init__(self, index_path: Path, source: dict[str, str | int]) -> None:
-        """Continues what an earlier run left of the same source; starts afresh, saying why, if the source differs."""
-        self.path = index_path.with_name(index_path.name + ".partial")
-        self._note_path = index_path.with_name(index_path.name + ".partial.json")
-        self.source = source
-        self._row_bytes = int(source["dim"]) * 4
-        self.rows_done = self._rows_to_keep()
-        with self.path.open("ab") as file:  # creates it; what a killed run wrote after its last note is cut off
-            file.truncate(self.rows_done * self._row_bytes)
-
-    def _rows_to_keep(self) -> int:
-        if not (self.path.exists() and self._note_path.exists()):
-            return 0
-        try:
-            note = json.loads(self._note_path.read_text())
-            changed = [key for key, value in self.source.items() if note["source"][key] != value]
-            rows_done = int(note["rows_done"])
-        except (ValueError, KeyError, TypeError):
-            print(f"starting afresh: {self._note_path} cannot be read")
-            return 0
-        if changed:
-            print(f"starting afresh: the unfinished index was made with another {' and '.join(changed)}")
-            return 0
-        if self.path.stat().st_size < rows_done * self._row_bytes:
-            print(f"starting afresh: {self.path} is shorter than {self._note_path} says")
-            return 0
-        print(f"continuing an unfinished index: {rows_done} of {self.source['passages']} passages are done")
-        return rows_done
-
-    def append(self, vectors: np.ndarray) -> None:
-        """Adds (B, D) float32 rows. First the rows reach the disk, then the note that counts them."""
-        with self.path.open("ab") as file:
-            file.write(vectors.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows_done += len(vectors)
-        temporary = self._note_path.with_name(self._note_path.name + ".tmp")
-        temporary.write_text(json.dumps({"source": self.source, "rows_done": self.rows_done}, indent=1))
-        os.replace(temporary, self._note_path)
-
-    def read(self) -> np.memmap:
-        """-> (N, D) float32, on disk."""
-        return np.memmap(self.path, dtype=np.float32, mode="r", shape=(self.rows_done, int(self.source["dim"])))
-
-    def remove(self) -> None:
-        self._note_path.unlink()
-        self.path.unlink()
-
-
-def embed(corpus: Corpus, encoder: TextEncoder, partial: PartialEmbeddings) -> None:
-    """Encodes the passages that `partial` lacks, chunk after chunk."""
-    with tqdm(total=len(corpus), initial=partial.rows_done, unit=" passages") as progress:
-        while partial.rows_done < len(corpus):
-            rows = range(partial.rows_done, min(partial.rows_done + CHUNK_ROWS, len(corpus)))
-            partial.append(encoder.encode_passages([passage.contents for passage in corpus.passages(rows)]))
-            progress.update(len(rows))
-
-
-def write_index(partial: PartialEmbeddings, index_path: Path) -> None:
-    """Writes the finished embeddings as a flat inner-product index, and removes the partial files."""
-    import faiss
-
-    vectors = partial.read()  # (N, D)
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)  # in one call: FAISS then allocates exactly what it needs
-    temporary = index_path.with_name(index_path.name + ".tmp")
+def build_words(args: argparse.Namespace, index_path: Path) -> None:
+    """The folder of a BM25 index."""
     try:
-        faiss.write_index(index, str(temporary))
-    except RuntimeError as error:
-        raise InputError(f"cannot write {temporary}: is the disk full? Run the same command again to go on") from error
-    os.replace(temporary, index_path)
-    partial.remove()
+        from local_dense_retriever.bm25 import build_bm25
+    except ImportError as error:
+        raise InputError("--index_type BM25 needs the package bm25s: pip install bm25s") from error
+    corpus = Corpus(args.corpus_path)
+    print(f"counting the words of {corpus.path}", flush=True)
+    build_bm25((corpus.passages([row])[0].contents for row in range(len(corpus))), index_path)
+    write_note(index_path, IndexNote(corpus.digest, len(corpus), 0, "", "", "BM25"))
+    print(f"wrote {index_path}: {len(corpus)} passages, BM25")
+
+
+def _write_converted(flat: FlatFile, index_path: Path, index_type: str, note: IndexNote | None) -> None:
+    from local_dense_retriever.index_factory import write_converted
+
+    temporary = index_path.with_name(index_path.name + ".tmp")
+    write_converted(flat, temporary, index_type)
+    _publish(temporary, index_path, note)
+
+
+def _publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
+    """Gives the finished file its name. The old note goes first: no moment has an index with another one's note."""
+    note_path(index_path).unlink(missing_ok=True)
+    os.replace(finished, index_path)
+    if note:
+        write_note(index_path, note)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 
 def main(paths: list[str]) -> int:
     """Returns the exit status: 1 if something is missing."""
-    missing = [path for path in paths if not Path(path).is_file()]
+    missing = [path for path in paths if not Path(path).exists()]
     if packages := missing_packages():
         print(
             f"error: {sys.executable} lacks {', '.join(packages)}: install {REQUIREMENTS} into "

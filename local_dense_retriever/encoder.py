@@ -1,6 +1,5 @@
 """Texts to vectors: three families of encoders, each with the prefixes and the pooling it was trained with."""
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from local_dense_retriever.devices import visible_devices
 from local_dense_retriever.errors import InputError
 
 MAX_QUERY_TOKENS = 256
@@ -53,33 +53,38 @@ STYLES = {
 
 
 class Encoder:
-    """A transformers encoder on the GPU in fp16 if there is one, else on the CPU in fp32."""
+    """A transformers encoder on the GPU in fp16 if there is one, else on the CPU in fp32. Call it from one thread."""
 
-    def __init__(self, name: str, model: str, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        batch_size: int = 64,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Loads the weights; `name` is a key of STYLES, `model` a local folder or a name on the Hugging Face hub.
 
-        A local folder is loaded without any access to the hub. Raises InputError if either is wrong.
+        A local folder is loaded without any access to the hub. `device` is torch's name of one; None takes the first
+        GPU, or the CPU. `dtype` None is fp16 on a GPU and fp32 on a CPU. Raises InputError if name or model is wrong.
         """
         if name not in STYLES:
             raise InputError(f"--retriever_name is {name!r}: the known encoders are {', '.join(STYLES)}")
         self._style = STYLES[name]
         self._batch_size = batch_size
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(device) if device else visible_devices()[0]
         self._tokenizer, self._model = _load(model)
-        dtype = torch.float16 if self._device.type == "cuda" else torch.float32
-        self._model.to(device=self._device, dtype=dtype)
+        usual = torch.float16 if self._device.type == "cuda" else torch.float32
+        self._model.to(device=self._device, dtype=dtype or usual)
         self._model.eval()
         self.dim: int = self._model.config.hidden_size
-        # Fast tokenizers raise "Already borrowed" when two threads set a truncation length at once, and two batches
-        # at a time would need twice the GPU memory.
-        self._lock = threading.Lock()
 
     def encode_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """-> (B, D) float32, rows L2-normalised, in the order of the queries. Safe to call from several threads."""
+        """-> (B, D) float32, rows L2-normalised, in the order of the queries."""
         return self._encode([self._style.query_prefix + query for query in queries], MAX_QUERY_TOKENS)
 
     def encode_passages(self, passages: Sequence[str]) -> NDArray[np.float32]:
-        """-> (B, D) float32, rows L2-normalised, in the order of the passages. Safe to call from several threads."""
+        """-> (B, D) float32, rows L2-normalised, in the order of the passages."""
         return self._encode([self._style.passage_prefix + passage for passage in passages], MAX_PASSAGE_TOKENS)
 
     def _encode(self, texts: list[str], max_tokens: int) -> NDArray[np.float32]:
@@ -87,10 +92,9 @@ class Encoder:
         # Neighbours in length share a batch, so that little of it is padding. Longest first: a batch that does not
         # fit into memory fails at once and not at the end.
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
-        with self._lock:
-            for start in range(0, len(texts), self._batch_size):
-                rows = by_length[start : start + self._batch_size]
-                vectors[rows] = self._encode_batch([texts[i] for i in rows], max_tokens)
+        for start in range(0, len(texts), self._batch_size):
+            rows = by_length[start : start + self._batch_size]
+            vectors[rows] = self._encode_batch([texts[i] for i in rows], max_tokens)
         return vectors
 
     @torch.inference_mode()

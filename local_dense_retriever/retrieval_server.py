@@ -1,44 +1,66 @@
-"""The retriever as an HTTP server: POST /retrieve, GET /health, and /docs.
+"""The retriever as an HTTP server: POST /retrieve, GET /health, /ready, /metrics, and /docs.
 
     python local_dense_retriever/retrieval_server.py --index_path e5_Flat.index --corpus_path wiki.jsonl
 
-The port is taken first, so that a port in use is noticed at once; it starts to listen when index and model are loaded.
-A server that answers is therefore a server that is ready.
+It listens at once, and loads meanwhile: until then /ready answers 503 and says what is being loaded. SIGTERM and Ctrl-C
+stop it: what is queued is answered first.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import ipaddress
+import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import NoReturn
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, Field
 
 if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.app import MAX_QUERIES, MAX_TOPK, create_app
+from local_dense_retriever.batcher import Limits
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.retriever import Hit, Retriever
+from local_dense_retriever.loading import add_index_arguments, load_retriever
+from local_dense_retriever.service import Service
 
-MAX_TOPK = 100
-MAX_QUERIES = 512  # of one request
-MAX_QUERY_CHARACTERS = 10_000
+API_KEY_VARIABLE = "RETRIEVAL_API_KEY"
 LISTEN_BACKLOG = 2048  # connections waiting to be accepted; a rollout opens hundreds at once
+KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, so that none is used while we close it
+STOP_TIMEOUT_S = 30  # what is queued has this long to be answered
+
+RANGES = {  # flag: smallest and largest value
+    "topk": (1, MAX_TOPK),
+    "max_batch": (1, 4096),
+    "max_queue": (MAX_QUERIES, 10**6),  # a request must fit
+    "batch_window_ms": (0, 1000),
+    "cache_size": (0, 10**8),
+    "port": (0, 65535),
+}
+
+
+def run() -> NoReturn:
+    """The process: main(), and its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # without waiting for the thread that loads or searches: it may take minutes
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
     try:
-        serve(args)
+        check_ranges(args)
+        with take_port(args.host, args.port) as listener:
+            asyncio.run(serve(args, listener))
     except (InputError, OSError) as error:  # OSError: a file without read permission, …
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -48,135 +70,89 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Serve a FAISS index and its corpus over HTTP.")
-    parser.add_argument("--index_path", required=True, help="FAISS index file, one row per passage of the corpus")
-    parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
-    parser.add_argument("--topk", type=int, default=3, help="passages per query if a request names none (default: 3)")
-    parser.add_argument("--retriever_name", default="e5", help="prefixes and pooling: e5, bge or minilm (default: e5)")
-    parser.add_argument(
-        "--retriever_model",
-        default="intfloat/e5-base-v2",
-        help="model folder, or name on the Hugging Face hub (default: intfloat/e5-base-v2)",
+    limits = Limits()
+    parser = argparse.ArgumentParser(
+        description="Serve an index and its corpus over HTTP.",
+        epilog=f"With {API_KEY_VARIABLE} in the environment, /retrieve asks for that key as a bearer token.",
     )
-    parser.add_argument("--faiss_gpu", action="store_true", help="keep the index in fp16 on all visible GPUs")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes any free port (default: 8000)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 serves other machines too, without a password (default: 127.0.0.1)"
-    )
+    add_index_arguments(parser)
+
+    def add(flag: str, default: int | float | str, text: str) -> None:
+        parser.add_argument(flag, type=type(default), default=default, help=f"{text} (default: {default})")
+
+    add("--topk", 3, "passages per query if a request names none")
+    add("--max_batch", limits.max_batch, "distinct queries searched at once")
+    add("--batch_window_ms", 1000 * limits.window_s, "how long a query waits for others when nothing is being searched")
+    add("--max_queue", limits.max_queue, "distinct queries that may wait; beyond, requests get 503")
+    add("--cache_size", limits.cache_size, "queries whose passages are kept, about 3 kB each at topk 3; 0 keeps none")
+    add("--port", 8000, "0 takes any free port")
+    add("--host", "127.0.0.1", "0.0.0.0 serves other machines too")
     return parser.parse_args(argv)
 
 
-def serve(args: argparse.Namespace) -> None:
-    """Loads everything, then serves until SIGINT or SIGTERM; raises InputError if something cannot be used."""
-    if not 1 <= args.topk <= MAX_TOPK:
-        raise InputError(f"--topk is {args.topk}; it must be between 1 and {MAX_TOPK}")
-    if not 0 <= args.port <= 65535:
-        raise InputError(f"--port is {args.port}; it must be between 0 and 65535")
-    with take_port(args.host, args.port) as listener:
-        retriever = load_retriever(args)
-        app = create_app(retriever, args.topk)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: see _bind
-        listener.listen(LISTEN_BACKLOG)
-        host, port = listener.getsockname()[:2]
-        print(f"ready: {len(retriever)} passages at http://{host}:{port}/retrieve (try /docs)", flush=True)
-        config = uvicorn.Config(app, log_level="warning")
-        uvicorn.Server(config).run(sockets=[listener])
+def check_ranges(args: argparse.Namespace) -> None:
+    for flag, (least, most) in RANGES.items():
+        if not least <= (value := getattr(args, flag)) <= most:
+            raise InputError(f"--{flag} is {value}; it must be between {least} and {most}")
 
 
 def take_port(host: str, port: int) -> socket.socket:
-    """A socket bound to the address but not listening yet: whoever connects is refused."""
+    """A socket that listens; who connects before anything is served waits. Raises InputError if it cannot be had."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
         raise InputError(f"cannot use --host {host} ({error}): give an address of this machine") from error
     try:
-        _bind(listener, address)
+        listener = socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG)
     except OSError as error:
-        listener.close()
         raise InputError(
             f"cannot use port {port} of {host} ({error}): stop what is using it, or give another --port"
         ) from error
+    # Connections inherit it. asyncio would set it, but not on sockets made like this, and a reply would take 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
-def _bind(listener: socket.socket, address: tuple[Any, ...]) -> None:
-    """Binds it, so that a second server cannot take the port too while this one is still loading.
+async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
+    """Serves until SIGINT or SIGTERM, and loads meanwhile; raises what loading raises."""
+    service = Service(Limits(args.batch_window_ms / 1000, args.max_batch, args.max_queue, args.cache_size))
+    api_key = os.environ.get(API_KEY_VARIABLE) or None  # set but empty: no key
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(service, args.topk, api_key),
+            lifespan="off",
+            log_level="warning",
+            access_log=False,  # a line for each request is slow; /metrics counts them
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=STOP_TIMEOUT_S,
+        )
+    )
+    url = _url(listener)
+    print(f"listening at {url}; {url}/ready says when all is loaded", flush=True)
+    if api_key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        print(f"warning: anyone who reaches {url} may use it; set {API_KEY_VARIABLE} to ask for a key", file=sys.stderr)
 
-    Linux shares a port among sockets that all have SO_REUSEADDR until one of them listens, so we set it late. But what
-    holds the port may be only the closed connections of an old server, which last a minute; a second try with the
-    option shares with those.
-    """
+    async def load() -> None:
+        try:
+            await service.load(partial(load_retriever, args))
+        except BaseException:
+            server.should_exit = True
+            raise
+        print(f"ready: {service.about['rows']} passages at {url}/retrieve (try {url}/docs)", flush=True)
+
+    loading = asyncio.create_task(load())
     try:
-        listener.bind(address)
-    except OSError:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        await server.serve(sockets=[listener])
+    finally:
+        service.close()
+    if loading.done():
+        await loading
 
 
-def load_retriever(args: argparse.Namespace) -> Retriever:
-    """Loads corpus, encoder and index, and checks that they belong together."""
-    for path in (args.corpus_path, args.index_path):  # before the minutes that loading the other one may take
-        if not Path(path).is_file():
-            raise InputError(f"there is no file {path}: build the index with build_index.py, or correct the path")
-    print(f"loading {args.retriever_model}, {args.corpus_path} and {args.index_path}", flush=True)
-    # Here and not above, because torch and FAISS take seconds to import.
-    from local_dense_retriever.encoder import Encoder
-    from local_dense_retriever.index import PassageIndex
-
-    encoder = Encoder(args.retriever_name, args.retriever_model)
-    index = PassageIndex(args.index_path, use_gpu=args.faiss_gpu)
-    return Retriever(encoder, index, Corpus(args.corpus_path))
-
-
-def _not_blank(query: str) -> str:
-    if not query.strip():
-        raise ValueError("the query is blank")
-    return query
-
-
-Query = Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS), AfterValidator(_not_blank)]
-
-
-class RetrieveRequest(BaseModel):
-    queries: list[Query] = Field(min_length=1, max_length=MAX_QUERIES)
-    topk: int | None = Field(default=None, ge=1, le=MAX_TOPK, description="passages per query; null: the server's own")
-    return_scores: bool = False
-
-
-def create_app(retriever: Retriever, default_topk: int = 3) -> FastAPI:
-    """The server's routes around a retriever that is loaded already."""
-    app = FastAPI(title="local dense retriever")
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    # Not `async`: FastAPI then runs it in a thread, and the event loop stays free while it encodes and searches.
-    @app.post("/retrieve")
-    def retrieve(request: RetrieveRequest) -> JSONResponse:
-        """For each query its nearest passages, best first.
-
-        Without scores `{"result": [[{"id", "contents"}, …], …]}`,
-        with scores `{"result": [[{"document": {"id", "contents"}, "score"}, …], …]}`.
-        """
-        found = retriever.search(request.queries, request.topk or default_topk)
-        return JSONResponse({"result": [[_to_json(hit, request.return_scores) for hit in hits] for hits in found]})
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-        # As FastAPI's own, but without repeating the input: it may be long, or no valid Unicode.
-        problems = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
-        return JSONResponse({"detail": problems}, status_code=422)
-
-    return app
-
-
-def _to_json(hit: Hit, with_score: bool) -> dict[str, Any]:
-    document = hit.passage._asdict()
-    return {"document": document, "score": hit.score} if with_score else document
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does, also while loading
-    sys.exit(main())
+    run()

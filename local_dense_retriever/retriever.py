@@ -1,52 +1,46 @@
-"""Queries to passages: an encoder, an index and a corpus that belong together."""
+"""Queries to passages: a searcher and a corpus that belong together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from local_dense_retriever.corpus import Corpus, Passage
 from local_dense_retriever.errors import InputError
-
-if TYPE_CHECKING:  # both import large libraries, which `--help` need not wait for
-    from local_dense_retriever.encoder import TextEncoder
-    from local_dense_retriever.index import PassageIndex
+from local_dense_retriever.searcher import About, Searcher
 
 
 class Hit(NamedTuple):
     passage: Passage
-    score: float  # inner product of two unit vectors, -1 … 1; larger is nearer
+    score: float  # larger is better: inner product of unit vectors, BM25, or the sum of reciprocal ranks
 
 
 class Retriever:
-    """Finds the passages nearest to a query. Safe to call from several threads."""
+    """Finds the passages nearest to a query. Call it from one thread at a time."""
 
-    def __init__(self, encoder: TextEncoder, index: PassageIndex, corpus: Corpus) -> None:
-        """Raises InputError if the index was not made from this corpus or not with an encoder of this size."""
-        if len(index) != len(corpus):
+    def __init__(self, searcher: Searcher, corpus: Corpus) -> None:
+        """Raises InputError if the index was not made from a corpus of this size."""
+        if len(searcher) != len(corpus):
             raise InputError(
-                f"the index {index.path} has {len(index)} rows but the corpus {corpus.path} has {len(corpus)} passages"
-                ": build the index again from this corpus, or give the corpus it was built from"
+                f"the index {searcher.path} has {len(searcher)} rows but the corpus {corpus.path} has {len(corpus)} "
+                "passages: build the index again from this corpus, or give the corpus it was built from"
             )
-        if index.dim != encoder.dim:
-            raise InputError(
-                f"the index {index.path} has vectors of {index.dim} numbers but the encoder makes {encoder.dim}: "
-                "give the --retriever_name and --retriever_model that the index was built with"
-            )
-        self._encoder = encoder
-        self._index = index
+        self._searcher = searcher
         self._corpus = corpus
 
     def __len__(self) -> int:
         return len(self._corpus)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """For each query its nearest passages, best first: topk of them, or all if the corpus has fewer."""
-        vectors = self._encoder.encode_queries(queries)  # (B, D)
-        scores, rows = self._index.search(vectors, topk)  # (B, k), -1 = none
-        distinct = sorted(set(rows[rows >= 0].tolist()))
+        """For each query its nearest passages, best first: at most topk of them."""
+        found = self._searcher.search(queries, topk)
+        distinct = sorted(set(found.rows[found.rows >= 0].tolist()))
         passages = dict(zip(distinct, self._corpus.passages(distinct), strict=True))
         return [
-            [Hit(passages[row], score) for row, score in zip(*found, strict=True) if row >= 0]
-            for found in zip(rows.tolist(), scores.tolist(), strict=True)
+            [Hit(passages[row], score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+            for rows, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
         ]
+
+    def describe(self) -> About:
+        """The index: backend, rows, dimension, bytes."""
+        return self._searcher.describe()

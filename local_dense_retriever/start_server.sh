@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Starts the retrieval server. Every setting is an environment variable; further flags are passed on:
+# Starts the retrieval server. The usual settings are environment variables; further flags are passed on:
 #
-#   PORT=8001 RETRIEVER_MODEL=/models/e5-base-v2 local_dense_retriever/start_server.sh --faiss_gpu
+#   PORT=8001 RETRIEVER_MODEL=/models/e5-base-v2 local_dense_retriever/start_server.sh --index_backend faiss --nprobe 64
 #   local_dense_retriever/start_server.sh --check     starts nothing: says whether all that it needs is there
+#
+# RETRIEVAL_API_KEY is passed on too, and never stands on a command line.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

@@ -29,7 +29,12 @@ ENVIRONMENT = {
     "track_log_probs": "TRACK_LOG_PROBS",
     "loss_mask_mode": "LOSS_MASK_MODE",
     "retrieval_server_url": "RETRIEVAL_SERVER_URL",
+    "retrieval_api_key": "RETRIEVAL_API_KEY",
     "google_api_key": "GOOGLE_API_KEY",
+    "search_failure_mode": "SEARCH_FAILURE_MODE",
+    "search_cache": "SEARCH_CACHE",
+    "search_cache_mode": "SEARCH_CACHE_MODE",
+    "search_budget": "SEARCH_BUDGET",
     "reward_preset": "REWARD_PRESET",
 }
 
@@ -59,6 +64,8 @@ CHOICES = {
     "search_backend": ("google", "local"),
     "token_tracking_mode": ("manual", "router_radix", "router_handler"),
     "loss_mask_mode": ("strict", "simple"),
+    "search_failure_mode": ("observe", "give_up"),
+    "search_cache_mode": ("off", "readwrite", "replay"),
     "tool_call_format": ("auto", *FORMATS),
     "reward_preset": tuple(REWARD_PRESETS),
     "answer_metric": get_args(AnswerMetric),
@@ -96,12 +103,23 @@ class SearchConfig:
     tool_call_format: str = "auto"  # auto: what the tokenizer's chat template shows
     max_tool_calls: int = 8  # of a turn, and queries of a call
     # Search.
-    retrieval_server_url: str = "http://localhost:8000"
+    retrieval_server_url: str = "http://localhost:8000"  # several, separated by commas, share the load
+    retrieval_api_key: str = dataclasses.field(default="", repr=False)
     google_api_key: str = dataclasses.field(default=PLACEHOLDER_KEY, repr=False)
+    google_endpoint: str = "https://google.serper.dev/search"
+    google_gl: str = "us"  # country
+    google_hl: str = "en"  # language
+    google_full_pages: bool = False  # fetch the pages, instead of reading the snippets
+    google_usd_per_1000: float = 1.0  # calls; only for the estimate of what was spent
     topk: int = 3
     search_concurrency: int = 256
     search_timeout_s: float = 60.0  # one search with all its retries
     search_retries: int = 3
+    search_failure_mode: str = "observe"
+    search_cache: str = ""  # a file; none: no cache
+    search_cache_mode: str = "readwrite"
+    search_cache_days: float = 30.0  # an older answer is searched again
+    search_budget: int = 0  # calls to the backend; 0: no limit
     # Engine.
     engine_timeout_s: float = 1800.0  # one try of a call, waiting in the engine's queue included
     engine_retries: int = 8
@@ -117,17 +135,20 @@ class SearchConfig:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ConfigError(_wrong_value(key, getattr(self, key), f"one of {', '.join(allowed)}"))
-        for key in ("max_turns", "max_context_length", "topk", "search_concurrency", "max_tool_calls"):
+        for key in ("max_context_length", "topk", "search_concurrency", "max_tool_calls"):
             if getattr(self, key) < 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 1 up"))
         if self.max_obs_tokens < 32:  # the tags and a few words
             raise ConfigError(_wrong_value("max_obs_tokens", self.max_obs_tokens, "a whole number from 32 up"))
-        for key in ("answer_reserve_tokens", "search_retries", "engine_retries"):
+        for key in ("max_turns", "answer_reserve_tokens", "search_retries", "engine_retries", "search_budget"):
             if getattr(self, key) < 0:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 0 up"))
         for key in ("search_timeout_s", "engine_timeout_s"):
             if getattr(self, key) <= 0:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a number of seconds above 0"))
+        for key in ("search_cache_days", "google_usd_per_1000"):
+            if getattr(self, key) < 0:
+                raise ConfigError(_wrong_value(key, getattr(self, key), "a number from 0 up"))
         for key in ("format_score", "final_format_score", "retrieval_score", "no_search_penalty"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a number from 0 to 1"))
@@ -148,18 +169,34 @@ class SearchConfig:
         if pair == ("chat", "router_radix"):
             logger.warning("chat + router_radix works but loses the structure of messages; router_handler keeps it.")
 
+    @property
+    def retrieval_urls(self) -> list[str]:
+        """The retriever servers."""
+        return [url.strip() for url in self.retrieval_server_url.split(",") if url.strip()]
+
+    @property
+    def caching(self) -> str:
+        """`search_cache_mode`, or off where there is no file."""
+        return self.search_cache_mode if self.search_cache else "off"
+
     def _check_backend(self) -> None:
-        if self.search_backend == "google" and self.google_api_key in ("", PLACEHOLDER_KEY):
+        if self.search_cache_mode == "replay" and not self.search_cache:
+            raise ConfigError("SEARCH_CACHE_MODE=replay needs a recording: set SEARCH_CACHE to its file.")
+        if self.search_backend == "local":
+            self._check_urls("retrieval_server_url", self.retrieval_urls, "RETRIEVAL_API_KEY")
+            return
+        self._check_urls("google_endpoint", [self.google_endpoint], "GOOGLE_API_KEY")
+        if self.google_api_key in ("", PLACEHOLDER_KEY) and self.caching != "replay":
             raise ConfigError(
-                "SEARCH_BACKEND=google needs a key: set GOOGLE_API_KEY, from serper.dev. This version has no "
-                "web search yet: set SEARCH_BACKEND=local, and RETRIEVAL_SERVER_URL to your retriever."
+                "SEARCH_BACKEND=google needs a key: set GOOGLE_API_KEY, from serper.dev, or set SEARCH_BACKEND=local "
+                "and RETRIEVAL_SERVER_URL to your retriever."
             )
-        if self.search_backend == "google":
-            raise ConfigError("SEARCH_BACKEND=google is not built yet; use local.")
-        if self.search_backend == "local" and not self.retrieval_server_url.startswith(("http://", "https://")):
-            raise ConfigError(
-                _wrong_value("retrieval_server_url", self.retrieval_server_url, "an http:// or https:// URL")
-            )
+
+    def _check_urls(self, key: str, urls: list[str], key_variable: str) -> None:
+        if any("@" in url for url in urls):  # and not repeated here
+            raise ConfigError(f"{_variable(key)} ({key}) holds a password; it would be logged: use {key_variable}.")
+        if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
+            raise ConfigError(_wrong_value(key, getattr(self, key), "an http:// or https:// URL"))
 
 
 def load_config(defaults: Mapping[str, Any], environment: Mapping[str, str], args: object) -> SearchConfig:

@@ -19,8 +19,9 @@ NOTHING_FOUND = "No documents were found."
 CUT = 0.97  # a little more is cut than the proportion says: to encode once more costs more than a few words
 CHARS_PER_TOKEN = 12  # a generous bound: text is cut to it before it is ever encoded
 
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\uffff]"
+_CONTROL = re.compile(  # and what is invisible: it could hide anything
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    r"\ufff9-\uffff\U000e0000-\U000e007f]"
 )
 
 
@@ -58,7 +59,7 @@ def render_passages(passages: Sequence[Passage], neutralise: Neutralise) -> str:
 
 
 def render_result(result: SearchResult, neutralise: Neutralise) -> str:
-    """What came of one search: its documents, or that there are none."""
+    """What came of one search: its documents, or that there are none. The model never reads what the trouble was."""
     return UNAVAILABLE if result.error else render_passages(result.passages, neutralise)
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from search_rollout.http_client import JsonClient, RequestFailed
@@ -28,6 +28,7 @@ class Reply:
     prompt_tokens: int | None = None  # how many ids the engine read
     prompt_scores: list[tuple[int, float]] | None = None  # (id, log-probability) behind logprob_start_len
     message: dict[str, Any] | None = None  # the turn in OpenAI's form, from chat completions
+    meta_info: Mapping[str, Any] = field(default_factory=dict)  # all else that the engine says, but log-probabilities
 
 
 class GrowingIds:
@@ -97,19 +98,24 @@ class EngineClient:
         raise EngineError("The engine aborts a request again and again that slime had not called off.")
 
 
-def call_params(shared: Mapping[str, Any], room: int, stop_strings: Sequence[str]) -> dict[str, Any]:
+def call_params(shared: Mapping[str, Any], room: int, stop_strings: Sequence[str], *, begun: int = 0) -> dict[str, Any]:
     """Sampling parameters of one call: slime's, which siblings share and nobody may change, with ours merged in.
 
-    `room` bounds the caller's max_new_tokens; `stop_strings` join the caller's own stops.
+    `room` bounds the caller's max_new_tokens; `stop_strings` join the caller's own stops. `begun`: how many tokens of
+    the turn there are already.
     """
     stop = shared.get("stop") or []
     stop = [stop] if isinstance(stop, str) else list(stop)
     asked = shared.get("max_new_tokens")
-    most = room if asked is None else min(int(asked), room)
+    most = room if asked is None else min(int(asked) - begun, room)
     return {
         **shared,
         "max_new_tokens": most,
-        **({"min_new_tokens": min(shared["min_new_tokens"], most)} if shared.get("min_new_tokens") else {}),
+        **(
+            {"min_new_tokens": min(max(shared["min_new_tokens"] - begun, 0), most)}
+            if shared.get("min_new_tokens")
+            else {}
+        ),
         "stop": stop + [string for string in stop_strings if string not in stop],
         "no_stop_trim": True,
         "skip_special_tokens": False,
@@ -146,6 +152,7 @@ def _reply(answer: Mapping[str, Any], meta: Mapping[str, Any], track_log_probs: 
         prompt_tokens=meta.get("prompt_tokens"),
         prompt_scores=[(item[1], item[0]) for item in scores[1:]] if scores else None,  # the first has no value
         message=message,
+        meta_info={key: value for key, value in meta.items() if not key.endswith("_logprobs")},
     )
 
 

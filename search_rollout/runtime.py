@@ -10,12 +10,17 @@ from typing import Any
 from search_rollout import sample_fields
 from search_rollout.chat_template import decode, encode
 from search_rollout.config import ConfigError, SearchConfig
+from search_rollout.local_retriever import LocalRetriever
 from search_rollout.observation import neutraliser, special_strings
-from search_rollout.policy import EngineClient
+from search_rollout.policy import EngineClient, call_params
 from search_rollout.protocol import RolloutProtocol
-from search_rollout.retrieval import LocalRetriever
+from search_rollout.resume import Interrupted, settle_open_turn
+from search_rollout.retrieval import PassageSource, Searcher
+from search_rollout.search_cache import CacheError, SearchCache
+from search_rollout.search_usage import SearchUsage
 from search_rollout.tool_formats import ToolFormat, tool_format
 from search_rollout.tool_protocol import ToolProtocol
+from search_rollout.top_p_replay import replays_top_p
 from search_rollout.tracking import (
     NAMESPACE_HEADER,
     HandlerTracking,
@@ -24,7 +29,7 @@ from search_rollout.tracking import (
     Tracking,
     check_router,
 )
-from search_rollout.trajectory import Trajectory
+from search_rollout.trajectory import Trajectory, opens_thought
 from search_rollout.xml_protocol import XmlProtocol
 
 logger = logging.getLogger(__name__)
@@ -44,9 +49,20 @@ class Rollout:
 
 
 class Runtime:
-    """Made once per event loop, inside it. `state` is slime's GenerateState (`.tokenizer`, `.aborted`)."""
+    """Made once per event loop, inside it. `state` is slime's GenerateState (`.tokenizer`, `.aborted`).
 
-    def __init__(self, base_url: str, config: SearchConfig, state: Any) -> None:
+    `web` finds passages where SEARCH_BACKEND is not local. `usage` counts what searching costs. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        config: SearchConfig,
+        state: Any,
+        *,
+        web: PassageSource | None = None,
+        usage: SearchUsage | None = None,
+    ) -> None:
         self.config = config
         self.tokenizer = state.tokenizer
         self._state = state
@@ -55,20 +71,21 @@ class Runtime:
         self._scale_told = False
         self._router_checked = config.token_tracking_mode == "manual"
         self.engine = EngineClient(base_url, timeout_s=config.engine_timeout_s, retries=config.engine_retries)
-        self.search = LocalRetriever(
-            config.retrieval_server_url,
-            topk=config.topk,
-            concurrency=config.search_concurrency,
-            timeout_s=config.search_timeout_s,
-            retries=config.search_retries,
-        )
+        self.search = make_searcher(config, [web] if web else local_retrievers(config), usage)
 
     def aborted(self) -> bool:
         """True once slime has called the whole rollout off."""
         return bool(self._state.aborted)
 
-    async def begin(self, args: Any, sample: Any, sampling_params: Mapping[str, Any], evaluation: bool) -> Rollout:
-        """A rollout that holds the sample's prompt and nothing else.
+    async def begin(
+        self,
+        args: Any,
+        sample: Any,
+        sampling_params: Mapping[str, Any],
+        evaluation: bool,
+        interrupted: Interrupted | None = None,
+    ) -> Rollout:
+        """A rollout that holds the sample's prompt, and what was interrupted if that goes on from it.
 
         Raises ConfigError if a mode cannot work here, SampleError if the sample cannot be rolled out.
         """
@@ -85,14 +102,23 @@ class Runtime:
             self.config.loss_mask_mode == "simple",
             opens_thought(prompt),
         )
-        trajectory_id = uuid.uuid4().hex
-        return Rollout(
+        if interrupted and not interrupted.continues(trajectory):
+            logger.warning("sample %s starts anew: what it holds of an aborted rollout does not fit.", sample.index)
+            interrupted = None
+        trajectory_id = interrupted.trajectory_id if interrupted else uuid.uuid4().hex
+        rollout = Rollout(
             trajectory,
             self._protocol(tools, kwargs),
             self._tracking(sample, prompt, tools, kwargs),
             {NAMESPACE_HEADER: trajectory_id, **routing_headers(args, sample)},
             trajectory_id,
         )
+        if interrupted:
+            interrupted.restore(trajectory, rollout.tracking)
+            begun = len(trajectory.open_ids)
+            params = call_params(sampling_params, trajectory.room, rollout.protocol.stop_strings, begun=begun)
+            settle_open_turn(trajectory, self.tokenizer, params, exact=self.config.token_tracking_mode == "manual")
+        return rollout
 
     def tracks_log_probs(self, sampling_params: Mapping[str, Any]) -> bool:
         """Whether log-probabilities can be recorded.
@@ -151,9 +177,35 @@ class Runtime:
         return ManualTracking(self.engine)
 
 
-def opens_thought(text: str) -> bool:
-    """True if the text ends in <think>, as some templates begin every turn of the model."""
-    return text.rstrip().endswith("<think>")
+def local_retrievers(config: SearchConfig) -> list[PassageSource]:
+    """A source for each retriever server."""
+    return [
+        LocalRetriever(url, topk=config.topk, timeout_s=config.search_timeout_s, api_key=config.retrieval_api_key)
+        for url in config.retrieval_urls
+    ]
+
+
+def make_searcher(config: SearchConfig, sources: Sequence[PassageSource], usage: SearchUsage | None = None) -> Searcher:
+    """The sources behind the one policy. Raises ConfigError if the cache's file cannot be used."""
+    replay = config.caching == "replay"
+    cache = None
+    if config.caching != "off":
+        try:
+            max_age_s = config.search_cache_days * 24 * 3600
+            cache = SearchCache(config.search_cache, sources[0].namespace, max_age_s=max_age_s, read_only=replay)
+        except CacheError as error:
+            raise ConfigError(f"SEARCH_CACHE: {error}. Give a file that this process can write.") from error
+    return Searcher(
+        sources,
+        concurrency=config.search_concurrency,
+        timeout_s=config.search_timeout_s,
+        retries=config.search_retries,
+        usage=usage,
+        cache=cache,
+        replay=replay,
+        budget=config.search_budget,
+        usd_per_call=config.google_usd_per_1000 / 1000 if config.search_backend == "google" else 0.0,
+    )
 
 
 def engine_url(args: Any) -> str:
@@ -169,12 +221,13 @@ def routing_headers(args: Any, sample: Any) -> dict[str, str]:
     return {}
 
 
-def check_slime_args(args: Any, sample: Any) -> None:
-    """Raises ConfigError on a feature of slime that needs data from each reply which rollouts do not record yet."""
-    if getattr(args, "rollout_top_p", 1.0) != 1.0 and hasattr(sample, "rollout_top_p_token_ids"):
+def check_slime_args(args: Any, config: SearchConfig, sampling_params: Mapping[str, Any]) -> None:
+    """Raises ConfigError on a feature of slime that these settings, or these rollouts, do not go with."""
+    exact = config.loss_mask_mode == "strict" and config.token_tracking_mode == "manual" and config.track_log_probs
+    if replays_top_p(sampling_params) and not exact:
         raise ConfigError(
-            f"--rollout-top-p {args.rollout_top_p} is not built yet: this slime replays each token's nucleus, which "
-            "these rollouts do not record. Use --rollout-top-p 1."
+            "--rollout-top-p below 1 needs LOSS_MASK_MODE=strict, TOKEN_TRACKING_MODE=manual and TRACK_LOG_PROBS=true: "
+            "this slime replays what each token was drawn from. Use these, or --rollout-top-p 1."
         )
     if getattr(args, "use_rollout_routing_replay", False):
         raise ConfigError("--use-rollout-routing-replay is not built yet: these rollouts do not record experts.")

@@ -4,6 +4,7 @@ Works on any slime version's Sample by its attributes; slime is not imported. Ev
 fields stands in `sample.metadata[METADATA_KEY]`, as plain JSON values.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def add_info(sample: Any, info: Mapping[str, Any]) -> None:
 
 
 def reset(sample: Any) -> None:
-    """Forgets an earlier, aborted rollout, so that a new one starts from the prompt alone."""
+    """Forgets an earlier, aborted rollout. slime's counters of the engine's work for this sample stay."""
     sample.tokens = []
     sample.response = ""
     sample.response_length = 0
@@ -80,6 +81,8 @@ def reset(sample: Any) -> None:
         sample.remove_sample = False
     if hasattr(sample, "non_generation_time"):
         sample.non_generation_time = 0.0
+    if hasattr(sample, "rollout_top_p_token_ids"):
+        sample.rollout_top_p_token_ids = sample.rollout_top_p_token_offsets = None
     sample.metadata = {key: value for key, value in _metadata(sample).items() if key != METADATA_KEY}
 
 
@@ -99,17 +102,19 @@ def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, tokeniz
         {
             "stop_reason": stop.value,
             "gave_up": False,
-            "turns": sum(segment.source == "model" for segment in trajectory.segments),
+            "turns": trajectory.turns,
             "corrections": sum(segment.kind == "correction" for segment in trajectory.segments),
             "mistakes": dict(trajectory.mistakes),
             "think_opened": trajectory.think_opened,
             "end_of_turn": _ends_of_turns(trajectory, tokenizer),
             "segments": [segment._asdict() for segment in trajectory.segments],
             "search_seconds": trajectory.search_seconds,
+            "search_counts": _search_counts(trajectory),
             "searches": [
                 {
                     "query": result.query,
                     "error": result.error,
+                    "origin": result.origin,
                     "documents": [{"title": passage.title, "text": passage.text} for passage in result.passages],
                 }
                 for result in trajectory.searches
@@ -132,10 +137,39 @@ def write_give_up(sample: Any, trajectory: Trajectory, stop: StopReason, filler_
     sample.status = sample.Status.TRUNCATED
     if hasattr(sample, "remove_sample"):
         sample.remove_sample = True
+    if hasattr(sample, "rollout_top_p_token_ids"):  # which slime wants of every sample, if of any
+        sample.rollout_top_p_token_ids, sample.rollout_top_p_token_offsets = [], [0, 0]
     add_info(
         sample,
-        {"stop_reason": stop.value, "gave_up": True, "turns": 0, "corrections": 0, "segments": [], "searches": []},
+        {
+            "stop_reason": stop.value,
+            "gave_up": True,
+            "turns": 0,
+            "corrections": 0,
+            "segments": [],
+            "search_counts": _search_counts(trajectory),
+            "searches": [],
+        },
     )
+
+
+def count_engine_work(args: Any, sample: Any, trajectory: Trajectory) -> None:
+    """Adds to slime's own counters, where the version has them, what the engine did for this sample."""
+    if not hasattr(sample, "prefix_cache_info"):
+        return
+    for meta_info in trajectory.meta_infos:
+        numbers = {key: value for key, value in meta_info.items() if type(value) is int}
+        sample.prefix_cache_info.add(meta_info=numbers)
+        if getattr(args, "sglang_speculative_algorithm", None):
+            sample.spec_info.add(meta_info=numbers)
+
+
+def _search_counts(trajectory: Trajectory) -> dict[str, int]:
+    """How many queries there were, how many of them failed, and where the other answers came from."""
+    origins = Counter("failed" if result.error else result.origin for result in trajectory.searches)
+    return {"queries": len(trajectory.searches)} | {
+        origin: origins[origin] for origin in ("backend", "cache", "shared", "failed")
+    }
 
 
 def _ends_of_turns(trajectory: Trajectory, tokenizer: Any) -> list[str]:

@@ -50,6 +50,14 @@ class Tracking(Protocol):
         """Raises RouterMismatch if the finished trajectory is not what the router recorded."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """What it keeps beside the trajectory, up to the last turn that no abort cut, as JSON values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        ...
+
 
 class ManualTracking:
     """See `Tracking`."""
@@ -72,6 +80,13 @@ class ManualTracking:
     async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
         """Nothing to compare: the trajectory is made of the replies."""
 
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
 
 class RadixTracking:
     """See `Tracking`; keeps the text as the router knows it."""
@@ -87,7 +102,8 @@ class RadixTracking:
         """Sends all text."""
         body = {"text": self._text, "sampling_params": params, **_log_prob_fields(trajectory)}
         reply = _checked(await self._engine.generate(body, headers, aborted), trajectory, aborted)
-        self._known = self._text = self._text + reply.text
+        if reply.finish != "abort":  # a router keeps no such reply
+            self._known = self._text = self._text + reply.text
         return reply
 
     def tell(self, message: Message) -> None:
@@ -98,6 +114,14 @@ class RadixTracking:
         """Fetches the record of the text up to the last reply."""
         if self._known:
             await _verify(self._engine, "router_radix", {"text": self._known}, trajectory, headers)
+
+    def state(self) -> dict[str, Any]:
+        """The text, and how much of it the router knows."""
+        return {"text": self._text, "known": self._known}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `state`."""
+        self._text, self._known = state["text"], state["known"]
 
 
 class HandlerTracking:
@@ -121,6 +145,8 @@ class HandlerTracking:
         """Sends all messages."""
         body = {"messages": self._messages, **self._shared, **_chat_fields(params, trajectory)}
         reply = _checked(await self._engine.chat(body, headers, aborted), trajectory, aborted)
+        if reply.finish == "abort":  # a router keeps no such reply
+            return reply
         if reply.message is None:
             raise EngineError("The router's chat completion has no message.")
         self._messages.append(reply.message)
@@ -139,6 +165,14 @@ class HandlerTracking:
         if self._known:
             body = {"messages": self._messages[: self._known], **self._shared}
             await _verify(self._engine, "router_handler", body, trajectory, headers)
+
+    def state(self) -> dict[str, Any]:
+        """The messages, and how many of them the router knows."""
+        return {"messages": list(self._messages), "known": self._known}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `state`."""
+        self._messages, self._known = list(state["messages"]), state["known"]
 
 
 async def check_router(engine: EngineClient, mode: str) -> None:

@@ -1,10 +1,10 @@
 """The one owner of alignment: a trajectory's ids, loss mask and log-probabilities grow together or not at all."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from search_rollout.protocol import Message
 from search_rollout.retrieval import SearchResult
@@ -20,11 +20,12 @@ class StopReason(Enum):
     NO_ROOM_TO_OBSERVE = (
         "no_room_to_observe"  # an observation or correction, and the answer reserve behind it, no longer fit
     )
-    ABORTED = "aborted"  # slime stopped the rollout; the sample will be generated anew
+    ABORTED = "aborted"  # slime stopped the rollout; the sample will be resumed, or generated anew
     BAD_SAMPLE = "bad_sample"  # given up: its prompt or its tools cannot be used; the log says why
     EMPTY_PROMPT = "empty_prompt"  # given up: there is nothing to continue
     PROMPT_TOO_LONG = "prompt_too_long"  # given up: the prompt alone fills the context
     ENGINE_FAILED = "engine_failed"  # given up: the engine did not answer, or not in a way that can be trained on
+    SEARCH_FAILED = "search_failed"  # given up: a search failed, and SEARCH_FAILURE_MODE is give_up
     ROUTER_MISMATCH = "router_mismatch"  # given up: the router's record is not what its replies carried
     INTERNAL_ERROR = "internal_error"  # given up: a fault of this plugin; the log has its traceback
 
@@ -40,6 +41,7 @@ _GIVES_UP = frozenset(
         StopReason.EMPTY_PROMPT,
         StopReason.PROMPT_TOO_LONG,
         StopReason.ENGINE_FAILED,
+        StopReason.SEARCH_FAILED,
         StopReason.ROUTER_MISMATCH,
         StopReason.INTERNAL_ERROR,
     }
@@ -59,6 +61,9 @@ class Segment(NamedTuple):
 class Trajectory:
     """Prompt and response of one rollout. `append_model` and `append_env` are the only ways to grow the response.
 
+    The model's turn is one reply of the engine, or several where aborts cut it: then it is open, and the next reply
+    goes on with it.
+
     Loss mask, strict: 1 exactly on the ids that the engine sampled, each with its log-probability; 0 and 0.0 on the
     environment's. Simple: 1 everywhere; what the environment said gets the engine's own log-probabilities with the
     next reply, and is dropped if no reply follows. `log_probs` stays None when they are not tracked.
@@ -77,6 +82,9 @@ class Trajectory:
     search_seconds: float = 0.0  # spent waiting for them
     mistakes: Counter[str] = field(default_factory=Counter)  # in tool calls, by class
     weight_versions: list[str] = field(default_factory=list)  # one per engine call that reported one
+    meta_infos: list[Mapping[str, Any]] = field(default_factory=list)  # one per reply, without its log-probabilities
+    finish: str = ""  # how the last reply ended: "stop", "length" or "abort"; empty before the first
+    ended_turn: bool = False  # a stop token ended it, not a stop string
 
     def __post_init__(self) -> None:
         self.log_probs = [] if self.track_log_probs else None
@@ -102,17 +110,47 @@ class Trajectory:
         last = self.segments[-1] if self.segments else None
         return last.tokens if self.simple_mask and last and last.source == "environment" else 0
 
+    @property
+    def turns(self) -> int:
+        """How many turns of the model there are, an open one included."""
+        return sum(segment.source == "model" for segment in self.segments)
+
+    @property
+    def turn_is_open(self) -> bool:
+        """True if an abort cut the model's last turn."""
+        return self.finish == "abort" and bool(self.segments) and self.segments[-1].source == "model"
+
+    @property
+    def open_ids(self) -> list[int]:
+        """The ids of the open turn so far; empty if none is open."""
+        return self.response_ids[len(self.response_ids) - self.segments[-1].tokens :] if self.turn_is_open else []
+
+    @property
+    def needs_reply(self) -> bool:
+        """False if the model's last turn is complete, and the environment has not answered it."""
+        return not self.segments or self.segments[-1].source == "environment" or self.turn_is_open
+
+    @property
+    def turn_began_in_thought(self) -> bool:
+        """True if the model's last turn began inside <think>: the template opens it, or the prompt does."""
+        return opens_thought(self.segments[-2].text) if len(self.segments) > 1 else self.think_opened
+
     def append_model(
         self,
         ids: Sequence[int],
         log_probs: Sequence[float] | None,
         text: str,
-        weight_version: str | None = None,
         unscored_log_probs: Sequence[float] = (),
+        *,
+        finish: str = "stop",
+        ended_turn: bool = False,
+        weight_version: str | None = None,
+        meta_info: Mapping[str, Any] | None = None,
     ) -> None:
         """Adds what the engine sampled, verbatim, and the log-probabilities of the unscored ids before it.
 
-        Raises ValueError if ids and log-probabilities do not match.
+        `text` is the whole turn's: that of `open_ids` and `ids`. Raises ValueError if ids and log-probabilities do not
+        match.
         """
         if self.log_probs is not None:
             if log_probs is None or len(log_probs) != len(ids):
@@ -123,7 +161,11 @@ class Trajectory:
             self.log_probs += log_probs
         if weight_version is not None:
             self.weight_versions.append(weight_version)
-        self._append(ids, 1, Segment("model", text, "turn", len(ids)))
+        if meta_info is not None:
+            self.meta_infos.append(meta_info)
+        begun = self.segments.pop().tokens if self.turn_is_open else 0
+        self._append(ids, 1, Segment("model", text, "turn", begun + len(ids)))
+        self.finish, self.ended_turn = finish, ended_turn
 
     def append_env(self, message: Message) -> None:
         """Adds what the environment says to the model."""
@@ -135,13 +177,28 @@ class Trajectory:
     def drop_unscored(self) -> None:
         """Forgets what no reply scored, at the end of a rollout with the simple mask."""
         if self.unscored:
-            end = len(self.response_ids) - self.unscored
-            del self.response_ids[end:], self.loss_mask[end:]
-            if self.log_probs is not None:
-                del self.log_probs[end:]
+            self._shorten(self.unscored)
             self.segments.pop()
+
+    def drop_open(self, count: int, text: str) -> None:
+        """Forgets the last `count` ids of the open turn, which then reads `text`; without ids it is no turn."""
+        turn = self.segments.pop()
+        self._shorten(count)
+        if count < turn.tokens:
+            self.segments.append(turn._replace(text=text, tokens=turn.tokens - count))
+
+    def _shorten(self, count: int) -> None:
+        end = len(self.response_ids) - count
+        del self.response_ids[end:], self.loss_mask[end:]
+        if self.log_probs is not None:
+            del self.log_probs[end:]
 
     def _append(self, ids: Sequence[int], mask: int, segment: Segment) -> None:
         self.response_ids += ids
         self.loss_mask += [mask] * len(ids)
         self.segments.append(segment)
+
+
+def opens_thought(text: str) -> bool:
+    """True if the text ends in <think>, as some templates begin every turn of the model."""
+    return text.rstrip().endswith("<think>")

@@ -96,6 +96,7 @@ class FakeEngine:
     requests: list[dict] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
     sampled: list[list[int]] = field(default_factory=list)  # ids of each reply
+    reports_top_p: bool = True  # where slime's custom_params ask for it
     _server: TestServer | None = None
 
     async def __aenter__(self) -> "FakeEngine":
@@ -161,6 +162,10 @@ class FakeEngine:
             "cached_tokens": 0,
             "weight_version": "7",
         }
+        custom = request["sampling_params"].get("custom_params") or {}
+        if custom.get("return_top_p_token_ids") and self.reports_top_p:  # two for each token: itself, and the next id
+            meta["top_p_token_ids"] = [one for token in ids for one in (token, token + 1)]
+            meta["top_p_token_offsets"] = list(range(0, 2 * len(ids) + 1, 2))
         if request.get("return_logprob"):
             meta["output_token_logprobs"] = [[self.log_prob(number, p), token, None] for p, token in enumerate(ids)]
             if (start := request.get("logprob_start_len", -1)) >= 0:
@@ -176,26 +181,40 @@ class FakeRetriever:
 
     documents: list[str] = field(default_factory=lambda: ['"Kenya capital"\nThe capital of Kenya is Nairobi.'])
     trouble: Callable[[int], web.StreamResponse | float | None] | None = None  # request number -> answer or delay
+    guard: Callable[[web.Request], web.Response | None] | None = None  # what stands before every request
     queries: list[str] = field(default_factory=list)
+    requests: int = 0
+    port: int | None = None
     _server: TestServer | None = None
 
     async def __aenter__(self) -> "FakeRetriever":
-        app = web.Application()
-        app.router.add_post("/retrieve", self._retrieve)
-        self._server = TestServer(app)
-        await self._server.start_server()
+        await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listens; on the same port as before, if it was stopped."""
+        app = web.Application()
+        app.router.add_post("/retrieve", self._retrieve)
+        self._server = TestServer(app, port=self.port)
+        await self._server.start_server(shutdown_timeout=0.01)
+        self.port = self._server.port
+
+    async def stop(self) -> None:
+        """Cuts every connection and listens no more."""
         assert self._server is not None
         await self._server.close()
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.port}"
+        return f"http://127.0.0.1:{self.port}"
 
     async def _retrieve(self, http_request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        if self.guard and (refusal := self.guard(http_request)):
+            return refusal
         request = await http_request.json()
         self.queries += request["queries"]
         trouble = self.trouble(len(self.queries) - 1) if self.trouble else None

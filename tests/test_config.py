@@ -63,6 +63,12 @@ def test_booleans_are_read_from_words(word):
         ("SEARCH_R1_MAX_OBS_TOKENS", "5", "from 32 up"),
         ("SEARCH_R1_SEARCH_TIMEOUT_S", "-1", "above 0"),
         ("RETRIEVAL_SERVER_URL", "localhost:8000", "http://"),
+        ("RETRIEVAL_SERVER_URL", "http://a:1,b:2", "http://"),
+        ("RETRIEVAL_SERVER_URL", ",", "http://"),
+        ("SEARCH_FAILURE_MODE", "ignore", "observe, give_up"),
+        ("SEARCH_CACHE_MODE", "write", "off, readwrite, replay"),
+        ("SEARCH_BUDGET", "-1", "from 0 up"),
+        ("SEARCH_R1_SEARCH_CACHE_DAYS", "-1", "from 0 up"),
     ],
 )
 def test_a_bad_value_is_named_shown_and_explained(variable, value, allowed):
@@ -81,9 +87,34 @@ def test_an_impossible_pair_of_modes_raises_with_the_valid_ones():
         assert pair in str(error.value)
 
 
-def test_what_is_not_built_yet_says_so():
-    with pytest.raises(ConfigError, match="not built yet"):
-        load({"SEARCH_BACKEND": "google", "GOOGLE_API_KEY": "a-key"})
+def test_web_search_needs_its_key_unless_it_is_only_replayed():
+    google = {"SEARCH_BACKEND": "google"}
+    assert load({**google, "GOOGLE_API_KEY": "a-key"}).search_backend == "google"
+    assert load({**google, "SEARCH_CACHE": "f", "SEARCH_CACHE_MODE": "replay"}).caching == "replay"
+
+
+def test_several_retriever_servers_are_given_with_commas():
+    assert load({"RETRIEVAL_SERVER_URL": "http://a:1, https://b:2/retrieve,"}).retrieval_urls == [
+        "http://a:1",
+        "https://b:2/retrieve",
+    ]
+
+
+def test_the_cache_is_on_where_a_file_is_given():
+    assert load().caching == "off"
+    assert load({"SEARCH_CACHE": "f"}).caching == "readwrite"
+    assert load({"SEARCH_CACHE": "f", "SEARCH_CACHE_MODE": "off"}).caching == "off"
+
+
+def test_a_replay_without_a_recording_says_what_to_set():
+    with pytest.raises(ConfigError, match="set SEARCH_CACHE to its file"):
+        load({"SEARCH_CACHE_MODE": "replay"})
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated():
+    with pytest.raises(ConfigError) as error:
+        load({"RETRIEVAL_SERVER_URL": "http://me:hunter2@node:1"})
+    assert "RETRIEVAL_API_KEY" in str(error.value) and "hunter2" not in str(error.value)
 
 
 def test_chat_with_router_radix_warns(caplog):
@@ -105,8 +136,9 @@ def test_an_unknown_key_in_the_table_is_an_error_and_an_unknown_variable_a_warni
     assert "SEARCH_R1_MAX_TURN is not a setting" in caplog.text
 
 
-def test_the_key_is_never_in_a_repr():
-    assert "secret" not in repr(SearchConfig(search_backend="local", google_api_key="secret"))
+def test_no_key_is_ever_in_a_repr():
+    config = SearchConfig(search_backend="local", google_api_key="secret", retrieval_api_key="secret")
+    assert "secret" not in repr(config)
 
 
 def test_every_mode_of_the_readme_has_its_own_variable():

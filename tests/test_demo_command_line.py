@@ -15,13 +15,16 @@ from demo_helpers import assert_ended, save_model, write_world
 from fakes import tiny_tokenizer
 
 from demo import retriever_process, train
-from demo.retriever_process import RetrieverProcess, build_index, free_port, index_path
+from demo.retriever_process import RetrieverProcess, build_index, index_path
+from evaluation.server_process import free_port
 
 STUB_RETRIEVER = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
+    asked = 0
     def do_GET(self):
-        self.send_response(200); self.end_headers()
+        Handler.asked += 1  # it is not ready at first
+        self.send_response(503 if Handler.asked < 3 else 200); self.end_headers()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
 
@@ -146,7 +149,7 @@ def test_a_retriever_that_does_not_start_ends_the_demo_with_its_last_words(
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A retriever that only knows /health stands in for the real one, which takes seconds to load."""
+    """A retriever that only says whether it is ready stands in for the real one, which takes seconds to load."""
     (tmp_path / "retrieval_server.py").write_text(STUB_RETRIEVER)
     monkeypatch.setattr(retriever_process, "SCRIPTS", tmp_path)
     monkeypatch.setattr(retriever_process, "START_TIMEOUT_S", 15.0)
@@ -164,7 +167,7 @@ def is_open(port: int) -> bool:
 
 def test_a_retriever_is_ready_in_the_block_and_gone_behind_it(stub: Path, started: list[subprocess.Popen]) -> None:
     with retriever(stub) as running:
-        assert httpx.get(f"http://127.0.0.1:{running.port}/health", trust_env=False).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{running.port}/ready", trust_env=False).status_code == 200
         (process,) = started
         assert process.poll() is None
     assert process.poll() == -signal.SIGTERM

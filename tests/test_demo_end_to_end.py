@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from demo_helpers import save_model
@@ -17,8 +19,7 @@ CAPITALS = {"Kenya": "Nairobi", "Ghana": "Accra", "Peru": "Lima", "Cuba": "Havan
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> list[str]:
+def demo_command(tmp_path: Path) -> list[str]:
     """A demo of two GRPO steps that takes seconds: the warm start lets the tiny model learn the traces by heart."""
     model = save_model(tmp_path / "model", tiny_tokenizer())
     world = tmp_path / "world"
@@ -50,12 +51,22 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("mode", ["generate", "chat"])
-def test_two_steps_leave_a_summary_a_report_and_no_process(command: list[str], tmp_path: Path, mode: str) -> None:
-    done = subprocess.run([*command, "--api-mode", mode], cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module", params=["generate", "chat"])
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess]:
+    """The folder of a finished run in one of the API modes, and what it printed."""
+    place = tmp_path_factory.mktemp("finished")
+    command = [*demo_command(place), "--api-mode", request.param]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
-    assert folder.parent == tmp_path / "runs"
+    assert folder.parent == place / "runs"
+    return folder, done
+
+
+def test_two_steps_leave_a_summary_a_report_and_no_process(finished: tuple[Path, Any]) -> None:
+    folder, done = finished
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == 2 and summary["stopped"] == "steps" and summary["seconds"] > 0
     for phase in ("before", "after"):
@@ -73,7 +84,45 @@ def test_two_steps_leave_a_summary_a_report_and_no_process(command: list[str], t
     assert "Traceback" not in done.stderr
 
 
-def test_an_interruption_keeps_what_was_done_and_leaves_no_process(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", ["before", "after"])
+def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
+    finished: tuple[Path, Any], phase: str
+) -> None:
+    folder, _ = finished
+    serve = [sys.executable, "-m", "demo.serve", str(folder), "--phase", phase]
+    cache = str(folder.parent.parent / "cache")
+    with subprocess.Popen([*serve, "--cache", cache], cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            lines: list[str] = []
+            while not lines or "Ctrl-C" not in lines[-1]:
+                lines.append(server.stdout.readline())
+                assert lines[-1], lines  # it ended too early
+            ask, evaluate = (shlex.split(line) for line in lines if " -m evaluation." in line)
+            done = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, timeout=120)
+            asked = subprocess.run(
+                [*ask, "--ask", "Capital of Peru?"], cwd=ROOT, capture_output=True, text=True, timeout=120
+            )
+        finally:
+            server.send_signal(signal.SIGINT)
+    assert (done.returncode, server.returncode) == (0, 0), done.stderr
+    results = json.loads((folder / f"evaluation-{phase}" / "results.json").read_text())["results"]["demo"]
+    table = json.loads((folder / "summary.json").read_text())[phase]
+    names = {"em": "exact_match", "valid_format": "valid_format", "searches": "searches_per_question"}
+    names |= {"reward": "reward", "response_tokens": "response_length"}
+    assert {name: round(results[key]["mean"], 4) for key, name in names.items()} == {
+        name: table[name] for name in names.values()
+    }
+    outcomes = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+    expected = {row["id"]: row["exact_match"] for row in outcomes if row["phase"] == phase}
+    trajectories = (folder / f"evaluation-{phase}" / "trajectories.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in trajectories]
+    assert {record["metadata"]["question_id"]: record["scores"]["em"] for record in records} == expected
+    assert asked.stdout.startswith("question: Capital of Peru?\n") and "answer: " in asked.stdout
+
+
+def test_an_interruption_keeps_what_was_done_and_leaves_no_process(tmp_path: Path) -> None:
+    command = demo_command(tmp_path)
     command[command.index("--steps") + 1] = "100000"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -347,13 +347,31 @@ async def test_a_wrong_setting_raises_instead_of_giving_up_every_sample(monkeypa
             await generate_with_search.generate(args, make_sample(), PARAMS)
 
 
-async def test_top_p_replay_is_refused_in_words_where_slime_needs_it(monkeypatch):
-    async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER), rollout_top_p=0.9) as (args, _):
-        assert (await roll_out(args, make_sample())).reward == 1.0  # a slime that does not replay
-        sample = make_sample()
-        sample.rollout_top_p_token_ids = None
-        with pytest.raises(ConfigError, match="rollout-top-p"):
-            await generate_with_search.generate(args, sample, PARAMS)
+REPLAYED = {**PARAMS, "top_p": 0.9, "custom_params": {"return_top_p_token_ids": True}}
+
+
+@pytest.mark.parametrize(
+    "setting", [{"loss_mask_mode": "simple"}, {"track_log_probs": False}, {"token_tracking_mode": "router_radix"}]
+)
+async def test_top_p_replay_is_refused_in_words_where_it_cannot_be_exact(monkeypatch, setting):
+    async with plugin(monkeypatch, TOKENIZER, scripted(), rollout_top_p=0.9, **setting) as (args, _):
+        with pytest.raises(ConfigError, match=r"--rollout-top-p.*Use these"):
+            await generate_with_search.generate(args, make_sample(), REPLAYED)
+
+
+async def test_under_top_p_replay_an_aborted_sample_starts_anew(monkeypatch):
+    def aborting(request: dict) -> Turn:
+        state.aborted = len(engine.requests) == 1
+        return Turn(ANSWER[:20], finish="abort") if state.aborted else Turn(ANSWER)
+
+    engine = FakeEngine(TOKENIZER, aborting)
+    async with plugin(monkeypatch, TOKENIZER, engine, partial_rollout=True) as (args, state):
+        sample = await roll_out(args, make_sample(), REPLAYED)
+        assert sample.status is Sample.Status.ABORTED and sample.rollout_top_p_token_ids is None
+        state.aborted = False
+        sample = await roll_out(args, sample, REPLAYED)
+    assert sample.response == ANSWER
+    assert len(sample.rollout_top_p_token_offsets) == sample.response_length + 1
 
 
 async def test_expert_replay_is_refused_in_words(monkeypatch):

@@ -1,6 +1,5 @@
 """The server's command line: what a user sees when something is wrong, and one whole run with a real encoder."""
 
-import argparse
 import os
 import signal
 import socket
@@ -15,8 +14,6 @@ from retriever_fakes import ColourEncoder, minilm_folder, write_corpus, write_fl
 
 from local_dense_retriever import build_index, retrieval_server
 from local_dense_retriever import encoder as encoder_module
-from local_dense_retriever.errors import InputError
-from local_dense_retriever.retriever import Retriever
 
 REPOSITORY = Path(__file__).parent.parent
 TOY_CORPUS = REPOSITORY / "local_dense_retriever" / "toy_corpus.jsonl"
@@ -24,12 +21,7 @@ TOY_CORPUS = REPOSITORY / "local_dense_retriever" / "toy_corpus.jsonl"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An index and a corpus of two passages, and an encoder, that belong together; a server of them is not started."""
-
-    def run(*args: object, **kwargs: object) -> None:
-        raise AssertionError("the server started")
-
-    monkeypatch.setattr("uvicorn.Server.run", run)
+    """An index and a corpus of two passages, and an encoder, that belong together."""
     monkeypatch.setattr(encoder_module, "Encoder", lambda name, model: ColourEncoder())
     write_corpus(tmp_path / "c.jsonl", ["red", "green"])
     write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(["red", "green"]))
@@ -75,15 +67,27 @@ def test_a_broken_corpus_is_named_with_its_line(folder: Path, capsys: pytest.Cap
     assert f"{folder / 'c.jsonl'}:1: this line is not JSON" in error_of(folder, capsys)
 
 
-@pytest.mark.parametrize("topk", ["0", "101"])
-def test_a_topk_out_of_range_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], topk: str) -> None:
-    assert f"--topk is {topk}; it must be between 1 and 100" in error_of(folder, capsys, "--topk", topk)
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("topk", "0", "1 and 100"),
+        ("topk", "101", "1 and 100"),
+        ("max_batch", "0", "1 and 4096"),
+        ("max_queue", "511", "512 and 1000000"),
+        ("batch_window_ms", "-1.0", "0 and 1000"),
+        ("cache_size", "-1", "0 and 100000000"),
+        ("port", "70000", "0 and 65535"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, allowed: str
+) -> None:
+    assert f"--{flag} is {value}; it must be between {allowed}" in error_of(folder, capsys, f"--{flag}", value)
 
 
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--port", "70000"], "--port is 70000; it must be between 0 and 65535"),
         (["--host", "256.1.1.1"], "cannot use --host 256.1.1.1"),
         (["--host", "192.0.2.1"], "of 192.0.2.1"),  # a documentation address, of no machine
     ],
@@ -101,33 +105,35 @@ def test_a_port_in_use_is_noticed_before_anything_is_loaded(folder: Path, capsys
         assert f"cannot use port {port} of 127.0.0.1" in error_of(folder, capsys, "--port", port)
 
 
-def test_a_port_is_in_use_already_while_its_server_is_still_loading(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
+@pytest.mark.parametrize("key", [None, "", "secret"])
+def test_an_address_open_to_others_without_a_key_is_warned_of(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    warned: bool,
+    key: str | None,
 ) -> None:
-    with retrieval_server.take_port("127.0.0.1", 0) as loading:
-        port = str(loading.getsockname()[1])
-        assert f"cannot use port {port} of 127.0.0.1" in error_of(folder, capsys, "--port", port)
-
-
-def test_nobody_can_connect_while_the_server_is_loading(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real_take_port = retrieval_server.take_port
-    taken: list[socket.socket] = []
-
-    def load(args: argparse.Namespace) -> Retriever:
-        [listener] = taken
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(listener.getsockname(), timeout=5).close()
-        raise InputError("loaded far enough")
-
-    def take_port(host: str, port: int) -> socket.socket:
-        taken.append(real_take_port(host, port))
-        return taken[0]
-
-    monkeypatch.setattr(retrieval_server, "take_port", take_port)
-    monkeypatch.setattr(retrieval_server, "load_retriever", load)
-    assert "loaded far enough" in error_of(folder, capsys)
+    monkeypatch.delenv("RETRIEVAL_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("RETRIEVAL_API_KEY", key)
+    (folder / "flat.index").unlink()  # it ends at once
+    retrieval_server.main(
+        [
+            "--index_path",
+            str(folder / "flat.index"),
+            "--corpus_path",
+            str(folder / "c.jsonl"),
+            "--port",
+            "0",
+            "--host",
+            host,
+        ]
+    )
+    errors = capsys.readouterr().err
+    assert ("set RETRIEVAL_API_KEY" in errors) == (warned and not key)
+    assert "secret" not in errors
 
 
 @pytest.mark.parametrize("how", [["-m", "local_dense_retriever.{}"], ["local_dense_retriever/{}.py"]])
@@ -171,10 +177,11 @@ def test_a_toy_index_is_built_served_by_the_launcher_searched_and_stopped(tmp_pa
             url = ready.split(" at ")[1].split("/retrieve")[0]
             body = {"queries": ["Who invented the printing press?"], "topk": 1}
             with httpx.Client(base_url=url, trust_env=False) as client:
-                assert client.get("/health").json() == {"status": "ok"}
+                about = client.get("/ready").json()
                 [[document]] = client.post("/retrieve", json=body).json()["result"]
         finally:
             server.send_signal(signal.SIGTERM)
             _, errors = server.communicate(timeout=20)
+    assert (about["rows"], about["dimension"]) == (20, 384)
     assert document["contents"].startswith('"Johannes Gutenberg"\n')
     assert (server.returncode, errors) == (0, "stopped\n")

@@ -1,9 +1,11 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from local_dense_retriever.corpus import Corpus, Passage
+from local_dense_retriever import corpus as corpus_module
+from local_dense_retriever.corpus import Corpus, Passage, offsets_path
 from local_dense_retriever.errors import InputError
 
 TOY_CORPUS = Path(__file__).parent.parent / "local_dense_retriever" / "toy_corpus.jsonl"
@@ -77,3 +79,66 @@ def test_the_toy_corpus_is_in_the_shape_of_wiki_18() -> None:
     for passage in corpus.passages(range(len(corpus))):
         title, text = passage.contents.split("\n")
         assert title.startswith('"') and title.endswith('"') and text
+
+
+# ---- The sidecar -----------------------------------------------------------------------------------------------------
+
+LINES = '{"id": "a", "contents": "x"}\n\n{"id": "b", "contents": "y"}\n'
+
+
+def parse_counts(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Grows by each line that is parsed from now on."""
+    parsed: list[bytes] = []
+    real = corpus_module.parse_passage
+    monkeypatch.setattr(corpus_module, "parse_passage", lambda line: parsed.append(line) or real(line))
+    return parsed
+
+
+def test_a_corpus_opened_again_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "c.jsonl", LINES)
+    first = Corpus(path)
+    parsed = parse_counts(monkeypatch)
+    second = Corpus(path)
+    assert (len(second), second.digest, parsed) == (2, first.digest, [])
+    assert second.passages([1]) == [("b", "y")]
+
+
+@pytest.mark.parametrize(
+    "how", ["longer", "touched", "sidecar cut short", "sidecar of something else", "sidecar empty"]
+)
+def test_a_sidecar_that_does_not_fit_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    path = write(tmp_path / "c.jsonl", LINES)
+    digest = Corpus(path).digest
+    sidecar = offsets_path(path)
+    if how == "longer":
+        write(path, LINES + '{"id": "c", "contents": "z"}\n')
+    elif how == "touched":
+        os.utime(path, ns=(0, 0))
+    else:
+        content = {"cut short": sidecar.read_bytes()[:-3], "of something else": b"x" * 100, "empty": b""}
+        sidecar.write_bytes(content[how.removeprefix("sidecar ")])
+    parsed = parse_counts(monkeypatch)
+    again = Corpus(path)
+    assert len(again) == len(parsed) == (3 if how == "longer" else 2)
+    assert (again.digest == digest) == (how != "longer")
+
+
+def test_a_corpus_with_a_bad_line_leaves_no_sidecar(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.jsonl", LINES + "bad")
+    with pytest.raises(InputError):
+        Corpus(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_sidecar_that_cannot_be_written_is_said_and_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "c.jsonl", LINES)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(corpus_module.os, "replace", refuse)
+    assert Corpus(path).passages([0]) == [("a", "x")]
+    assert "c.jsonl.offsets (Permission denied): the corpus is read again at each start" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]

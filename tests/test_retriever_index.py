@@ -1,14 +1,35 @@
+"""Indexes of vectors, over real files: FAISS's, and exact search by torch."""
+
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
-from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
+import torch
+from numpy.typing import NDArray
+from retriever_fakes import write_flat_index
 
-from local_dense_retriever.corpus import Corpus
+from local_dense_retriever import exact_index, memory
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.index import PassageIndex
-from local_dense_retriever.retriever import Retriever
+from local_dense_retriever.exact_index import ExactIndex
+from local_dense_retriever.faiss_index import FaissIndex
+from local_dense_retriever.flat_file import read_flat_header, write_flat_header
+from local_dense_retriever.searcher import VectorIndex
+
+BOTH = pytest.mark.parametrize("kind", [FaissIndex, ExactIndex])
+
+
+def unit_vectors(count: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(seed).standard_normal((count, dim), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def write_index(path: Path, vectors: NDArray[np.float32], index_type: str) -> Path:
+    index = faiss.index_factory(vectors.shape[1], index_type, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(path))
+    return path
 
 
 @pytest.fixture
@@ -16,32 +37,159 @@ def index_path(tmp_path: Path) -> Path:
     return write_flat_index(tmp_path / "flat.index", np.array([[1, 0], [0.6, 0.8]], dtype=np.float32))
 
 
-def test_search_returns_the_nearest_rows_best_first(index_path: Path) -> None:
-    found = PassageIndex(index_path).search(np.array([[1, 0], [0, 1]], dtype=np.float32), k=2)
+# ---- Both ------------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_search_returns_the_nearest_rows_best_first(index_path: Path, kind: type[VectorIndex]) -> None:
+    found = kind(index_path).search(np.array([[1, 0], [0, 1]], dtype=np.float32), k=2)  # type: ignore[call-arg]
     assert found.rows.tolist() == [[0, 1], [1, 0]]
     np.testing.assert_allclose(found.scores, [[1, 0.6], [0.8, 0]], rtol=1e-6)
     assert (str(found.rows.dtype), str(found.scores.dtype)) == ("int64", "float32")
 
 
-def test_an_index_of_two_vectors_asked_for_three_says_that_there_is_no_third(index_path: Path) -> None:
-    found = PassageIndex(index_path).search(np.array([[1, 0]], dtype=np.float32), k=3)
+@BOTH
+def test_an_index_of_two_vectors_asked_for_three_says_that_there_is_no_third(
+    index_path: Path, kind: type[VectorIndex]
+) -> None:
+    found = kind(index_path).search(np.array([[1, 0]], dtype=np.float32), k=3)  # type: ignore[call-arg]
     assert found.rows.tolist() == [[0, 1, -1]]
 
 
-def test_row_minus_one_is_no_passage_and_never_the_last_one(tmp_path: Path) -> None:
-    texts = ["red", "green"]
-    index = write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(texts))
-    corpus = Corpus(write_corpus(tmp_path / "c.jsonl", texts))
-    retriever = Retriever(ColourEncoder(), PassageIndex(index), corpus)
-    hits = retriever.search(["green", "red"], topk=5)
-    assert [[hit.passage.id for hit in found] for found in hits] == [["p1", "p0"], ["p0", "p1"]]
+@BOTH
+@pytest.mark.parametrize("kept_bytes", [4, 20, -5])
+def test_a_flat_file_cut_short_is_one_sentence(index_path: Path, kind: type[VectorIndex], kept_bytes: int) -> None:
+    index_path.write_bytes(index_path.read_bytes()[:kept_bytes])
+    with pytest.raises(InputError, match="is cut short or damaged") as caught:
+        kind(index_path)  # type: ignore[call-arg]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_cut_short_is_told_with_both_sizes(index_path: Path) -> None:
+    index_path.write_bytes(index_path.read_bytes()[:-5])
+    # 45 bytes of header, 2 vectors of 2 numbers of 4 bytes
+    with pytest.raises(InputError, match="promises 2 vectors of 2 numbers, 61 bytes, and it has 56"):
+        read_flat_header(index_path)
+
+
+# ---- The flat file ---------------------------------------------------------------------------------------------------
+
+
+def test_a_flat_file_written_here_is_the_one_that_faiss_writes(tmp_path: Path) -> None:
+    vectors = unit_vectors(7, 5)
+    theirs = write_flat_index(tmp_path / "theirs.index", vectors)
+    with (tmp_path / "ours.index").open("wb") as file:
+        write_flat_header(file, rows=7, dim=5)
+        file.write(vectors.tobytes())
+    assert (tmp_path / "ours.index").read_bytes() == theirs.read_bytes()
+    flat = read_flat_header(theirs)
+    assert flat is not None and np.array_equal(flat.vectors(), vectors)
+    assert np.array_equal(flat.read(2, 5), vectors[2:5])
+
+
+# ---- Exact -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 12, 1 << 28])
+def test_exact_search_finds_what_float32_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(exact_index, "BLOCK_BYTES", block_bytes)  # many blocks, or one
+    vectors, queries = unit_vectors(3000, 24), unit_vectors(50, 24, seed=1)
+    found = ExactIndex(write_flat_index(tmp_path / "flat.index", vectors)).search(queries, k=10)
+    expected = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    assert np.array_equal(found.rows, expected)
+    np.testing.assert_allclose(found.scores, np.take_along_axis(queries @ vectors.T, expected, axis=1), atol=1e-6)
+
+
+def test_rows_nearer_together_than_half_precision_tells_apart_are_ranked_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 500 scores within 0.0005 of each other, where bfloat16 knows only a few values. The mean is kept from helping.
+    monkeypatch.setattr(exact_index, "_mean", lambda file: np.zeros(file.dim, np.float32))
+    angles = np.random.default_rng(0).permutation(500).astype(np.float32) * 1e-6 + 0.7
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    index = ExactIndex(write_flat_index(tmp_path / "flat.index", vectors))
+    assert index.search(np.array([[1, 0]], np.float32), k=3).rows.tolist() == [np.argsort(angles)[:3].tolist()]
+
+
+def test_exact_search_over_several_devices_counts_rows_through(tmp_path: Path) -> None:
+    vectors = unit_vectors(1001, 8)
+    path = write_flat_index(tmp_path / "flat.index", vectors)
+    cpu = torch.device("cpu")
+    split = ExactIndex(path, devices=[cpu, cpu, cpu])
+    assert np.array_equal(split.search(vectors[::100], k=4).rows, ExactIndex(path).search(vectors[::100], k=4).rows)
+
+
+def test_exact_search_needs_a_flat_index(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no flat inner-product index"):
+        ExactIndex(write_index(tmp_path / "sq8.index", unit_vectors(50, 8), "SQ8"))
+
+
+def test_too_little_memory_is_told_with_both_amounts(index_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 100_000_000)
+    with pytest.raises(InputError, match=r"needs 0\.0 GB of memory and 0\.1 are free: give --index_backend faiss"):
+        ExactIndex(index_path)
+    with pytest.raises(InputError, match="leave out --in_memory"):
+        FaissIndex(index_path, in_memory=True)
+    assert len(FaissIndex(index_path)) == 2  # mapped: needs none
+
+
+# ---- FAISS -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index_type", ["SQ8", "SQ4", "HNSW8", "IVF4,Flat", "IVF4,SQ8", "PQ4x4"])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_any_faiss_file_is_searched_mapped_or_in_memory(tmp_path: Path, index_type: str, in_memory: bool) -> None:
+    vectors = unit_vectors(300, 8)
+    index = FaissIndex(write_index(tmp_path / "some.index", vectors, index_type), in_memory=in_memory)
+    assert (len(index), index.dim) == (300, 8)
+    own = index.search(vectors[:20], k=5).rows == np.arange(20)[:, None]
+    assert own.any(axis=1).mean() >= 0.8
+
+
+def test_nprobe_searches_more_lists(tmp_path: Path) -> None:
+    path = write_index(tmp_path / "ivf.index", unit_vectors(400, 8), "IVF16,Flat")
+    queries, truth = unit_vectors(30, 8, seed=1), ExactIndex(write_flat_index(tmp_path / "f", unit_vectors(400, 8)))
+    expected = truth.search(queries, k=5).rows
+    assert not np.array_equal(FaissIndex(path).search(queries, k=5).rows, expected)
+    assert np.array_equal(FaissIndex(path, nprobe=16).search(queries, k=5).rows, expected)
+
+
+def test_ef_search_is_set_inside_a_pretransformed_index(tmp_path: Path) -> None:
+    path = write_index(tmp_path / "some.index", unit_vectors(300, 8), "PCA4,HNSW8")
+    assert len(FaissIndex(path, ef_search=64).search(unit_vectors(1, 8), k=3).rows[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ({"nprobe": 4}, "--nprobe is for IVF indexes and"),
+        ({"ef_search": 4}, "--ef_search is for HNSW indexes and"),
+        ({"nprobe": 0}, "--nprobe is 0; it must be at least 1"),
+    ],
+)
+def test_a_setting_that_the_index_does_not_have_is_refused(
+    index_path: Path, setting: dict[str, int], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        FaissIndex(index_path, **setting)  # type: ignore[arg-type]
+
+
+def test_an_index_by_distance_is_refused(tmp_path: Path) -> None:
+    index = faiss.IndexFlatL2(4)
+    index.add(unit_vectors(5, 4))
+    faiss.write_index(index, str(tmp_path / "l2.index"))
+    with pytest.raises(InputError, match="ranks by distance, not by inner product"):
+        FaissIndex(tmp_path / "l2.index")
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 3, 20, -5])
-def test_a_file_cut_short_is_one_sentence(index_path: Path, kept_bytes: int) -> None:
-    index_path.write_bytes(index_path.read_bytes()[:kept_bytes])
+def test_another_file_cut_short_is_one_sentence(tmp_path: Path, kept_bytes: int) -> None:
+    path = write_index(tmp_path / "sq8.index", unit_vectors(50, 8), "SQ8")
+    path.write_bytes(path.read_bytes()[:kept_bytes])
     with pytest.raises(InputError, match="is cut short or is not a FAISS index") as caught:
-        PassageIndex(index_path)
+        FaissIndex(path)
     assert "\n" not in str(caught.value)
 
 
@@ -50,14 +198,14 @@ def test_faiss_gpu_without_gpu_support_names_the_package_to_install(
 ) -> None:
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     with pytest.raises(InputError, match="install faiss-gpu-cu12 in place of faiss-cpu"):
-        PassageIndex(index_path, use_gpu=True)
+        FaissIndex(index_path, use_gpu=True)
 
 
 def test_faiss_gpu_without_a_visible_gpu_says_where_to_look(index_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
-        PassageIndex(index_path, use_gpu=True)
+        FaissIndex(index_path, use_gpu=True)
 
 
 def test_faiss_gpu_splits_the_index_in_fp16(index_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,5 +222,13 @@ def test_faiss_gpu_splits_the_index_in_fp16(index_path: Path, monkeypatch: pytes
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
     monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", Options, raising=False)
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", to_all_gpus, raising=False)
-    assert len(PassageIndex(index_path, use_gpu=True)) == 2
+    assert len(FaissIndex(index_path, use_gpu=True)) == 2
     assert [(options.useFloat16, options.shard) for options in given] == [(True, True)]
+
+
+def test_searching_leaves_no_page_of_the_file_in_this_processs_memory(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50_000, 128)).astype(np.float32)
+    index = ExactIndex(write_flat_index(tmp_path / "flat.index", vectors))
+    index.search(vectors[:64], 10)
+    maps = Path("/proc/self/smaps").read_text().split("flat.index\n")[1]
+    assert "Rss:                   0 kB" in maps.split("VmFlags")[0]

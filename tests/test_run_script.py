@@ -30,6 +30,7 @@ SPECIFIED = {  # by the README's "Key parameters", and by the issue
     "--max-tokens-per-gpu": "9216",
     "--custom-generate-function-path": "generate_with_search.generate",
     "--custom-rm-path": "generate_with_search.reward_func",
+    "--custom-reward-post-process-path": "generate_with_search.reward_post_process",
     "--prompt-data": "/root/nq_search/train.parquet",
     "--label-key": "reward_model",
     "--num-layers": "36",  # from the file of slime that sets MODEL_ARGS

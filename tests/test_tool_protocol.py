@@ -235,17 +235,19 @@ async def test_mistakes_are_counted_by_class(monkeypatch):
 
 
 class PatientRetriever(FakeRetriever):
-    """Answers nobody before `queries` requests wait, so only searches that run side by side are ever answered."""
+    """Answers nobody before `awaited` queries wait, so only searches that run side by side are ever answered."""
 
-    def __init__(self, queries: int) -> None:
+    def __init__(self, awaited: int) -> None:
         super().__init__()
-        self.together = asyncio.Barrier(queries)
+        self.awaited = awaited
+        self.together = asyncio.Event()
 
     async def _retrieve(self, http_request: web.Request) -> web.StreamResponse:
+        self.queries += (queries := (await http_request.json())["queries"])
+        if len(self.queries) >= self.awaited:
+            self.together.set()
         await self.together.wait()
-        (query,) = (await http_request.json())["queries"]
-        self.documents = [f'"T"\nabout {query}']
-        return await super()._retrieve(http_request)
+        return web.json_response({"result": [[{"contents": f'"T"\nabout {query}'}] for query in queries]})
 
 
 async def test_all_queries_of_all_calls_run_side_by_side(monkeypatch):

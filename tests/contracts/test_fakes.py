@@ -7,15 +7,15 @@ import httpx
 import pytest
 from demo_helpers import tiny_model
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
-from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
+from retriever_fakes import ColourEncoder, client_of, write_corpus, write_flat_index
 from router_fakes import FakeWorker, said
 
 from demo.engine import Engine
 from demo.engine_server import EngineServer
 from local_dense_retriever.corpus import Corpus
-from local_dense_retriever.index import PassageIndex
-from local_dense_retriever.retrieval_server import create_app
+from local_dense_retriever.faiss_index import FaissIndex
 from local_dense_retriever.retriever import Retriever
+from local_dense_retriever.searcher import DenseSearcher
 
 TOKENIZER = tiny_tokenizer()
 
@@ -63,10 +63,10 @@ async def test_the_fake_engines_answer_as_the_demos_engine_does(fake: FakeEngine
 async def test_the_fake_retriever_answers_as_the_real_one_does(tmp_path: Path) -> None:
     texts = ['"Red"\nred is a colour', '"Blue"\nblue is a colour']
     index = write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(texts))
-    retriever = Retriever(ColourEncoder(), PassageIndex(index), Corpus(write_corpus(tmp_path / "c.jsonl", texts)))
+    searcher = DenseSearcher(ColourEncoder(), FaissIndex(index))
+    retriever = Retriever(searcher, Corpus(write_corpus(tmp_path / "c.jsonl", texts)))
     body = {"queries": ["red", "blue"], "topk": 2, "return_scores": True}
-    transport = httpx.ASGITransport(app=create_app(retriever))
-    async with httpx.AsyncClient(transport=transport, base_url="http://real") as client:
+    async with client_of(retriever) as client:
         expected = (await client.post("/retrieve", json=body)).json()
     async with FakeRetriever(documents=texts) as fake, httpx.AsyncClient(trust_env=False) as client:
         answer = (await client.post(f"{fake.url}/retrieve", json=body)).json()

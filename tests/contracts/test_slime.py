@@ -9,6 +9,7 @@ purposes, and that need a GPU or a cluster, are replaced by empty ones here.
 
 import argparse
 import asyncio
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -90,6 +91,22 @@ def test_what_we_record_survives_a_debug_dump(Sample):
     sample = Sample(index=3, status=Sample.Status.TRUNCATED, metadata={"search_r1": {"segments": [{"text": "é"}]}})
     again = Sample.from_dict(sample.to_dict())
     assert again.status is Sample.Status.TRUNCATED and again.metadata == sample.metadata and again.index == 3
+
+
+def test_the_reward_hook_takes_what_slime_gives_it(Sample):
+    from slime.utils.misc import load_function
+
+    samples = [Sample(reward=1.0), Sample(reward=0.0), Sample(reward=0.0, metadata={"search_r1": {"gave_up": True}})]
+    args = argparse.Namespace(
+        advantage_estimator="grpo",
+        rewards_normalization=True,
+        grpo_std_normalization=False,
+        n_samples_per_prompt=3,
+        rollout_batch_size=1,
+        reward_key=None,
+    )
+    hook = load_function("generate_with_search.reward_post_process")
+    assert hook(args, samples) == ([1.0, 0.0, 0.0], [0.5, -0.5, 0.0])
 
 
 def test_functions_are_loaded_by_their_import_path():
@@ -178,7 +195,7 @@ def call(Sample, monkeypatch):
 
 
 @pytest.fixture
-def roll_out(Sample, monkeypatch):
+def rolling(Sample, monkeypatch):
     """Our own hooks through slime's generate_and_rm, between the fake engine and the fake retriever."""
     from fakes import FakeEngine, FakeRetriever, slime_args, tiny_tokenizer
     from slime.rollout import sglang_rollout
@@ -187,23 +204,42 @@ def roll_out(Sample, monkeypatch):
 
     tokenizer = tiny_tokenizer()
 
-    async def run(turns, aborted=False):
+    @contextlib.asynccontextmanager
+    async def between(turns, aborted=False, **changes):
         state = slime_state(tokenizer, aborted)
         monkeypatch.setattr(sglang_rollout, "GenerateState", lambda args: state)
         monkeypatch.setattr(generate_with_search, "GenerateState", lambda args: state)
         async with FakeEngine(tokenizer, turns) as engine, FakeRetriever() as retriever:
-            args = slime_args(
+            values = {
                 **CALL_ARGS,
-                custom_generate_function_path="generate_with_search.generate",
-                custom_rm_path="generate_with_search.reward_func",
-                sglang_router_port=engine.port,
-                retrieval_server_url=retriever.url,
-            )
-            sample = Sample(index=0, prompt="Capital of Kenya?", label={"ground_truth": {"target": ["Nairobi"]}})
+                "custom_generate_function_path": "generate_with_search.generate",
+                "custom_rm_path": "generate_with_search.reward_func",
+                "sglang_router_port": engine.port,
+                "retrieval_server_url": retriever.url,
+            }
+            args = slime_args(**values | changes)
+
+            async def roll(sample=None, params=None):
+                label = {"ground_truth": {"target": ["Nairobi"]}}
+                sample = sample or Sample(index=0, prompt="Capital of Kenya?", label=label)
+                params = {"max_new_tokens": 64, "stop": None, **(params or {})}
+                return await sglang_rollout.generate_and_rm(args, sample, params)
+
             try:
-                return await sglang_rollout.generate_and_rm(args, sample, {"max_new_tokens": 64, "stop": None})
+                yield roll, state, engine
             finally:
                 await generate_with_search.close()
+
+    return between
+
+
+@pytest.fixture
+def roll_out(rolling):
+    """One sample through `rolling`."""
+
+    async def run(turns, aborted=False):
+        async with rolling(turns, aborted) as (roll, _, _):
+            return await roll()
 
     return run
 
@@ -233,6 +269,73 @@ async def test_an_aborted_rollout_leaves_slimes_sample_aborted(roll_out, Sample)
     assert sample.status is Sample.Status.ABORTED and sample.reward is None
 
 
+@pytest.mark.parametrize("masked", [False, True])
+async def test_an_aborted_sample_is_resumed_and_its_old_tokens_masked_where_slime_asks(rolling, Sample, masked):
+    from fakes import Turn
+
+    search, answer = "<think>x</think><search>Kenya</search>", "<think>y</think><answer>Nairobi</answer>"
+    turns = iter([Turn(search), Turn(answer[:12], finish="abort"), Turn(answer[12:])])
+
+    def script(request):
+        state.aborted = len(engine.requests) == 2
+        return next(turns)
+
+    args = {"partial_rollout": True, "mask_offpolicy_in_partial_rollout": masked}
+    async with rolling(script, **args) as (roll, state, engine):
+        sample = await roll()
+        assert sample.status is Sample.Status.ABORTED and sample.reward is None
+        sample = Sample.from_dict(sample.to_dict())
+        old, state.aborted = sample.response_length, False
+        sample = await roll(sample)
+    assert sample.status is Sample.Status.COMPLETED and sample.reward == 1.0
+    assert sample.response.startswith(search) and sample.response.endswith(answer)
+    assert sample.tokens == engine.requests[2]["input_ids"] + engine.sampled[2]
+    assert sample.weight_versions == ["7"] * 3
+    new = len(engine.sampled[2])
+    assert sample.loss_mask[old:] == [1] * new and (sum(sample.loss_mask) == new) is masked
+
+
+async def test_top_p_replay_data_stand_beside_their_tokens(rolling, Sample):
+    from fakes import Turn
+
+    if not hasattr(Sample(), "append_response_tokens"):
+        pytest.skip("this slime does not replay top-p")
+    search, answer = "<think>x</think><search>Kenya</search>", "<think>y</think><answer>Nairobi</answer>"
+    params = {"top_p": 0.9, "custom_params": {"return_top_p_token_ids": True}}
+    async with rolling([Turn(search), Turn(answer)], rollout_top_p=0.9) as (roll, _, engine):
+        sample = await roll(params=params)
+    assert engine.requests[0]["sampling_params"]["custom_params"] == params["custom_params"]
+    assert sample.status is Sample.Status.COMPLETED and sample.reward == 1.0
+    ids, offsets = [int(token) for token in sample.rollout_top_p_token_ids], list(sample.rollout_top_p_token_offsets)
+    assert len(offsets) == sample.response_length + 1 and offsets[-1] == len(ids)
+    response = sample.tokens[-sample.response_length :]
+    for place, (token, trained) in enumerate(zip(response, sample.loss_mask, strict=True)):
+        assert ids[offsets[place] : offsets[place + 1]] == ([token, token + 1] if trained else [])
+
+
+async def test_an_engine_that_does_not_report_top_p_gives_the_sample_up_in_words(rolling, Sample, caplog):
+    from fakes import Turn
+
+    if not hasattr(Sample(), "append_response_tokens"):
+        pytest.skip("this slime does not replay top-p")
+    params = {"top_p": 0.9, "custom_params": {"return_top_p_token_ids": True}}
+    async with rolling([Turn("<answer>Nairobi</answer>")], rollout_top_p=0.9) as (roll, _, engine):
+        engine.reports_top_p = False
+        sample = await roll(params=params)
+    assert sample.metadata["search_r1"]["gave_up"] and "--rollout-top-p" in caplog.text
+    assert len(sample.rollout_top_p_token_ids) == 0 and list(sample.rollout_top_p_token_offsets) == [0, 0]
+
+
+async def test_the_engines_work_is_counted_in_slimes_own_counters(rolling, Sample):
+    from fakes import Turn
+
+    async with rolling([Turn("<search>Kenya</search>"), Turn("<answer>Nairobi</answer>")]) as (roll, _, engine):
+        sample = await roll()
+    if hasattr(sample, "prefix_cache_info"):
+        read = sum(len(request["input_ids"]) for request in engine.requests)
+        assert sample.prefix_cache_info.total_prompt_tokens == read
+
+
 def test_a_finished_sample_is_rewarded(call):
     assert call().reward == 0.5
 
@@ -257,3 +360,23 @@ def test_the_evaluation_flag_is_passed_where_slime_knows_it(call):
     call(evaluation=True)
     knows = "inspect" in vars(sglang_rollout)
     assert calls[0][1] is (True if knows else False)
+
+
+def test_slimes_state_can_be_made_from_the_args_of_an_evaluation(tmp_path, monkeypatch):
+    from fakes import tiny_tokenizer
+    from slime.rollout.sglang_rollout import GenerateState
+
+    from evaluation.plugin import plugin_args
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    args = plugin_args(
+        model=str(tmp_path), engine_url="http://127.0.0.1:1", settings={}, temperature=0.0, max_response_len=64
+    )
+    monkeypatch.setattr(type(GenerateState), "_instances", {})  # it is a singleton
+    state = GenerateState(args)
+    assert state.tokenizer.encode("<answer>Nairobi") == tokenizer.encode("<answer>Nairobi")
+    assert state.aborted is False
+    params = state.sampling_params
+    assert (params["temperature"], params["max_new_tokens"], params["stop"]) == (0.0, 64, None)
+    assert "custom_params" not in params

@@ -1,0 +1,163 @@
+"""Which index to take: bytes, time and recall of FAISS's types over real embeddings.
+
+    python benchmarks/bench_index_types.py [--embed_only] [--json FILE]
+
+117,791 definitions of WordNet and 1,000 of its example sentences as queries, encoded by MiniLM (384 numbers, bfloat16
+for speed) once, into .cache/wordnet; stopped, that goes on where it was. Each type is built by the index builder's own
+code and loaded as the server does. Recall is against exact search in float32. Queries/s at batch 64.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+from benchmarks.reporting import parser, print_table, verdict, write_json  # noqa: E402
+from benchmarks.wordnet_corpus import write_wordnet  # noqa: E402
+from demo.models import encoder_folder  # noqa: E402
+from local_dense_retriever.corpus import Corpus  # noqa: E402
+from local_dense_retriever.embedding import PartialEmbeddings, embed  # noqa: E402
+from local_dense_retriever.encoder import Encoder  # noqa: E402
+from local_dense_retriever.exact_index import ExactIndex  # noqa: E402
+from local_dense_retriever.faiss_index import FaissIndex  # noqa: E402
+from local_dense_retriever.flat_file import FlatFile, read_flat_header  # noqa: E402
+from local_dense_retriever.index_factory import write_converted  # noqa: E402
+from local_dense_retriever.index_note import IndexNote  # noqa: E402
+from local_dense_retriever.searcher import VectorIndex  # noqa: E402
+
+FOLDER = ROOT / ".cache" / "wordnet"
+QUERIES, BATCH = 1000, 64
+SMALL, LEAST_RECALL = 1 / 8, 0.95  # at least one type as small as this finds as much
+
+
+class Kind(NamedTuple):
+    name: str  # FAISS factory string
+    note: str = ""
+    settings: Mapping[str, int] = MappingProxyType({})
+
+
+KINDS = (
+    Kind("SQfp16"),
+    Kind("SQ8"),
+    Kind("SQ4"),
+    Kind("PCA256,SQ6"),
+    Kind("PQ192"),
+    Kind("PQ96"),
+    Kind("PQ48"),
+    Kind("RaBitQ"),
+    Kind("IVF1024,Flat", "nprobe 32", {"nprobe": 32}),
+    Kind("IVF1024,SQ8", "nprobe 32", {"nprobe": 32}),
+    Kind("IVF1024,PQ96", "nprobe 32", {"nprobe": 32}),
+    Kind("HNSW32", "ef_search 128", {"ef_search": 128}),
+    Kind("HNSW32_SQ8", "ef_search 128", {"ef_search": 128}),
+)
+
+
+class Figures(NamedTuple):
+    name: str
+    bytes_per_vector: float
+    build_s: float
+    queries_per_s: float
+    recall_3: float
+    recall_10: float
+
+
+def embeddings() -> tuple[FlatFile, NDArray[np.float32]]:
+    """The passages' vectors, and the (QUERIES, D) of the queries; made once."""
+    files = write_wordnet(FOLDER)
+    flat_path, queries_path = FOLDER / "bf16.index", FOLDER / "queries.npy"
+    if not (flat_path.exists() and queries_path.exists()):
+        corpus = Corpus(files.corpus)
+        model = str(encoder_folder())
+        encoder = Encoder("minilm", model, batch_size=16, dtype=torch.bfloat16)
+        note = IndexNote(corpus.digest, len(corpus), encoder.dim, "minilm", model, "Flat")
+        with PartialEmbeddings(flat_path, note) as partial:
+            embed(corpus, encoder, partial)
+            os.replace(partial.finish().path, flat_path)
+            partial.forget()
+        lines = files.queries.read_text().splitlines()
+        chosen = np.random.default_rng(0).choice(len(lines), QUERIES, replace=False)
+        np.save(queries_path, encoder.encode_queries([lines[i] for i in chosen]))
+    flat = read_flat_header(flat_path)
+    assert flat is not None
+    return flat, np.load(queries_path)
+
+
+def measure(
+    name: str, path: Path, build_s: float, load: Callable[[], VectorIndex], queries: NDArray, truth: NDArray
+) -> Figures:
+    index = load()
+    index.search(queries[:BATCH], 10)  # pages and threads are warm
+    began = time.perf_counter()
+    found = np.concatenate([index.search(queries[i : i + BATCH], 10).rows for i in range(0, QUERIES, BATCH)])
+    rate = QUERIES / (time.perf_counter() - began)
+    size = path.stat().st_size / len(index)
+    return Figures(name, size, build_s, rate, recall(found, truth, 3), recall(found, truth, 10))
+
+
+def recall(found: NDArray, truth: NDArray, k: int) -> float:
+    """The share of the k true neighbours among the first k found."""
+    return float(np.mean([len(set(a[:k]) & set(b[:k])) / k for a, b in zip(found, truth, strict=True)]))
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--embed_only", action="store_true", help="make the embeddings, and stop")
+    args = options.parse_args()
+    flat, queries = embeddings()
+    if args.embed_only:
+        return
+    truth = np.argsort(-(queries @ flat.read(0, flat.rows).T), axis=1)[:, :10]
+
+    rows = [
+        measure("Flat (FAISS)", flat.path, 0.0, lambda: FaissIndex(flat.path), queries, truth),
+        measure("Flat (exact, torch)", flat.path, 0.0, lambda: ExactIndex(flat.path), queries, truth),
+    ]
+    for kind in KINDS:
+        path = FOLDER / f"{kind.name.replace(',', '_')}.index"
+        began = time.perf_counter()
+        write_converted(flat, path, kind.name)
+        build_s = time.perf_counter() - began
+        name = f"{kind.name}, {kind.note}" if kind.note else kind.name
+        load = lambda path=path, kind=kind: FaissIndex(path, **kind.settings)  # noqa: E731
+        rows.append(measure(name, path, build_s, load, queries, truth))
+        path.unlink()
+    report(rows, flat.dim * 4, args.json)
+
+
+def report(rows: list[Figures], flat_bytes: int, json_path: Path | None) -> None:
+    header = ("type", "bytes/vector", "of flat", "build s", "queries/s", "recall@3", "recall@10")
+    print_table(
+        header,
+        [
+            (
+                row.name,
+                f"{row.bytes_per_vector:.0f}",
+                f"1/{flat_bytes / row.bytes_per_vector:.1f}",
+                f"{row.build_s:.0f}",
+                f"{row.queries_per_s:.0f}",
+                f"{row.recall_3:.3f}",
+                f"{row.recall_10:.3f}",
+            )
+            for row in rows
+        ],
+    )
+    best = max((row.recall_3 for row in rows if row.bytes_per_vector <= flat_bytes * SMALL), default=0.0)
+    print(verdict(f"recall@3 {best:.3f} at 1/8 of flat or less (at least {LEAST_RECALL})", best >= LEAST_RECALL))
+    figures: dict[str, Any] = {"types": [row._asdict() for row in rows], "best_recall_3_at_an_eighth": best}
+    write_json(json_path, figures)
+
+
+if __name__ == "__main__":
+    main()

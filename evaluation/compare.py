@@ -1,0 +1,118 @@
+"""Compares two evaluations question by question.
+
+    python -m evaluation.compare runs/eval-base runs/eval-step100
+
+For each set and for all questions together: exact match of both, the difference with its 95 % paired bootstrap
+interval, and McNemar's exact test: of the questions that only one of the two has right, how likely so uneven a split is
+if neither is better. Only questions that both were asked are compared.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from evaluation.metrics import interval, resampled_means
+from evaluation.records import read_records
+from evaluation.report import aligned
+
+ALL = "all questions"
+
+
+class Comparison(NamedTuple):
+    """Exact match of two runs on the same questions."""
+
+    questions: int
+    first: float
+    second: float
+    low: float  # of second - first, 95 %
+    high: float
+    only_first: int  # right in the first run alone
+    only_second: int
+    p_value: float
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value: each of the discordant questions would be a fair coin's throw."""
+    count = only_first + only_second
+    tail = sum(math.comb(count, few) for few in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def compare(first: Sequence[float], second: Sequence[float], name: str = "", seed: int = 0) -> Comparison:
+    """Exact match (0 or 1) of two runs, question by question in the same order."""
+    pairs = np.array([first, second]).T  # (N, 2)
+    difference = (pairs[:, 1] - pairs[:, 0])[:, None]
+    low, high = interval(resampled_means(difference, name, seed)[:, 0])
+    only_first, only_second = int((difference < 0).sum()), int((difference > 0).sum())
+    means = pairs.mean(axis=0)
+    p_value = mcnemar(only_first, only_second)
+    return Comparison(len(pairs), float(means[0]), float(means[1]), low, high, only_first, only_second, p_value)
+
+
+def compare_runs(first: Path, second: Path) -> tuple[dict[str, Comparison], int]:
+    """Set → comparison, all questions last; and how many questions only one of the runs was asked.
+
+    Raises ValueError if a folder is no run, or no question is shared.
+    """
+    runs = [{record["id"]: record for record in read_records(folder)} for folder in (first, second)]
+    shared = sorted(runs[0].keys() & runs[1].keys())
+    if not shared:
+        raise ValueError(f"{first} and {second} have no question in common.")
+    by_set: defaultdict[str, list[str]] = defaultdict(list)
+    for question in shared:
+        by_set[runs[0][question]["data_source"]].append(question)
+    groups = dict(sorted(by_set.items())) | ({ALL: shared} if len(by_set) > 1 else {})
+    found = {}
+    for name, group in groups.items():
+        first_em, second_em = ([run[question]["scores"]["em"] for question in group] for run in runs)
+        found[name] = compare(first_em, second_em, name)
+    return found, len(runs[0].keys() ^ runs[1].keys())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("first", type=Path, help="output folder of evaluation.run")
+    parser.add_argument("second", type=Path, help="another one, with the same data")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    options = parser.parse_args(argv)
+    try:
+        found, unpaired = compare_runs(options.first, options.second)
+        if options.json:
+            figures = {name: comparison._asdict() for name, comparison in found.items()}
+            options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    header = ["set", "questions", "first", "second", "difference", "95 % interval", "only first", "only second", "p"]
+    rows = [
+        [
+            name,
+            str(one.questions),
+            f"{one.first:.3f}",
+            f"{one.second:.3f}",
+            f"{one.second - one.first:+.3f}",
+            f"{one.low:+.3f} to {one.high:+.3f}",
+            str(one.only_first),
+            str(one.only_second),
+            f"{one.p_value:.2g}",
+        ]
+        for name, one in found.items()
+    ]
+    print("\n".join(aligned(header, rows)))
+    if unpaired:
+        print(f"{unpaired} questions that only one of the runs was asked are left out.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""What is measured of one trajectory, and means of it over questions with bootstrap intervals."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import qa_em_format
+
+METRICS = {  # each is a number for one question, and a mean over questions
+    "em": "exact match",
+    "f1": "F1 of words, against the best gold answer",
+    "sub_em": "a gold answer stands in the answer",
+    "valid_format": "the protocol was kept to, and answered",
+    "searches": "queries that were run",
+    "failed_searches": "of these, queries that brought an error",
+    "turns": "calls of the engine",
+    "gold_found": "a gold answer stands in what the searches brought",
+    "truncated": "turns or tokens were used up before an answer",
+    "gave_up": "not answered for no fault of the model; the log says why",
+    "reward": "what training would have given",
+    "response_tokens": "of the trajectory, observations included",
+}
+RESAMPLES = 2000
+
+
+class Estimate(NamedTuple):
+    """A mean and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def scores_of(sample: Any, golds: Sequence[str]) -> dict[str, Any]:
+    """Every metric of one rewarded slime Sample, and its `answer` (None: none was given)."""
+    info = sample.metadata["search_r1"]
+    score = info.get("score", {})
+    answer = score.get("answer")
+    gave_up = bool(info["gave_up"])
+    return {
+        "answer": answer,
+        "em": float(qa_em_format.exact_match(answer, golds)),
+        "f1": float(qa_em_format.f1(answer, golds)),
+        "sub_em": float(qa_em_format.sub_em(answer, golds)),
+        "valid_format": float(score.get("valid_format", False)),
+        "searches": float(len(info["searches"])),
+        "failed_searches": float(sum(bool(search["error"]) for search in info["searches"])),
+        "turns": float(info["turns"]),
+        "gold_found": float(score.get("retrieved_gold", False)),
+        "truncated": float(sample.status is sample.Status.TRUNCATED and not gave_up),
+        "gave_up": float(gave_up),
+        "reward": float(sample.reward),
+        "response_tokens": float(0 if gave_up else sample.response_length),
+    }
+
+
+def summarise(scores: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> dict[str, dict[str, Estimate]]:
+    """Set → metric → estimate, and under "average" the mean of the sets' means, each set weighing the same."""
+    tables = {name: np.array([[row[key] for key in METRICS] for row in rows]) for name, rows in scores.items()}
+    means = {name: table.mean(axis=0) for name, table in tables.items()}
+    draws = {name: resampled_means(table, name, seed) for name, table in tables.items()}
+    if len(tables) > 1:
+        means["average"] = np.mean(list(means.values()), axis=0)
+        draws["average"] = np.mean(list(draws.values()), axis=0)
+    return {
+        name: {
+            key: Estimate(float(means[name][column]), *interval(draws[name][:, column]))
+            for column, key in enumerate(METRICS)
+        }
+        for name in means
+    }
+
+
+def resampled_means(table: np.ndarray, name: str, seed: int) -> np.ndarray:
+    """(RESAMPLES, M) means of questions drawn with replacement from `table` (N, M); a set draws alike in every run."""
+    random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    count = len(table)
+    return np.array([table[random.integers(0, count, count)].mean(axis=0) for _ in range(RESAMPLES)])
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of bootstrap draws."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)

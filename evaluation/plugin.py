@@ -1,0 +1,102 @@
+"""The plugin outside slime: the args that its hooks read, a data row as slime's Sample, and one question asked."""
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from search_rollout.chat_template import render_prompt
+
+STAND_IN = Path(__file__).resolve().parent.parent / "demo" / "slime_standin"
+
+
+def find_slime() -> None:
+    """Makes `import slime` work: yours if it is installed, else the few parts of it in `demo/slime_standin`."""
+    if importlib.util.find_spec("slime") is None:
+        sys.path.insert(0, str(STAND_IN))
+
+
+def prepare_process() -> None:
+    """What a command of this package does first: warnings of ours are shown, those of transformers are not."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+def plugin_args(
+    *,
+    model: str,
+    engine_url: str,
+    settings: Mapping[str, Any],
+    temperature: float,
+    max_response_len: int,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> argparse.Namespace:
+    """What slime's command line would hold, and `settings` of SearchConfig as a --custom-config-path file adds them.
+
+    `model` is the folder or name of the tokenizer; `max_response_len` bounds one engine call, in tokens.
+    Raises ValueError on an engine_url that slime could not hold.
+    """
+    host, port = _address(engine_url)
+    slimes = {
+        "hf_checkpoint": model,
+        "custom_generate_function_path": "generate_with_search.generate",
+        "custom_rm_path": "generate_with_search.reward_func",
+        "sglang_router_ip": host,
+        "sglang_router_port": port,
+        "sglang_server_concurrency": 256,
+        "sglang_dp_size": 1,
+        "rollout_num_gpus": 1,
+        "rollout_num_gpus_per_engine": 1,
+        "rollout_temperature": temperature,
+        "rollout_top_p": 1.0,
+        "rollout_top_k": -1,
+        "rollout_max_response_len": max_response_len,
+        "rollout_stop": None,
+        "rollout_stop_token_ids": None,
+        "rollout_skip_special_tokens": False,
+        "apply_chat_template_kwargs": dict(template_kwargs or {}),
+    }
+    return argparse.Namespace(**{**settings, **slimes})
+
+
+def sample_of_row(args: argparse.Namespace, tokenizer: Any, row: Mapping[str, Any], index: int = 0) -> Any:
+    """A row of slime's prompt data as slime's Sample, by slime's own rules.
+
+    Messages stay messages in chat mode, with the row's tools in the metadata (--tool-key tools); else they are
+    rendered (--apply-chat-template). A prompt that is a string stays as it is.
+    """
+    from slime.utils.types import Sample
+
+    prompt, metadata = row["prompt"], dict(row.get("metadata") or {})
+    if args.llm_api_mode == "chat":
+        if row.get("tools") is not None:
+            metadata["tools"] = row["tools"]
+    elif not isinstance(prompt, str):
+        prompt = render_prompt(tokenizer, prompt, **args.apply_chat_template_kwargs)
+    return Sample(index=index, prompt=prompt, label=row["reward_model"], metadata=metadata)
+
+
+async def ask(args: argparse.Namespace, sample: Any, sampling_params: dict[str, Any]) -> Any:
+    """The sample with its trajectory and reward, by the very hooks that slime calls in training."""
+    import generate_with_search
+
+    sample = await generate_with_search.generate(args, sample, sampling_params, evaluation=True)
+    if sample.reward is None:
+        sample.reward = await generate_with_search.reward_func(args, sample)
+    return sample
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    try:
+        if parts.scheme == "http" and parts.hostname and parts.path in ("", "/"):
+            return f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname, parts.port or 80
+    except ValueError:  # of the port
+        pass
+    raise ValueError(f"The engine {url!r} is not an address of the form http://HOST:PORT.")

@@ -1,0 +1,147 @@
+"""The questions of an evaluation: rows of slime's prompt data, read, checked, and a fixed choice of each set.
+
+Files are what `oai_format_data_preprocess.py` writes, or anything of that shape, as .parquet or .jsonl:
+
+    prompt        messages, or a string
+    tools         of chat mode; rows of XML mode have none
+    reward_model  {"ground_truth": {"target": [gold answers]}}
+    data_source   the set, such as "nq"
+    metadata      {"question": …}; `extra_info` or a column of that name do as well
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import qa_em_format
+
+FROM_MEMORY = (
+    "Answer the question from memory. First reason inside <think> and </think>, "
+    "then give the answer in a few words with <answer>answer</answer>."
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row, and what it is known by."""
+
+    id: str  # of its text, gold answers and set: the same in every file, order and mode
+    data_source: str
+    text: str
+    golds: tuple[str, ...]
+    row: dict[str, Any]
+
+
+def read_questions(files: Iterable[Path]) -> list[Question]:
+    """Every row of the files. Raises ValueError, in one sentence, on a file or row that cannot be used."""
+    questions: list[Question] = []
+    met: Counter[str] = Counter()
+    for file in files:
+        for number, row in enumerate(_rows(file), start=1):
+            try:
+                question = _question(row, met)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                reason = f"it has no {error}" if isinstance(error, KeyError) else error
+                raise ValueError(f"Row {number} of {file} cannot be asked: {reason}.") from error
+            questions.append(question)
+    if not questions:
+        raise ValueError("The data files hold no rows.")
+    return questions
+
+
+def choose(questions: Sequence[Question], per_set: int | None, seed: int = 0) -> list[Question]:
+    """At most `per_set` of each set: those whose ids hash lowest, whatever the order of the rows.
+
+    A larger `per_set` adds to the choice of a smaller one.
+    """
+
+    def lot(question: Question) -> str:
+        return hashlib.sha256(f"{seed}:{question.id}".encode()).hexdigest()
+
+    taken: Counter[str] = Counter()
+    chosen = []
+    for question in sorted(questions, key=lot):
+        if per_set is None or taken[question.data_source] < per_set:
+            taken[question.data_source] += 1
+            chosen.append(question)
+    return chosen
+
+
+def mode_of(questions: Sequence[Question]) -> str:
+    """The mode that all rows were prepared for: "chat" if they have tools, else "xml". Raises ValueError."""
+    modes = {"chat" if _has_tools(question.row) else "xml" for question in questions}
+    if len(modes) > 1:
+        raise ValueError("Some rows have tools and some have none; chat and XML prompts need runs of their own.")
+    return modes.pop()
+
+
+def closed_book_row(question: Question) -> dict[str, Any]:
+    """The row with a prompt that asks for an answer from memory: messages if its own prompt is."""
+    return {
+        **question.row,
+        "prompt": closed_book_prompt(question.text, as_text=isinstance(question.row["prompt"], str)),
+    }
+
+
+def closed_book_prompt(question: str, *, as_text: bool = False) -> list[dict[str, str]] | str:
+    """A question without a word about searching."""
+    if as_text:
+        return f"{FROM_MEMORY}\n\nQuestion: {question}\n"
+    return [{"role": "system", "content": FROM_MEMORY}, {"role": "user", "content": question}]
+
+
+def _question(row: Mapping[str, Any], met: Counter[str]) -> Question:
+    prompt = row["prompt"]
+    if not isinstance(prompt, str) and not (prompt and all("role" in message for message in prompt)):
+        raise ValueError("its prompt is neither a string nor messages")
+    golds = tuple(qa_em_format.gold_answers(row["reward_model"]))
+    if not any(gold.strip() for gold in golds):
+        raise ValueError("its reward_model holds no gold answer")
+    source = str(row["data_source"])
+    places = (row.get("metadata"), row.get("extra_info"), row)
+    text = next((place["question"] for place in places if isinstance(place, Mapping) and place.get("question")), None)
+    if text is None:
+        raise ValueError("the question's text stands neither in its metadata nor in its extra_info")
+    digest = hashlib.sha256(json.dumps([source, text, golds]).encode()).hexdigest()[:16]
+    met[digest] += 1  # a set may ask the same twice
+    name = f"{digest}-{met[digest]}" if met[digest] > 1 else digest
+    return Question(f"{source}/{name}", source, str(text), golds, dict(row))
+
+
+def _has_tools(row: Mapping[str, Any]) -> bool:
+    tools = row.get("tools")
+    return tools is not None and tools != "" and len(tools) > 0
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    if file.suffix not in (".parquet", ".jsonl"):
+        raise ValueError(f"{file} is neither .parquet nor .jsonl.")
+    try:
+        yield from _parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Cannot read {file}: {error}.") from error
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"Cannot read {file}: {error}") from error
+
+
+def _jsonl_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"Line {number} of {file} is not JSON: {error}.") from error

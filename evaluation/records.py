@@ -1,0 +1,127 @@
+"""The folder of one evaluation: settings.json, trajectories.jsonl line by line as questions finish, results.json."""
+
+import fcntl
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SAMPLE_FIELDS = (  # of slime's Sample, as its debug dumps hold them; `status` is a string
+    "index",
+    "group_index",
+    "prompt",
+    "tokens",
+    "response",
+    "response_length",
+    "label",
+    "reward",
+    "loss_mask",
+    "rollout_log_probs",
+    "weight_versions",
+    "remove_sample",
+    "metadata",
+)
+
+
+def record_of(sample: Any, **more: Any) -> dict[str, Any]:
+    """A slime Sample as one JSON object; `more` are further keys."""
+    fields = {name: getattr(sample, name) for name in SAMPLE_FIELDS if hasattr(sample, name)}
+    return {**more, **fields, "status": sample.status.value}
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The trajectories of a finished or interrupted run. Raises ValueError if `folder` is none."""
+    try:
+        return [json.loads(line) for line in _whole_lines(folder / "trajectories.jsonl")]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is not the folder of an evaluation: {error}.") from error
+
+
+class Records:
+    """The trajectories of one run, appended as they come; `with Records(folder, settings) as records`.
+
+    A folder that holds a run with the same settings is gone on with: `scores` has what is finished already.
+    Questions that were given up are forgotten, so that they are asked again.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Raises ValueError if the folder holds a run with other settings, or another process is writing to it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.scores: dict[str, dict[str, Any]] = {}  # question id → scores
+        self._file = (folder / "trajectories.jsonl").open("a", encoding="utf-8")
+        try:
+            self._lock()
+            _check_settings(folder, settings)
+            self._keep_finished()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Writes one finished question."""
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.scores[record["id"]] = record["scores"]
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replaces a file of the folder."""
+        _write_json(self.folder / name, value)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"Another evaluation is writing to {self.folder}; give another --output.") from error
+
+    def _keep_finished(self) -> None:
+        """Rewrites the file in place (its lock stays) if a line was cut off or a question was given up."""
+        path = self.folder / "trajectories.jsonl"
+        kept = []
+        for line in _whole_lines(path):
+            record = json.loads(line)
+            if not record["scores"]["gave_up"]:
+                kept.append(line)
+                self.scores[record["id"]] = record["scores"]
+        if sum(len(line.encode()) + 1 for line in kept) != path.stat().st_size:
+            self._file.truncate(0)
+            self._file.writelines(line + "\n" for line in kept)
+            self._file.flush()
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Compares with what the folder's run began with, or writes it down."""
+    path = folder / "settings.json"
+    now = json.loads(json.dumps(settings))
+    if not path.is_file():
+        _write_json(path, now)
+        return
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; give another --output.") from error
+    changed = [
+        f"{key} was {then.get(key)!r} and is now {now.get(key)!r}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ValueError(f"{folder} holds a run with other settings; give another --output: {'; '.join(changed)}.")
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file but for a last one that was cut off."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: an interruption leaves the old file."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.replace(path)

@@ -1,0 +1,121 @@
+"""The results of a run as tables and a plot, beside published figures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluation.metrics import Estimate
+
+SETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
+PAPER = "Search-R1, arXiv:2503.09516v5, exact match of Qwen2.5-3B on full test sets, Wikipedia 2018, E5"
+PUBLISHED = {  # exact match of SETS
+    "GRPO, instruct": (0.397, 0.565, 0.391, 0.331, 0.310, 0.124, 0.232),
+    "GRPO, base": (0.421, 0.583, 0.413, 0.297, 0.274, 0.066, 0.128),
+    "PPO, instruct": (0.341, 0.545, 0.378, 0.324, 0.319, 0.103, 0.264),
+    "PPO, base": (0.406, 0.587, 0.435, 0.284, 0.273, 0.049, 0.088),
+    "RAG, not trained": (0.348, 0.544, 0.387, 0.255, 0.226, 0.047, 0.080),
+}
+LATER = {  # averages only, of Qwen2.5-3B, from the READMEs of these trainers
+    "verl-tool": 0.410,
+    "Agent-Lightning": 0.406,
+}
+COLUMNS = {  # of the first table, beside exact match and its interval
+    "f1": "F1",
+    "sub_em": "sub-EM",
+    "searches": "searches",
+    "turns": "turns",
+    "valid_format": "valid",
+    "gold_found": "gold found",
+    "truncated": "truncated",
+    "gave_up": "given up",
+}
+
+Summary = Mapping[str, Mapping[str, Estimate]]
+
+
+def tables(summary: Summary, counts: Mapping[str, int]) -> str:
+    """All metrics of each set; then exact match beside the paper's, where the sets are the paper's."""
+    header = ["set", "questions", "EM", "95 % interval", *COLUMNS.values()]
+    rows = [
+        [
+            _title(name, counts),
+            str(counts.get(name, sum(counts.values()))),
+            f"{row['em'].mean:.3f}",
+            f"{row['em'].low:.3f} to {row['em'].high:.3f}",
+            *(f"{row[key].mean:.3f}" for key in COLUMNS),
+        ]
+        for name, row in summary.items()
+    ]
+    return "\n".join(["", *aligned(header, rows), *_beside_the_paper(summary, counts), ""])
+
+
+def _beside_the_paper(summary: Summary, counts: Mapping[str, int]) -> list[str]:
+    places = [number for number, name in enumerate(SETS) if name in counts]
+    if not places:
+        return []
+    names = [SETS[place] for place in places]
+    ours = [summary[name]["em"].mean for name in names]
+    rows = [["this run", *_cells(ours)]]
+    rows += [[name, *_cells([figures[place] for place in places])] for name, figures in PUBLISHED.items()]
+    if len(places) == len(SETS):
+        rows += [[f"{name} (its README)", *[""] * len(SETS), f"{figure:.3f}"] for name, figure in LATER.items()]
+    average = "average" if len(places) == len(SETS) else "average of these"
+    return ["", f"beside {PAPER}:", *aligned(["exact match", *names, average], rows)]
+
+
+def _cells(figures: Sequence[float]) -> list[str]:
+    return [f"{figure:.3f}" for figure in (*figures, sum(figures) / len(figures))]
+
+
+def _title(name: str, counts: Mapping[str, int]) -> str:
+    return name if name in counts else f"average of {len(counts)} sets"
+
+
+def place_of(name: str) -> tuple[int, str]:
+    """Sorts sets as the paper has them, others behind."""
+    return SETS.index(name) if name in SETS else len(SETS), name
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def draw(summary: Summary, counts: Mapping[str, int], path: Path, title: str) -> None:
+    """A bar of exact match with its interval for each set, and the paper's figures as marks."""
+    from matplotlib.figure import Figure
+
+    names = list(summary)
+    whole = set(SETS) <= set(counts)
+    figure = Figure(figsize=(max(5.0, 1.1 * len(names) + 2.5), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    estimates = [summary[name]["em"] for name in names]
+    means = [estimate.mean for estimate in estimates]
+    errors = [
+        [estimate.mean - estimate.low for estimate in estimates],
+        [estimate.high - estimate.mean for estimate in estimates],
+    ]
+    axes.bar(
+        range(len(names)), means, width=0.5, color="#9ecae1", yerr=errors, capsize=4, label="this run, 95 % interval"
+    )
+    for label, marker, colour in (("GRPO, instruct", "D", "#f58518"), ("RAG, not trained", "o", "#767676")):
+        figures = dict(zip(SETS, PUBLISHED[label], strict=True))
+        if whole:
+            figures["average"] = sum(PUBLISHED[label]) / len(SETS)
+        known = [(place + 0.34, figures[name]) for place, name in enumerate(names) if name in figures]
+        if known:
+            axes.plot(*zip(*known, strict=True), marker, color=colour, linestyle="", label=f"paper, 3B: {label}")
+    axes.set_xticks(range(len(names)), [name.replace("multihopqa", "\nmultihopqa") for name in names])
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("exact match")
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,221 @@
+"""Evaluates a model on question sets, by the very rollout and reward that training runs.
+
+    python -m evaluation.run --model DIR --engine http://127.0.0.1:30000 --search local:http://127.0.0.1:8000 \\
+        --data test.parquet --output runs/eval-step100
+
+500 questions of each set, always the same ones; greedy. The output folder gets trajectories.jsonl (one line a
+question, as it finishes), results.json and results.png. The same command again goes on where it was interrupted.
+--search none is the closed-book control: the same questions from memory, scored alike.
+A checkpoint of slime's (torch_dist) is converted first, and needs an engine that is started on the result:
+
+    python -m evaluation.run --megatron_checkpoint /root/ckpt --slime_dir /root/slime --engine sglang \\
+        --model /root/Qwen2.5-3B-Instruct …
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import hashlib
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from evaluation.metrics import scores_of
+from evaluation.options import absolute, add_options, running_plugin
+from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row
+from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
+from evaluation.records import Records, record_of
+
+SECRETS = {"google_api_key"}
+PLACES = {"retrieval_server_url"}  # may change while what is found there stays the same
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the evaluation; returns the exit code."""
+    options = parse_args(argv)
+    prepare_process()
+    try:
+        return run(options)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--closed_book", dest="search", action="store_const", const="none", help="as --search none")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE", help="parquet or jsonl")
+    parser.add_argument("--output", type=Path, required=True, help="folder of this evaluation")
+    parser.add_argument("--mode", choices=["xml", "chat"], help="(default: what the data was prepared for)")
+    parser.add_argument("--per_set", type=_count_or_all, default=500, help="questions of each set, or `all` (500)")
+    parser.add_argument("--limit", type=int, help="questions in all, for a first look")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of questions and the bootstrap (0)")
+    parser.add_argument("--concurrency", type=int, default=64, help="questions asked at the same time (64)")
+    parser.add_argument("--megatron_checkpoint", type=Path, help="of slime's --save; converted first")
+    parser.add_argument("--slime_dir", type=Path, help="slime's repository, for its converter")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where converted checkpoints are kept")
+    options = parser.parse_args(argv)
+    if options.concurrency < 1 or (options.limit is not None and options.limit < 1):
+        parser.error("--concurrency and --limit must be 1 or more")
+    if options.megatron_checkpoint and (not options.slime_dir or options.engine not in ("sglang", "demo")):
+        parser.error("--megatron_checkpoint needs --slime_dir, and --engine sglang, which is started on what comes out")
+    return options
+
+
+def _count_or_all(text: str) -> int | None:
+    if text == "all":
+        return None
+    with suppress(ValueError):
+        if int(text) > 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is neither a number above 0 nor `all`")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Asks what is not finished yet, then reports over everything."""
+    find_slime()
+    questions = choose(read_questions(options.data), options.per_set, options.seed)[: options.limit]
+    mode = _mode(options.mode, questions)
+    model = absolute(options.model)
+    if options.megatron_checkpoint:
+        from evaluation.megatron import convert
+
+        converted = options.cache / "converted"
+        checkpoint = options.megatron_checkpoint
+        model = str(convert(checkpoint, slime_dir=options.slime_dir, origin=Path(model), cache=converted).resolve())
+    closed_book = options.search == "none"
+    options.output.mkdir(parents=True, exist_ok=True)
+    with running_plugin(options, model, "xml" if closed_book else mode, options.output / "engine.log") as plugin:
+        settings = _settings(options, plugin, questions, mode)
+        with Records(options.output, settings) as records:
+            todo = [question for question in questions if question.id not in records.scores]
+            if len(todo) < len(questions):
+                print(f"{len(questions) - len(todo)} of {len(questions)} questions are finished already", flush=True)
+            with asyncio.Runner() as runner:
+                runner.run(ask_all(plugin, questions, todo, records, options.concurrency, closed_book))
+            return report(options, settings, questions, records)
+
+
+def _mode(asked: str | None, questions: Sequence[Question]) -> str:
+    prepared = mode_of(questions)
+    if asked not in (None, prepared):
+        raise ValueError(
+            f"--mode is {asked}, but the data was prepared for {prepared}; prepare it again, or leave out --mode."
+        )
+    return prepared
+
+
+def _settings(
+    options: argparse.Namespace, plugin: argparse.Namespace, questions: Sequence[Question], mode: str
+) -> dict[str, Any]:
+    """What the figures depend on; a run goes on only if all of it is the same. Raises ConfigError."""
+    import generate_with_search
+    from search_rollout.config import load_config
+
+    config = dataclasses.asdict(load_config(generate_with_search.SEARCH_R1_CONFIGS, os.environ, plugin))
+    return {
+        "model": plugin.hf_checkpoint,
+        "mode": mode,
+        "search": options.search.partition(":")[0],
+        "temperature": options.temperature,
+        "max_response_len": options.max_response_len,
+        "apply_chat_template_kwargs": plugin.apply_chat_template_kwargs,
+        "per_set": options.per_set,
+        "limit": options.limit,
+        "seed": options.seed,
+        "questions": hashlib.sha256("\n".join(question.id for question in questions).encode()).hexdigest()[:16],
+        "config": {key: value for key, value in config.items() if key not in SECRETS | PLACES},
+    }
+
+
+async def ask_all(
+    plugin: argparse.Namespace,
+    questions: Sequence[Question],
+    todo: Sequence[Question],
+    records: Records,
+    concurrency: int,
+    closed_book: bool,
+) -> None:
+    """Asks `todo`, `concurrency` questions at a time, and records each as it is finished."""
+    from slime.rollout.sglang_rollout import GenerateState
+
+    import generate_with_search
+
+    state = GenerateState(plugin)
+    index = {question.id: number for number, question in enumerate(questions)}
+    places = asyncio.Semaphore(concurrency)
+    right = sum(scores["em"] for scores in records.scores.values())
+    bar = tqdm(total=len(questions), initial=len(records.scores), unit="question", disable=None)
+
+    async def one(question: Question) -> None:
+        nonlocal right
+        row = closed_book_row(question) if closed_book else question.row
+        async with places:
+            sample = sample_of_row(plugin, state.tokenizer, row, index[question.id])
+            sample = await ask(plugin, sample, dict(state.sampling_params))
+        scores = scores_of(sample, question.golds)
+        records.add(record_of(sample, id=question.id, data_source=question.data_source, scores=scores))
+        right += scores["em"]
+        bar.set_postfix(em=f"{right / len(records.scores):.3f}", refresh=False)
+        bar.update()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for question in todo:
+                group.create_task(one(question))
+    except ExceptionGroup as errors:  # a wrong setting: every question meets it
+        raise errors.exceptions[0] from None
+    finally:
+        bar.close()
+        await generate_with_search.close()
+
+
+def report(
+    options: argparse.Namespace, settings: dict[str, Any], questions: Sequence[Question], records: Records
+) -> int:
+    """Tables on the terminal, results.json and results.png; the exit code."""
+    from evaluation.metrics import summarise
+    from evaluation.report import draw, place_of, tables
+
+    by_set: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for question in sorted(questions, key=lambda question: (place_of(question.data_source), question.id)):
+        by_set[question.data_source].append(records.scores[question.id])
+    summary = summarise(by_set, options.seed)
+    counts = {name: len(rows) for name, rows in by_set.items()}
+    results = {
+        name: {"questions": counts.get(name, len(questions)), **{key: value._asdict() for key, value in row.items()}}
+        for name, row in summary.items()
+    }
+    records.write_json("results.json", {"settings": settings, "results": results})
+    print(tables(summary, counts))
+    draw(summary, counts, options.output / "results.png", title=Path(options.model).name)
+    print(options.output, flush=True)
+    rows = list(records.scores.values())
+    failed, searched = (int(sum(row[key] for row in rows)) for key in ("failed_searches", "searches"))
+    if failed:
+        print(f"warning: {failed} of {searched} searches failed; the figures are lower for it", file=sys.stderr)
+    gave_up = int(sum(row["gave_up"] for row in rows))
+    if gave_up:
+        print(
+            f"error: {gave_up} of {len(rows)} questions were given up, and count as wrong; the log above says why. "
+            "The same command asks them again.",
+            file=sys.stderr,
+        )
+    return 1 if gave_up else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

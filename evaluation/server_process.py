@@ -1,0 +1,104 @@
+"""A server as a process of its own: started, awaited, stopped; and an engine for as long as an evaluation runs."""
+
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINES = {
+    "sglang": "-m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port}",
+    "demo": "-m demo.engine_server --model {model} --port {port}",
+}
+ENGINE_TIMEOUT_S = 1800.0  # large models load slowly from network disks
+
+
+class ServerProcess:
+    """`with ServerProcess(…) as server: server.url`; only this very process is ever stopped."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        timeout_s: float,
+        *,
+        ready: str = "/health",
+        cwd: Path | None = None,
+    ) -> None:
+        """`name` is what messages call it, `timeout_s` how long the path `ready` may take to answer 200."""
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self._name = name
+        self._command = list(command)
+        self._log = log
+        self._timeout_s = timeout_s
+        self._ready = ready
+        self._cwd = cwd
+
+    def __enter__(self) -> Self:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self._cwd
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _wait_until_ready(self) -> None:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+        deadline = time.monotonic() + self._timeout_s
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with direct.open(f"{self.url}{self._ready}", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        tail = self._log.read_text(errors="replace").strip()[-500:]
+        raise RuntimeError(f"The {self._name} did not start; its log {self._log} ends with:\n{tail}")
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def engine_process(kind: str, model: str, log: Path, extra: str = "") -> ServerProcess:
+    """An engine of ENGINES over a model; `extra` are further arguments of its own."""
+    port = free_port()
+    parts = [part.format(model=model, port=port) for part in shlex.split(ENGINES[kind])]
+    return ServerProcess("engine", [sys.executable, *parts, *shlex.split(extra)], port, log, ENGINE_TIMEOUT_S, cwd=ROOT)
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check_listening(name: str, url: str) -> None:
+    """Raises ValueError if nothing takes connections there: found now, not after a minute of retries per question."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The {name} at {url} cannot be reached: {error}.") from error

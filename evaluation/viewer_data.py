@@ -1,0 +1,164 @@
+"""What the viewer's page shows of a Sample: a row of its list, and the record that is opened from there.
+
+Rows are few bytes each and read at once; records are many, and read when they are looked at.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluation.token_texts import TokenTexts
+from qa_em_format import gold_answers
+
+MAX_TITLE = 300  # characters of a question or an answer in the list
+_SPECIAL = re.compile(r"<\|[^|<>]*\|>")
+
+Json = dict[str, Any]
+
+
+def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple[Json, Json]:
+    """Row and record of one Sample's fields. ValueError if they cannot be a Sample's."""
+    ids, length = fields.get("tokens"), fields.get("response_length")
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise ValueError("`tokens` is not a list of whole numbers")
+    if type(length) is not int or not 0 <= length <= len(ids):
+        raise ValueError(f"`response_length` is not a whole number from 0 to {len(ids)}, the number of tokens")
+    metadata = _mapping(fields.get("metadata"))
+    info = _mapping(metadata.get("search_r1"))
+    texts.add(ids)
+    record = {
+        "ids": ids,
+        "start": len(ids) - length,  # where the response begins
+        "mask": _numbers(fields.get("loss_mask")),
+        "log_probs": _thousandths(fields.get("rollout_log_probs")),
+        "segments": [[part.get("kind"), part.get("tokens")] for part in _mappings(info.get("segments"))],
+        "searches": [_search(search) for search in _mappings(info.get("searches"))],
+        "parts": _reward_parts(fields, info),
+        "facts": _facts(fields, info),
+        "texts": _other_texts(fields, ids, length, texts),
+    }
+    return _row(fields, metadata, info, record, file), record
+
+
+def _row(fields: Mapping[str, Any], metadata: Mapping, info: Mapping, record: Json, file: str) -> Json:
+    parts = record["parts"]
+    right = parts.get("exact_match", parts.get("em"))
+    length = len(record["ids"]) - record["start"]
+    mask = [1] * length if record["mask"] is None else record["mask"]
+    scored = [value for value, on in zip(record["log_probs"] or (), mask, strict=False) if on and value is not None]
+    group = fields.get("group_index")
+    return {
+        "question": title(fields.get("prompt"), metadata),
+        "gold": [answer[:MAX_TITLE] for answer in gold_answers(fields.get("label"))],
+        "answer": None if parts.get("answer") is None else str(parts["answer"])[:MAX_TITLE],
+        "reward": _finite(fields.get("reward")),
+        "right": None if right is None else bool(right),
+        "stop": str(info.get("stop_reason") or fields.get("status") or "unknown"),
+        "status": str(fields.get("status") or ""),
+        "searches": len(record["searches"]),
+        "tokens": length,
+        "trained": sum(map(bool, mask)),
+        "log_prob": sum(scored) / len(scored) / 1000 if scored else None,
+        "source": str(fields.get("data_source") or metadata.get("data_source") or ""),
+        "file": file,
+        "group": None if group is None else f"{file} {group}",
+        "index": fields.get("index"),
+        "notes": _notes(fields, info, record, length),
+    }
+
+
+def title(prompt: Any, metadata: Mapping[str, Any]) -> str:
+    """The question for the list: from the metadata, else the prompt's last words of a user."""
+    if isinstance(metadata.get("question"), str):
+        return metadata["question"][:MAX_TITLE]
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str):
+        said = [message.get("content") for message in _mappings(prompt) if message.get("role") == "user"]
+        prompt = next((text for text in reversed(said) if isinstance(text, str)), "")
+    lines = [line.strip() for line in _SPECIAL.sub("\n", str(prompt or "")).split("\n")]
+    sentence = next((line for line in reversed(lines) if " " in line), "".join(lines))  # "assistant" is no sentence
+    return sentence.rpartition("Question:")[2].strip()[:MAX_TITLE]
+
+
+def _notes(fields: Mapping[str, Any], info: Mapping, record: Json, length: int) -> list[str]:
+    """What a reader should know before trusting the record."""
+    notes = []
+    if info.get("gave_up") or fields.get("remove_sample"):
+        notes.append("given up: not trained")
+    if record["texts"]:
+        notes.append("text differs from decode(ids)")
+    for name, values in (("loss_mask", record["mask"]), ("rollout_log_probs", record["log_probs"])):
+        if values is not None and len(values) != length:
+            notes.append(f"{name} is not one a token")
+    return notes
+
+
+def _reward_parts(fields: Mapping[str, Any], info: Mapping) -> Json:
+    """Everything that was scored, by name."""
+    reward = _mapping(fields.get("reward"))  # with --reward-key
+    parts = {**_mapping(info.get("score")), **_mapping(fields.get("scores")), **reward}
+    return {str(name): _plain(value) for name, value in parts.items() if name != "reward" or reward}
+
+
+def _facts(fields: Mapping[str, Any], info: Mapping) -> Json:
+    """What else the rollout recorded, where it is one value."""
+    simple = {str(name): value for name, value in info.items() if isinstance(value, (str, bool, int, float))}
+    facts = {name: _plain(value) for name, value in simple.items() if name != "stop_reason"}
+    versions = fields.get("weight_versions")
+    return facts | ({"weight_versions": ", ".join(dict.fromkeys(map(str, versions)))} if versions else {})
+
+
+def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: TokenTexts) -> Json:
+    """The Sample's own texts where its ids decode to something else: "response", "prompt"."""
+    start = len(ids) - length
+    pairs = {"prompt": (fields.get("prompt"), ids[:start]), "response": (fields.get("response"), ids[start:])}
+    if _mapping(_mapping(fields.get("metadata")).get("search_r1")).get("gave_up"):
+        del pairs["response"]  # its one id is a filler
+    return {
+        name: text for name, (text, part) in pairs.items() if isinstance(text, str) and not texts.decode_to(part, text)
+    }
+
+
+def _search(search: Mapping[str, Any]) -> Json:
+    documents = [
+        [str(document.get("title") or ""), str(document.get("text") or "")]
+        for document in _mappings(search.get("documents"))
+    ]
+    return {"query": str(search.get("query")), "error": _plain(search.get("error")), "documents": documents}
+
+
+# --- values of any origin ----------------------------------------------------------------------------------------
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    if hasattr(value, "tolist"):  # a numpy array
+        value = value.tolist()
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
+def _numbers(values: Any) -> list[int] | None:
+    return None if values is None else [int(value) for value in values]
+
+
+def _thousandths(values: Any) -> list[int | None] | None:
+    """Natural logarithms in whole thousandths: short in the page, and exact enough to look at."""
+    if values is None:
+        return None
+    return [
+        round(1000 * value) if isinstance(value, (int, float)) and math.isfinite(value) else None for value in values
+    ]
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _plain(value: Any) -> str | bool | float | None:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    number = _finite(value)
+    return str(value) if number is None else number

@@ -1,0 +1,289 @@
+"""Web search through the Google results API of serper.dev: `GoogleSearch`, the client that a rollout uses.
+
+Run as a script it is a server with the `/retrieve` of the local retriever, so that several trainers share one key:
+
+    GOOGLE_API_KEY=... python google_search_server.py --port 8000
+    SEARCH_BACKEND=local RETRIEVAL_SERVER_URL=http://that-machine:8000      for the trainers
+"""
+
+import argparse
+import asyncio
+import hmac
+import json
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aiohttp import web
+from yarl import URL
+
+from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, load_config
+from search_rollout.google_results import Hit, contents, passage, read_answer
+from search_rollout.http_client import JsonClient, RequestFailed, ServiceRefused
+from search_rollout.retrieval import Passage, Searcher
+from search_rollout.runtime import make_searcher
+from search_rollout.web_pages import WebPages
+
+ENDPOINT = "https://google.serper.dev/search"
+RESULTS_FOR_ONE_CREDIT = 10  # asked for in any case: some have no text
+MAX_QUERY_CHARACTERS = 2048  # of which the API takes notice
+
+MAX_TOPK = 100
+MAX_QUERIES = 512  # of one request, and the next as the local retriever has it
+MAX_SENT_CHARACTERS = 10_000  # of a query
+MAX_REQUEST_BYTES = 2**25  # 32 MiB: so many queries of such a length
+LISTEN_BACKLOG = 2048  # connections waiting to be accepted; a rollout opens hundreds at once
+
+_CREDITS_GONE = re.compile(r"(?:not enough|insufficient|no more|run out of|used up).{0,20}(?:credit|quota)", re.I)
+
+
+class GoogleSearch:
+    """A source of passages (`PassageSource`); belongs to one event loop.
+
+    Passages are the answer box, the knowledge graph, and the organic results, in this order: their snippets, or with
+    `pages` the part of each organic result's page that the snippet is from. `gl` and `hl` are Google's country and
+    language. Everything is tried once; `timeout_s` bounds a call of the API. Raises ConfigError on a bad argument.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        endpoint: str = ENDPOINT,
+        topk: int = 3,
+        gl: str = "us",
+        hl: str = "en",
+        pages: WebPages | None = None,
+        timeout_s: float = 20.0,
+    ) -> None:
+        self._key = _checked_key(api_key)
+        self._endpoint = _checked_endpoint(endpoint)
+        self._client = JsonClient(self._endpoint, timeout_s=timeout_s, retries=0, pause_s=0.0)
+        self._topk = topk
+        self._locale = {name: value for name, value in (("gl", gl), ("hl", hl)) if value}
+        self._pages = pages
+
+    def __str__(self) -> str:
+        return self._endpoint
+
+    @property
+    def namespace(self) -> str:
+        """What a query's answer depends on besides the query."""
+        locale = " ".join(f"{name}={value}" for name, value in self._locale.items())
+        return f"google {self._endpoint} topk={self._topk} {locale} {'pages' if self._pages else 'snippets'}"
+
+    async def find(self, query: str) -> list[Passage]:
+        """At most `topk` passages, best first.
+
+        Raises RequestFailed; ServiceRefused for a wrong key, and for credits that are used up.
+        """
+        num = max(self._topk, RESULTS_FOR_ONE_CREDIT)
+        hits = read_answer(await self._ask({"q": query[:MAX_QUERY_CHARACTERS], "num": num, **self._locale}))
+        hits = [hit for hit in hits if hit.passage.text or (self._pages and hit.link)][: self._topk]
+        if self._pages:
+            hits = await asyncio.gather(*(_from_page(self._pages, hit, query) for hit in hits))
+        return [hit.passage for hit in hits if hit.passage.text]
+
+    async def close(self) -> None:
+        """Releases the connections, and those of the pages."""
+        await self._client.close()
+        if self._pages:
+            await self._pages.close()
+
+    async def _ask(self, body: dict[str, Any]) -> Any:
+        try:
+            return await self._client.post("", body, {"X-API-KEY": self._key})
+        except RequestFailed as failure:
+            remedy = _remedy(failure)
+            if remedy is None:
+                raise
+            refused = ServiceRefused(f"{remedy} ({failure})")
+            refused.status = failure.status
+        raise refused
+
+
+def from_config(config: SearchConfig) -> GoogleSearch:
+    """As the settings say."""
+    return GoogleSearch(
+        "replay" if config.caching == "replay" else config.google_api_key,  # a replay asks nobody, and needs no key
+        endpoint=config.google_endpoint,
+        topk=config.topk,
+        gl=config.google_gl,
+        hl=config.google_hl,
+        pages=WebPages() if config.google_full_pages else None,
+        timeout_s=config.search_timeout_s,
+    )
+
+
+async def _from_page(pages: WebPages, hit: Hit, query: str) -> Hit:
+    """The hit with its page's passage in place of its snippet, if there is one."""
+    text = await pages.passage(hit.link, hit.passage.text or query) if hit.link else None
+    return Hit(passage(hit.passage.title, text)) if text else hit
+
+
+def _checked_key(api_key: str) -> str:
+    key = api_key.strip()
+    if key in ("", PLACEHOLDER_KEY):
+        raise ConfigError("Web search needs a key: set GOOGLE_API_KEY, from serper.dev.")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ConfigError(
+            "GOOGLE_API_KEY has characters that no key has, such as spaces: copy it from serper.dev again."
+        )
+    return key
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    url = URL(endpoint)
+    if url.scheme not in ("http", "https") or not url.host or url.user or url.query_string:
+        raise ConfigError(
+            "The endpoint of web search must be an http or https URL, without a query: keys go elsewhere."
+        )
+    return endpoint
+
+
+def _remedy(failure: RequestFailed) -> str | None:
+    """What a person has to do before the API answers again; None if nothing."""
+    if failure.status in (401, 403):
+        return "The search API does not accept the key: set GOOGLE_API_KEY to a valid one of serper.dev."
+    if failure.status == 402 or (failure.status == 400 and _CREDITS_GONE.search(str(failure))):
+        return "The search API's credits are used up: buy more at serper.dev, or set SEARCH_BACKEND=local."
+    return None
+
+
+# The server.
+
+
+class BadRequest(Exception):
+    """A request that /retrieve does not understand; the message says why."""
+
+
+def create_app(searcher: Searcher, *, topk: int, api_key: str = "") -> web.Application:
+    """`/retrieve`, `/health` and `/usage` in front of `searcher`, which finds `topk` passages and ends with the app.
+
+    With an `api_key` only those are served who send it, as `Authorization: Bearer`.
+    """
+    expected = f"Bearer {api_key}".encode()
+
+    async def retrieve(request: web.Request) -> web.Response:
+        if api_key and not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
+            return web.json_response({"detail": "the key of this server is missing or another one"}, status=401)
+        try:
+            queries, most, with_scores = _read_request(await request.read(), topk)
+        except BadRequest as error:
+            return web.json_response({"detail": str(error)}, status=422)
+        results = await asyncio.gather(*map(searcher.search, queries))
+        errors = [result.error for result in results if result.error]
+        if errors:
+            # 500, some of several failed: the rollouts' client then asks for each alone.
+            status = 500 if len(errors) < len(results) else 503
+            return web.json_response({"detail": errors[0]}, status=status)
+        return web.json_response({"result": [_to_json(result.passages[:most], with_scores) for result in results]})
+
+    async def health(request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def usage(request: web.Request) -> web.Response:
+        return web.json_response(searcher.usage.snapshot())
+
+    async def close(app: web.Application) -> None:
+        await searcher.close()
+
+    app = web.Application(client_max_size=MAX_REQUEST_BYTES)
+    app.add_routes([web.post("/retrieve", retrieve), web.get("/health", health), web.get("/usage", usage)])
+    app.on_cleanup.append(close)
+    return app
+
+
+def _read_request(body: bytes, topk: int) -> tuple[list[str], int, bool]:
+    """Queries, how many passages, and whether scores are wanted. Raises BadRequest."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("the request is not JSON") from None
+    if not isinstance(request, dict):
+        raise BadRequest("the request is not an object")
+    queries, most, with_scores = request.get("queries"), request.get("topk"), request.get("return_scores", False)
+    if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_QUERIES:
+        raise BadRequest(f"queries must be a list of 1 to {MAX_QUERIES} strings")
+    if not all(isinstance(query, str) and query.strip() and len(query) <= MAX_SENT_CHARACTERS for query in queries):
+        raise BadRequest(f"a query must be a string, not blank, of at most {MAX_SENT_CHARACTERS} characters")
+    if most is not None and (type(most) is not int or not 1 <= most <= topk):
+        raise BadRequest(
+            f"topk must be null or a whole number from 1 to {topk}; start this server with a larger --topk"
+        )
+    if not isinstance(with_scores, bool):
+        raise BadRequest("return_scores must be true or false")
+    return queries, most or topk, with_scores
+
+
+def _to_json(passages: Sequence[Passage], with_scores: bool) -> list[dict[str, Any]]:
+    documents = [
+        {"id": str(place), "contents": contents(one.title, one.text)} for place, one in enumerate(passages, start=1)
+    ]
+    if not with_scores:
+        return documents
+    return [{"document": one, "score": 1 / int(one["id"])} for one in documents]  # Google tells no more than the order
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        config = load_config({}, os.environ, args)
+        app = create_app(
+            make_searcher(config, [from_config(config)]), topk=config.topk, api_key=config.retrieval_api_key
+        )
+        listener = socket.create_server((args.host, args.port), backlog=LISTEN_BACKLOG)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"error: cannot use port {args.port} of {args.host} ({error}): stop what uses it, or give another --port",
+            file=sys.stderr,
+        )
+        return 1
+    host, port = listener.getsockname()[:2]
+    print(f"ready: web search at http://{host}:{port}/retrieve", flush=True)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    web.run_app(app, sock=listener, print=None, access_log=None)  # until SIGINT or SIGTERM
+    print("stopped", file=sys.stderr)
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line's arguments; exits with 2 if they are wrong."""
+    parser = argparse.ArgumentParser(
+        description="Serve Google results over the local retriever's /retrieve. All other settings are the plugin's, "
+        "from the environment (README.md): GOOGLE_API_KEY, SEARCH_CACHE, SEARCH_BUDGET, SEARCH_R1_GOOGLE_FULL_PAGES, "
+        "and so on. With RETRIEVAL_API_KEY set, only those are served who send it.",
+    )
+    parser.set_defaults(search_backend="google")
+    parser.add_argument("--port", type=_number(0, 65535), default=8000, help="0 takes any free port (default: 8000)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="0.0.0.0 serves other machines too, who then spend your credits: set RETRIEVAL_API_KEY "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--topk", type=_number(1, MAX_TOPK), help="most passages of a query (default: 3)")
+    return parser.parse_args(argv)
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number in these bounds."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The routes: POST /retrieve, and GET /health, /ready, /metrics, /docs."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
+
+from local_dense_retriever.batcher import QueueFullError, SearchFailedError
+from local_dense_retriever.retriever import Hit
+from local_dense_retriever.service import LoadingError, Service
+
+MAX_TOPK = 100
+MAX_QUERIES = 512  # of one request
+MAX_QUERY_CHARACTERS = 10_000
+MAX_BODY_BYTES = 64 * 2**20  # 512 queries of 10,000 characters, each written as \uXXXX\uXXXX
+MAX_PROBLEMS = 10  # of those in a refused body, how many the reply lists
+Result = TypeVar("Result")
+
+CLIENT_GONE = 499  # for the metrics; nobody hears it
+
+# ---- What goes over the wire -----------------------------------------------------------------------------------------
+
+
+def _not_blank(query: str) -> str:
+    if not query.strip():
+        raise ValueError("the query is blank")
+    return query
+
+
+Query = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS), AfterValidator(_not_blank)]
+
+
+class RetrieveRequest(BaseModel):
+    queries: list[Query] = Field(min_length=1, max_length=MAX_QUERIES)
+    topk: int | None = Field(default=None, ge=1, le=MAX_TOPK, description="passages per query; null: the server's own")
+    return_scores: bool = False
+
+
+class Document(BaseModel):
+    id: str
+    contents: str
+
+
+class ScoredDocument(BaseModel):
+    document: Document
+    score: float
+
+
+class RetrieveReply(BaseModel):
+    """For each query its nearest passages, best first: documents, or documents with their scores."""
+
+    result: list[list[Document]] | list[list[ScoredDocument]]
+
+
+class Refusal(BaseModel):
+    """Why a request was not answered: a sentence, or for 422 the problems in the body."""
+
+    detail: str | list[dict[str, Any]]
+
+
+def encode_reply(found: list[list[Hit]], with_scores: bool) -> bytes:
+    if with_scores:
+        return to_json(
+            {"result": [[{"document": h.passage._asdict(), "score": h.score} for h in hits] for hits in found]}
+        )
+    return to_json({"result": [[hit.passage._asdict() for hit in hits] for hits in found]})
+
+
+def refusal(status: int, detail: str | list[dict[str, Any]], retry_after_s: int | None = None) -> Response:
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return JSONResponse({"detail": detail}, status, headers)
+
+
+# ---- The routes ------------------------------------------------------------------------------------------------------
+
+
+def create_app(service: Service, default_topk: int = 3, api_key: str | None = None) -> FastAPI:
+    """The server's routes. With an API key, /retrieve asks for it as `Authorization: Bearer <key>`."""
+    app = FastAPI(title="local dense retriever")
+    locks = [] if api_key is None else [Depends(_lock(api_key))]
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "ok"}
+
+    @app.get("/ready", responses={503: {"description": "still loading"}})
+    async def ready(response: Response) -> dict[str, Any]:
+        """Everything is loaded; until then 503, and what is being loaded."""
+        if service.loading is not None:
+            response.status_code = 503
+            return {"loading": service.loading}
+        return {"status": "ready", **service.about}
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    # The body is read and validated here and not by FastAPI: it bounds its size, and takes half the time.
+    body = {"required": True, "content": {"application/json": {"schema": RetrieveRequest.model_json_schema()}}}
+    refusals: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (401, 413, 422, 500, 503)}
+
+    @app.post(
+        "/retrieve",
+        response_model=RetrieveReply,
+        responses=refusals,
+        openapi_extra={"requestBody": body},
+        dependencies=locks,
+    )
+    async def retrieve(request: Request) -> Response:
+        """Finds the passages nearest to each query."""
+        began = time.perf_counter()
+        response = await _answer(request, service, default_topk)
+        service.metrics.requests.labels(response.status_code).inc()
+        service.metrics.request_seconds.observe(time.perf_counter() - began)
+        return response
+
+    return app
+
+
+async def _answer(request: Request, service: Service, default_topk: int) -> Response:
+    try:
+        asked = RetrieveRequest.model_validate_json(await _read_body(request))
+        search = service.search(asked.queries, asked.topk or default_topk)
+        return Response(
+            encode_reply(await _unless_gone(request, search), asked.return_scores), media_type="application/json"
+        )
+    except ValidationError as error:
+        return refusal(422, _problems(error))
+    except _TooLargeError:
+        return refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes: send fewer queries in a request")
+    except LoadingError as error:
+        return refusal(503, f"still loading {error}", retry_after_s=5)
+    except QueueFullError:
+        return refusal(503, "too many queries are waiting: try again", retry_after_s=1)
+    except SearchFailedError:
+        return refusal(500, "the search failed; the server's log says why")
+    except asyncio.CancelledError:  # only by the server, which has waited as long as it may
+        return refusal(503, "the server is stopping", retry_after_s=5)
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_GONE)
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+async def _read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise _TooLargeError
+    return bytes(body)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is cancelled, with ClientDisconnect, if the client hangs up meanwhile."""
+
+    async def hang_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(hang_up())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+def _problems(error: ValidationError) -> list[dict[str, Any]]:
+    """As FastAPI's own, but without repeating the input: it may be long, or no valid Unicode."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{**problem, "loc": ("body", *problem["loc"])} for problem in found[:MAX_PROBLEMS]]
+
+
+def _lock(api_key: str) -> Any:
+    """A dependency that lets nobody in without the key."""
+    expected = api_key.encode()
+
+    async def require_key(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    ) -> None:
+        sent = b"" if given is None else given.credentials.encode("latin-1")  # the header's bytes, as they came
+        if not hmac.compare_digest(sent, expected):  # in constant time
+            raise HTTPException(
+                401, "this server asks for a key: Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"}
+            )
+
+    return require_key

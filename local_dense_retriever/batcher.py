@@ -1,0 +1,186 @@
+"""Queries of many requests, searched together by one thread.
+
+While one batch is being searched the next one gathers, so batches grow with the load by themselves; the window matters
+only to the first query after a pause. Equal queries are searched once: the second joins the first, and later ones are
+answered from a cache. Everything here but the search itself runs on the event loop, so nothing needs a lock.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from local_dense_retriever.metrics import Metrics
+from local_dense_retriever.retriever import Hit
+
+Search = Callable[[Sequence[str], int], list[list[Hit]]]  # queries, topk -> the hits of each query, best first
+
+log = logging.getLogger(__name__)
+
+
+class QueueFullError(Exception):
+    """As many queries are waiting as may: try again later."""
+
+
+class SearchFailedError(Exception):
+    """The search of the batch raised; the log has its traceback."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    window_s: float = 0.005  # the longest that a query waits for others when nothing is being searched
+    max_batch: int = 64  # distinct queries searched at once
+    max_queue: int = 4096  # distinct queries waiting
+    cache_size: int = 10_000  # queries whose hits are kept, about 3 kB each at topk 3; 0 keeps none
+
+
+@dataclass
+class _Entry:
+    """A query that waits for its search, or is being searched."""
+
+    topk: int = 0  # the largest that was asked for
+    requests: int = 0  # how many want it
+    hits: asyncio.Future[list[Hit]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class _Kept(NamedTuple):
+    topk: int  # what was asked for; fewer hits mean that there are no more
+    hits: list[Hit]
+
+
+class Batcher:
+    """Searches in `owner`, an executor of one thread, which must be the only user of what `search` touches."""
+
+    def __init__(self, search: Search, owner: Executor, limits: Limits, metrics: Metrics) -> None:
+        """To be called on the event loop that will call `search`."""
+        self._search = search
+        self._owner = owner
+        self._limits = limits
+        self._metrics = metrics
+        self._waiting: dict[str, _Entry] = {}  # in the order of arrival
+        self._running: dict[str, _Entry] = {}
+        self._cache: OrderedDict[str, _Kept] = OrderedDict()  # the least recently used first
+        self._arrived = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+        metrics.queue.set_function(lambda: len(self._waiting))
+        metrics.cache.set_function(lambda: len(self._cache))
+
+    async def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """For each query its nearest passages, best first: topk of them, or all if there are fewer.
+
+        Raises QueueFullError, at once, and SearchFailedError. If it is cancelled, its queries leave the queue.
+        """
+        found = {query: self._kept(query, topk) for query in queries}
+        missing = [query for query, hits in found.items() if hits is None]
+        self._metrics.queries.labels("cached").inc(len(found) - len(missing))
+        if missing:
+            found |= await self._searched(missing, topk)
+        return [(found[query] or [])[:topk] for query in queries]
+
+    def close(self) -> None:
+        """Searches nothing any more."""
+        self._task.cancel()
+
+    # ---- Waiting -----------------------------------------------------------------------------------------------------
+
+    async def _searched(self, queries: list[str], topk: int) -> dict[str, list[Hit]]:
+        new = [query for query in queries if self._under_way(query, topk) is None]
+        if len(self._waiting) + len(new) > self._limits.max_queue:
+            raise QueueFullError
+        self._waiting |= {query: _Entry() for query in new}
+        self._metrics.queries.labels("queued").inc(len(new))
+        self._metrics.queries.labels("joined").inc(len(queries) - len(new))
+
+        entries = {query: self._join(query, topk) for query in queries}
+        self._arrived.set()
+        try:
+            await asyncio.wait([entry.hits for entry in entries.values()])  # unlike gather, leaves them be if cancelled
+        finally:
+            for query, entry in entries.items():
+                self._leave(query, entry)
+        return {query: entry.hits.result() for query, entry in entries.items()}
+
+    def _under_way(self, query: str, topk: int) -> _Entry | None:
+        running = self._running.get(query)
+        return running if running and running.topk >= topk else self._waiting.get(query)
+
+    def _join(self, query: str, topk: int) -> _Entry:
+        entry = self._under_way(query, topk)
+        assert entry is not None
+        entry.topk = max(entry.topk, topk)
+        entry.requests += 1
+        return entry
+
+    def _leave(self, query: str, entry: _Entry) -> None:
+        entry.requests -= 1
+        if entry.requests == 0 and self._waiting.get(query) is entry:
+            del self._waiting[query]
+
+    # ---- Searching ---------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            if not self._waiting:
+                await self._until_waiting(1)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._limits.window_s):
+                        await self._until_waiting(self._limits.max_batch)
+            # Everyone may have left by now.
+            if batch := dict(itertools.islice(self._waiting.items(), self._limits.max_batch)):
+                await self._search_batch(batch)
+
+    async def _until_waiting(self, count: int) -> None:
+        while len(self._waiting) < count:
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def _search_batch(self, batch: dict[str, _Entry]) -> None:
+        for query in batch:
+            del self._waiting[query]
+        self._running = batch
+        topk = max(entry.topk for entry in batch.values())
+        began = time.perf_counter()
+        try:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._owner, self._search, list(batch), topk)
+            self._answer(batch, found)
+        except Exception:  # whatever it is, those who wait are told, and the next batch is tried
+            log.exception("the search of a batch failed: queries=%d topk=%d", len(batch), topk)
+            self._fail(batch.values())
+        finally:
+            self._running = {}
+        self._metrics.batch_queries.observe(len(batch))
+        self._metrics.batch_seconds.observe(time.perf_counter() - began)
+
+    def _answer(self, batch: dict[str, _Entry], found: list[list[Hit]]) -> None:
+        for (query, entry), hits in zip(batch.items(), found, strict=True):
+            kept = _Kept(entry.topk, hits[: entry.topk])
+            entry.hits.set_result(kept.hits)
+            self._keep(query, kept)
+
+    def _fail(self, entries: Iterable[_Entry]) -> None:
+        for entry in entries:
+            if not entry.hits.done():
+                entry.hits.set_exception(SearchFailedError())
+                entry.hits.exception()  # asyncio complains about one that nobody looked at; all may have left
+
+    # ---- The cache ---------------------------------------------------------------------------------------------------
+
+    def _kept(self, query: str, topk: int) -> list[Hit] | None:
+        kept = self._cache.get(query)
+        if kept is None or (kept.topk < topk and len(kept.hits) == kept.topk):
+            return None
+        self._cache.move_to_end(query)
+        return kept.hits
+
+    def _keep(self, query: str, kept: _Kept) -> None:
+        self._cache[query] = kept
+        self._cache.move_to_end(query)
+        if len(self._cache) > self._limits.cache_size:
+            self._cache.popitem(last=False)

@@ -1,0 +1,83 @@
+"""BM25 by bm25s: words instead of vectors, no encoder, no GPU. The index is a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import bm25s
+import numpy as np
+
+from local_dense_retriever.errors import InputError
+from local_dense_retriever.searcher import About, Found, pad
+
+PARAMS_FILE = "params.index.json"  # written by bm25s
+
+
+class Bm25Searcher:
+    """A BM25 index of a corpus, mapped from disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises InputError if the folder is missing or no BM25 index."""
+        self.path = Path(path)
+        if not is_bm25_folder(self.path):
+            raise InputError(
+                f"{self.path} is no folder of a BM25 index: make one with build_index.py --index_type BM25"
+            )
+        try:
+            self._bm25 = bm25s.BM25.load(self.path, mmap=True, show_progress=False)
+            self._rows = int(self._bm25.scores["num_docs"])
+            self._words: dict[str, int] = self._bm25.vocab_dict
+        except Exception as error:  # whichever of its files is damaged: ValueError, KeyError, OSError, …
+            raise InputError(f"the BM25 index {self.path} cannot be read ({error}): build it again") from error
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def search(self, queries: Sequence[str], topk: int) -> Found:
+        """Rows without a word of the query are not found; where there are none left the row is -1."""
+        ids = [[self._words[word] for word in words if word in self._words] for words in tokenize(queries)]
+        rows = np.full((len(queries), topk), -1, np.int64)
+        scores = np.full((len(queries), topk), -np.inf, np.float32)
+        for number, words in enumerate(ids):
+            if words:
+                rows[number], scores[number] = self._best(words, topk)
+        return Found(rows, scores)
+
+    def describe(self) -> About:
+        size = sum(file.stat().st_size for file in self.path.iterdir())
+        return {"backend": "bm25", "rows": len(self), "dimension": 0, "bytes": size}
+
+    def _best(self, words: list[int], topk: int) -> Found:
+        """(topk,) each."""
+        all_scores = self._bm25.get_scores_from_ids(words)  # (N,)
+        top = min(topk, len(self))
+        best = np.argpartition(-all_scores, top - 1)[:top]
+        best = best[np.lexsort((best, -all_scores[best]))]  # equal scores in the corpus's order
+        scores = all_scores[best].astype(np.float32)
+        rows = np.where(scores > 0, best, -1)
+        return Found(*(part[0] for part in pad(Found(rows[None], scores[None]), topk)))
+
+
+def tokenize(texts: Sequence[str]) -> list[list[str]]:
+    """Lower-case words of two letters or more, without the commonest English ones."""
+    words = bm25s.tokenize(list(texts), return_ids=False, show_progress=False)
+    assert isinstance(words, list)
+    return words
+
+
+def build_bm25(texts: Iterable[str], path: Path) -> None:
+    """Writes the folder of a BM25 index; it appears only when it is complete. Needs all words in memory."""
+    unfinished = path.with_name(path.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(texts), show_progress=True), show_progress=True)
+    index.save(unfinished, show_progress=False)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(unfinished, path)
+
+
+def is_bm25_folder(path: Path) -> bool:
+    return (path / PARAMS_FILE).is_file()

@@ -1,0 +1,178 @@
+"""A corpus's embeddings, made in chunks of rows and kept in a file that a killed process leaves usable."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.errors import InputError
+from local_dense_retriever.flat_file import HEADER, FlatFile, write_flat_header
+from local_dense_retriever.index_note import IndexNote
+
+if TYPE_CHECKING:
+    import torch
+
+    from local_dense_retriever.encoder import TextEncoder
+
+# Passages between two notes of progress. Batches never cross its borders, so that they are the same, and the vectors
+# too, wherever an earlier run was stopped and whatever the number of GPUs.
+CHUNK_ROWS = 1024
+
+
+class PartialEmbeddings:
+    """The embeddings made so far: the beginning of a flat index file. One process at a time may hold it."""
+
+    def __init__(self, index_path: Path, source: IndexNote) -> None:
+        """Continues what an earlier run left of the same source; starts afresh, saying why, if the source differs."""
+        self.path = index_path.with_name(index_path.name + ".partial")
+        self._note_path = index_path.with_name(index_path.name + ".partial.json")
+        self._source = source
+        self._file = self.path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
+        except BlockingIOError as error:
+            self._file.close()
+            raise InputError(f"another process is building {index_path}: let it finish, or stop it") from error
+        self.rows_done = self._rows_to_keep()
+        if self.rows_done == 0:
+            self._note_path.unlink(missing_ok=True)  # before the file changes: a note never counts rows that are gone
+            self._file.truncate(0)
+            write_flat_header(self._file, source.rows, source.dim)
+            self._file.flush()
+        self._file.truncate(self._size(self.rows_done))  # what a killed run wrote after its last note
+
+    def __enter__(self) -> PartialEmbeddings:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _size(self, rows: int) -> int:
+        return HEADER.size + rows * self._source.dim * 4
+
+    def _rows_to_keep(self) -> int:
+        if not self._note_path.exists():
+            return 0
+        try:
+            note = json.loads(self._note_path.read_text())
+            source, rows_done = self._source._asdict(), int(note["rows_done"])
+            del source["index_type"]  # the embeddings are the same for all types
+            changed = [key.replace("_", " ") for key, value in source.items() if note["source"][key] != value]
+        except (ValueError, KeyError, TypeError):
+            print(f"starting afresh: {self._note_path} cannot be read")
+            return 0
+        if changed:
+            print(f"starting afresh: the unfinished index was made with another {' and '.join(changed)}")
+            return 0
+        if self.path.stat().st_size < self._size(rows_done):
+            print(f"starting afresh: {self.path} is shorter than {self._note_path} says")
+            return 0
+        print(f"continuing an unfinished index: {rows_done} of {self._source.rows} passages are done")
+        return rows_done
+
+    def append(self, vectors: NDArray[np.float32]) -> None:
+        """Adds (B, D) float32 rows. First the rows reach the disk, then the note that counts them."""
+        self._file.write(vectors.astype(np.float32, copy=False).tobytes())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.rows_done += len(vectors)
+        temporary = self._note_path.with_name(self._note_path.name + ".tmp")
+        with temporary.open("w") as note:
+            json.dump({"source": self._source._asdict(), "rows_done": self.rows_done}, note, indent=1)
+            note.flush()
+            os.fsync(note.fileno())
+        os.replace(temporary, self._note_path)
+
+    def finish(self) -> FlatFile:
+        """The file, complete: a flat index."""
+        assert self.rows_done == self._source.rows
+        return FlatFile(self.path, self._source.rows, self._source.dim)
+
+    def forget(self) -> None:
+        """Removes the note of progress."""
+        self._note_path.unlink()
+
+
+def embed(
+    corpus: Corpus,
+    encoder: TextEncoder,
+    partial: PartialEmbeddings,
+    devices: Sequence[torch.device] = (),
+    args: argparse.Namespace | None = None,
+) -> None:
+    """Encodes the passages that `partial` lacks, chunk after chunk.
+
+    With several devices, as many chunks at a time: each in a process that loads corpus and encoder again, from `args`.
+    """
+    starts = range(partial.rows_done, len(corpus), CHUNK_ROWS)
+    chunks = [range(start, min(start + CHUNK_ROWS, len(corpus))) for start in starts]
+    if len(devices) > 1 and args is not None:
+        vectors = _encode_on(devices, chunks, args)
+    else:
+        vectors = (encode_chunk(corpus, encoder, rows) for rows in chunks)
+    with tqdm(total=len(corpus), initial=partial.rows_done, unit=" passages") as progress:
+        for made in vectors:
+            partial.append(made)
+            progress.update(len(made))
+
+
+def encode_chunk(corpus: Corpus, encoder: TextEncoder, rows: range) -> NDArray[np.float32]:
+    """(len(rows), D) float32."""
+    return encoder.encode_passages([passage.contents for passage in corpus.passages(rows)])
+
+
+def _encode_on(
+    devices: Sequence[torch.device], chunks: Sequence[range], args: argparse.Namespace
+) -> Iterator[NDArray[np.float32]]:
+    """The chunks' vectors in their order, from a process a device."""
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    waiting = context.SimpleQueue()
+    for device in devices:
+        waiting.put(str(device))
+    try:
+        with ProcessPoolExecutor(len(devices), context, _start_worker, (waiting, args)) as pool:
+            yield from pool.map(_encode_in_worker, chunks)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that encodes has ended; what it said stands above. Run the command again"
+        ) from error
+
+
+_worker: tuple[Corpus, TextEncoder] | None = None  # of one process of the pool
+
+
+def _start_worker(waiting: SimpleQueue[str], args: argparse.Namespace) -> None:
+    global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from local_dense_retriever.encoder import Encoder
+
+    encoder = Encoder(args.retriever_name, args.retriever_model, args.batch_size, device=waiting.get())
+    _worker = Corpus(args.corpus_path), encoder
+
+
+def _end_with_parent() -> None:
+    """A killed parent takes no leave: without this its workers would keep their GPUs for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(rows: range) -> NDArray[np.float32]:
+    assert _worker is not None
+    return encode_chunk(*_worker, rows)

@@ -1,0 +1,148 @@
+"""Exact search by torch over a flat index file, in half precision first and then in float32.
+
+Blocks of vectors in fp16 (GPU) or bf16 (CPU) are multiplied with all queries at once. The best candidates are scored
+again in float32 from the file itself; a query whose candidates might have missed a row gets more of them. Half
+precision is half the memory traffic, which is what bounds such a search, and on a CPU with bf16 instructions several
+times the speed. All vectors have their mean subtracted first: that moves the scores of one query by the same amount
+and so changes no ranking, but makes them small, where half precision is finest.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from local_dense_retriever.devices import visible_devices
+from local_dense_retriever.errors import InputError
+from local_dense_retriever.flat_file import FlatFile, forget_pages, read_flat_header
+from local_dense_retriever.memory import require_memory
+from local_dense_retriever.searcher import About, Found, pad
+
+BLOCK_BYTES = 256 << 20  # of scores of one block, or of vectors being read
+MAX_BLOCK_ROWS = 1 << 20
+FEWEST_CANDIDATES = 64
+REMEDY = "give --index_backend faiss, which maps the file from disk, or convert it with build_index.py --from_index"
+
+
+class ExactIndex:
+    """The vectors of a flat index file, half as large, in memory; on all visible GPUs, or on the CPU."""
+
+    def __init__(self, path: str | Path, devices: list[torch.device] | None = None) -> None:
+        """Raises InputError if the file is missing, cut short or not flat, or if it does not fit into memory."""
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"there is no index file {self.path}: build it with build_index.py, or correct the path")
+        flat = read_flat_header(self.path)
+        if flat is None:
+            raise InputError(
+                f"{self.path} is no flat inner-product index, which exact search needs: leave out --index_backend exact"
+            )
+        self._file = flat
+        self.dim = flat.dim
+        self._devices = devices or visible_devices()
+        self._dtype = half_dtype(self._devices[0])
+        self._mean = _mean(flat)
+        self._vectors = flat.vectors()
+        self._parts = self._load()
+
+    def __len__(self) -> int:
+        return self._file.rows
+
+    def describe(self) -> About:
+        backend = f"exact {self._devices[0].type} {str(self._dtype).removeprefix('torch.')}"
+        size = sum(part.numel() * part.element_size() for _, part in self._parts)
+        return {"backend": backend, "rows": len(self), "dimension": self.dim, "bytes": size}
+
+    def search(self, vectors: NDArray[np.float32], k: int) -> Found:
+        """(B, D) float32 queries -> the (B, k) nearest rows; row -1 beyond the index's size."""
+        if len(vectors) == 0:
+            return Found(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
+        top = min(k, len(self))
+        rows = np.empty((len(vectors), top), np.int64)
+        scores = np.empty((len(vectors), top), np.float32)
+        pending = np.arange(len(vectors))
+        count = max(FEWEST_CANDIDATES, 4 * top)
+        while len(pending):
+            count = min(count, len(self))
+            found, certain = self._search_once(vectors[pending], top, count)
+            rows[pending], scores[pending] = found
+            pending = pending[~certain]
+            count *= 8
+        forget_pages(self._vectors)
+        return pad(Found(rows, scores), k)
+
+    def _search_once(self, vectors: NDArray[np.float32], top: int, count: int) -> tuple[Found, NDArray[np.bool_]]:
+        """The best of `count` candidates, and (B,) whether no other row can be among them."""
+        coarse, candidates = coarse_search(self._parts, torch.from_numpy(vectors), count)  # (B, count)
+        exact = np.stack([self._vectors[rows] @ query for rows, query in zip(candidates, vectors, strict=True)])
+        order = np.argsort(-exact, axis=1, kind="stable")[:, :top]
+        scores = np.take_along_axis(exact, order, axis=1)
+        rows = np.take_along_axis(candidates, order, axis=1)
+        shift = vectors @ self._mean  # what the coarse scores lack
+        error = np.abs(exact - shift[:, None] - coarse).max(axis=1)  # seen on the candidates
+        # A row left out scores at most coarse[:, -1] + its own error; twice the largest error seen stands for that.
+        certain = scores[:, -1] - shift >= coarse[:, -1] + 2 * error
+        return Found(rows, scores), certain | (count >= len(self))
+
+    def _load(self) -> list[tuple[int, Tensor]]:
+        """The vectors less their mean in half precision: (first row, (R, D) tensor) for each device."""
+        device = self._devices[0]
+        needed = self._file.rows * self.dim * 2
+        if device.type == "cpu":
+            require_memory(needed, f"exact search of {self.path}", REMEDY)
+        bounds = [self._file.rows * i // len(self._devices) for i in range(len(self._devices) + 1)]
+        parts = []
+        for device, start, stop in zip(self._devices, bounds, bounds[1:], strict=False):
+            try:
+                part = torch.empty(stop - start, self.dim, dtype=self._dtype, device=device)
+            except (torch.OutOfMemoryError, RuntimeError) as error:  # RuntimeError: the CPU's allocator
+                size = (stop - start) * self.dim * 2 / 1e9
+                raise InputError(f"{device} has no {size:.1f} GB free for {self.path}: {REMEDY}") from error
+            for first, block in blocks(self._file, start, stop):
+                part[first - start : first - start + len(block)] = torch.from_numpy(block - self._mean)
+            parts.append((start, part))
+        return parts
+
+
+@torch.inference_mode()
+def coarse_search(
+    parts: Sequence[tuple[int, Tensor]], queries: Tensor, count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(B, D) -> scores (B, count) in the parts' precision and rows (B, count), best first.
+
+    `parts`: the number of the first row and the (R, D) vectors, for each device.
+    """
+    pieces = []
+    block_rows = min(MAX_BLOCK_ROWS, max(count, BLOCK_BYTES // (2 * len(queries))))
+    for start, part in parts:
+        near = queries.to(part.device, part.dtype)
+        for offset in range(0, len(part), block_rows):
+            block = near @ part[offset : offset + block_rows].T  # (B, R)
+            scores, rows = block.topk(min(count, block.shape[1]))
+            pieces.append((scores, rows + (start + offset)))
+    # Not moved before all are under way: a copy to the CPU waits for the GPU.
+    scores = torch.cat([piece[0].cpu() for piece in pieces], dim=1).float()
+    rows = torch.cat([piece[1].cpu() for piece in pieces], dim=1)
+    best, at = scores.topk(count)
+    return best.numpy(), rows.gather(1, at).numpy()
+
+
+def half_dtype(device: torch.device) -> torch.dtype:
+    """fp16 on a GPU. On a CPU bf16: fast where there are instructions for it, and correct everywhere."""
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
+def blocks(file: FlatFile, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The rows from start to stop, as (first row, (R, D) float32) of bounded size."""
+    step = max(1, BLOCK_BYTES // (file.dim * 4))
+    for first in range(start, stop, step):
+        yield first, file.read(first, min(first + step, stop))
+
+
+def _mean(file: FlatFile) -> NDArray[np.float32]:
+    """(D,), of some thousand rows spread over the file: any vector near the mean serves."""
+    sample = file.vectors()[:: max(1, file.rows // 4096)]
+    return np.asarray(sample, dtype=np.float32).mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -1,0 +1,37 @@
+"""How much memory there is, so that a file too large for it is one sentence and not a killed process."""
+
+from pathlib import Path
+
+from local_dense_retriever.errors import InputError
+
+RESERVE_BYTES = 256 << 20  # for queries and results
+
+
+def available_bytes() -> int | None:
+    """What this process may still take: the machine's free memory, or its container's; None if Linux does not say."""
+    bounds = []
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            bounds.append(int(line.split()[1]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        cached = sum(
+            int(line.split()[1]) for line in _text(group / "memory.stat").splitlines() if line.startswith("file ")
+        )
+        bounds.append(int(limit) - int(used) + cached)
+    return min(bounds, default=None)
+
+
+def require_memory(needed: int, what: str, remedy: str) -> None:
+    """Raises InputError if fewer bytes than that are to be had."""
+    available = available_bytes()
+    if available is not None and needed + RESERVE_BYTES > available:
+        raise InputError(f"{what} needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} are free: {remedy}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

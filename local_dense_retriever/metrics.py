@@ -1,0 +1,41 @@
+"""What /metrics says, in Prometheus's text format."""
+
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """The figures of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # resident memory, CPU seconds, open files
+        counter = partial(Counter, namespace="retriever", registry=self._registry)
+        gauge = partial(Gauge, namespace="retriever", registry=self._registry)
+        histogram = partial(Histogram, namespace="retriever", registry=self._registry)
+
+        self.requests = counter("requests", "Requests to /retrieve, by status", ["status"])
+        self.request_seconds = histogram("request_seconds", "From request to reply", buckets=SECONDS)
+        self.queries = counter("queries", "Queries: cached, joined to an equal one, or queued", ["how"])
+        for how in ("cached", "joined", "queued"):
+            self.queries.labels(how)  # from the start at 0, which rates need
+        self.queue = gauge("queue_queries", "Distinct queries that wait for a batch")
+        self.batch_queries = histogram("batch_queries", "Queries of a batch", buckets=SIZES)
+        self.batch_seconds = histogram("batch_seconds", "Encoding and searching a batch", buckets=SECONDS)
+        self.cache = gauge("cache_queries", "Queries whose hits are kept")
+        self._index = gauge("index", "The index: rows, dimension, bytes", ["what"])
+        self._ready = gauge("ready", "1 when everything is loaded")
+
+    def describe_index(self, about: dict[str, str | int]) -> None:
+        """Notes the numbers in `Retriever.describe()`; from now on the server counts as ready."""
+        for what, value in about.items():
+            if isinstance(value, int):
+                self._index.labels(what).set(value)
+        self._ready.set(1)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

@@ -1,0 +1,83 @@
+"""What finds rows of the corpus: a searcher takes texts, a vector index takes vectors.
+
+    Searcher        texts   -> rows      DenseSearcher (here), Bm25Searcher, HybridSearcher
+    VectorIndex     vectors -> rows      FaissIndex, ExactIndex
+
+Row i is line i of the corpus. Nothing here is safe to call from several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from local_dense_retriever.errors import InputError
+
+if TYPE_CHECKING:  # imports torch
+    from local_dense_retriever.encoder import TextEncoder
+
+About = dict[str, str | int]  # what an index is, for logs and /metrics: backend, rows, dimension, bytes
+
+
+class Found(NamedTuple):
+    """The k nearest rows of B queries, best first."""
+
+    rows: NDArray[np.int64]  # (B, k), -1 = none
+    scores: NDArray[np.float32]  # (B, k), larger is better; meaningless where the row is -1
+
+
+class Searcher(Protocol):
+    path: Path
+    """The file or folder it was loaded from, for messages."""
+
+    def __len__(self) -> int: ...
+    def search(self, queries: Sequence[str], topk: int) -> Found: ...
+    def describe(self) -> About: ...
+
+
+class VectorIndex(Protocol):
+    path: Path
+    dim: int
+
+    def __len__(self) -> int: ...
+    def search(self, vectors: NDArray[np.float32], k: int) -> Found: ...  # (B, dim) float32
+    def describe(self) -> About: ...
+
+
+class DenseSearcher:
+    """An encoder and an index of its vectors."""
+
+    def __init__(self, encoder: TextEncoder, index: VectorIndex) -> None:
+        """Raises InputError if the index holds vectors of another size than the encoder makes."""
+        if index.dim != encoder.dim:
+            raise InputError(
+                f"the index {index.path} has vectors of {index.dim} numbers but the encoder makes {encoder.dim}: "
+                "give the --retriever_name and --retriever_model that the index was built with"
+            )
+        self.path = index.path
+        self._encoder = encoder
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def search(self, queries: Sequence[str], topk: int) -> Found:
+        return self._index.search(self._encoder.encode_queries(queries), topk)
+
+    def describe(self) -> About:
+        return self._index.describe()
+
+
+def pad(found: Found, k: int) -> Found:
+    """(B, j) results with j <= k as (B, k), filled up with row -1."""
+    missing = k - found.rows.shape[1]
+    if missing <= 0:
+        return found
+    return Found(
+        np.pad(found.rows, ((0, 0), (0, missing)), constant_values=-1),
+        np.pad(found.scores, ((0, 0), (0, missing)), constant_values=-np.inf),
+    )

@@ -1,0 +1,59 @@
+"""What the routes ask: a retriever that is being loaded, then one that answers."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from local_dense_retriever.batcher import Batcher, Limits
+from local_dense_retriever.metrics import Metrics
+from local_dense_retriever.retriever import Hit, Retriever
+
+Report = Callable[[str], None]  # hears what is being loaded
+
+
+class LoadingError(Exception):
+    """The retriever is not loaded yet; the text says what is being loaded."""
+
+
+class Service:
+    """Owns the one thread that loads the retriever and searches with it: FAISS on a GPU is not safe from several."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.metrics = Metrics()
+        self.about: dict[str, str | int] = {}  # Retriever.describe(), once it is loaded
+        self._limits = limits
+        self._owner = ThreadPoolExecutor(1, thread_name_prefix="retriever")
+        self._batcher: Batcher | None = None
+        self._loading, self._began = "", time.monotonic()
+
+    async def load(self, load: Callable[[Report], Retriever]) -> None:
+        """Loads the retriever, and searches with it from then on; raises what `load` raises."""
+
+        def report(what: str) -> None:  # called in the owner's thread
+            self._loading, self._began = what, time.monotonic()
+            print(f"loading {what}", flush=True)
+
+        retriever = await asyncio.get_running_loop().run_in_executor(self._owner, load, report)
+        self.about = retriever.describe()
+        self.metrics.describe_index(self.about)
+        self._batcher = Batcher(retriever.search, self._owner, self._limits, self.metrics)
+
+    @property
+    def loading(self) -> str | None:
+        """What is being loaded, and for how long already; None when all is."""
+        if self._batcher is not None:
+            return None
+        return f"{self._loading or 'nothing yet'}, for {time.monotonic() - self._began:.0f} s"
+
+    async def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """As Batcher.search; raises LoadingError until the retriever is loaded."""
+        if self._batcher is None:
+            raise LoadingError(self.loading)
+        return await self._batcher.search(queries, topk)
+
+    def close(self) -> None:
+        """Ends the batches. What the thread is doing goes on until it is done."""
+        if self._batcher is not None:
+            self._batcher.close()
+        self._owner.shutdown(wait=False, cancel_futures=True)

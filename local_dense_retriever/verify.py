@@ -1,0 +1,155 @@
+"""Is this index right? Loads it as the server does, and asks it what is known.
+
+    python local_dense_retriever/verify.py --index_path e5_SQ8.index --corpus_path wiki.jsonl --flat_index e5_Flat.index
+
+A check a line; the exit code is 1 if one fails. Rows, passages, dimension and encoder are compared while loading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.errors import InputError
+from local_dense_retriever.flat_file import FlatFile, read_flat_header
+from local_dense_retriever.loading import add_index_arguments, load_retriever
+
+if TYPE_CHECKING:
+    from local_dense_retriever.encoder import TextEncoder
+    from local_dense_retriever.retriever import Retriever
+
+MOST_NORM_ERROR = 0.01  # fp16 on the machine that built it
+LEAST_COSINE = 0.99  # between a stored vector and the same passage encoded here
+LEAST_FOUND = 0.9  # of passages asked for by their own text; duplicates hide some
+LEAST_RECALL = 0.9
+
+
+class Check(NamedTuple):
+    text: str
+    held: bool
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse_args(argv)
+    failed = False
+    try:
+        for check in verify(args):
+            print(f"{'ok  ' if check.held else 'FAIL'} {check.text}", flush=True)
+            failed |= not check.held
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return int(failed)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Check an index against its corpus, its encoder and exact search.")
+    add_index_arguments(parser)
+    parser.add_argument(
+        "--flat_index", help="flat index of the same vectors: what exact search finds there is the truth"
+    )
+    parser.add_argument("--queries_path", help="text file, a query a line (default: passages of the corpus)")
+    parser.add_argument("--sample", type=int, default=200, help="passages and queries to try (default: 200)")
+    parser.add_argument("--topk", type=int, default=3, help="the k of recall@k (default: 3)")
+    return parser.parse_args(argv)
+
+
+def verify(args: argparse.Namespace) -> Iterator[Check]:
+    """The checks, as they are made. Raises InputError if the files cannot be loaded together at all."""
+    if args.sample < 1 or args.topk < 1:
+        raise InputError("--sample and --topk must be at least 1")
+    retriever = load_retriever(args, lambda what: print(f"loading {what}", flush=True))
+    about = retriever.describe()
+    yield Check(f"{about['rows']} rows, as many as the corpus has passages; {about['backend']}", True)
+
+    corpus = Corpus(args.corpus_path)
+    rows = np.random.default_rng(0).choice(len(corpus), min(args.sample, len(corpus)), replace=False)
+    texts = [passage.contents for passage in corpus.passages(rows.tolist())]
+    yield known_answers(retriever, texts, args.topk)
+
+    flat_path = args.flat_index or args.index_path
+    flat = read_flat_header(flat_path) if Path(flat_path).is_file() else None
+    if args.flat_index and flat is None:
+        raise InputError(f"--flat_index {flat_path} is no flat inner-product index: give the one that was built first")
+    if flat:
+        from local_dense_retriever.encoder import Encoder
+
+        yield from stored_vectors(flat, rows, texts, Encoder(args.retriever_name, args.retriever_model))
+    if args.flat_index:
+        yield recall(retriever, exact_retriever(args), read_queries(args, texts), args.topk)
+
+
+def known_answers(retriever: Retriever, texts: Sequence[str], topk: int) -> Check:
+    """Each passage, asked for by its own text, should be found."""
+    found = [text in (hit.passage.contents for hit in hits) for text, hits in _searched(retriever, texts, topk)]
+    share = float(np.mean(found))
+    return Check(
+        f"{share:.3f} of {len(texts)} passages are among the first {topk} when asked for by their own text "
+        f"(at least {LEAST_FOUND})",
+        share >= LEAST_FOUND,
+    )
+
+
+def stored_vectors(flat: FlatFile, rows: np.ndarray, texts: Sequence[str], encoder: TextEncoder) -> Iterator[Check]:
+    """Lengths of the stored vectors, and whether they are those of the passages in the same rows."""
+    stored = np.array(flat.vectors()[rows])
+    error = float(np.abs(np.linalg.norm(stored, axis=1) - 1).max())
+    yield Check(
+        f"stored vectors have length 1, give or take {error:.1e} (at most {MOST_NORM_ERROR})", error <= MOST_NORM_ERROR
+    )
+    cosines = (stored * encoder.encode_passages(texts)).sum(axis=1)
+    worst = int(cosines.argmin())
+    yield Check(
+        f"stored vectors are those of the passages: cosine {cosines.mean():.4f} on average, "
+        f"{cosines[worst]:.4f} at worst, in row {rows[worst]} (at least {LEAST_COSINE})",
+        bool(cosines[worst] >= LEAST_COSINE),
+    )
+
+
+def exact_retriever(args: argparse.Namespace) -> Retriever:
+    """The same with exact search over --flat_index."""
+    exact = copy.copy(args)
+    exact.index_path, exact.index_backend, exact.bm25_path = args.flat_index, "exact", None
+    exact.faiss_gpu, exact.in_memory, exact.nprobe, exact.ef_search = False, False, None, None
+    return load_retriever(exact, lambda what: print(f"loading {what}", flush=True))
+
+
+def read_queries(args: argparse.Namespace, texts: Sequence[str]) -> Sequence[str]:
+    if not args.queries_path:
+        return texts
+    queries = [line.strip() for line in Path(args.queries_path).read_text(encoding="utf-8").splitlines()]
+    queries = [query for query in queries if query][: args.sample]
+    if not queries:
+        raise InputError(f"there is no query in --queries_path {args.queries_path}: one a line")
+    return queries
+
+
+def recall(retriever: Retriever, exact: Retriever, queries: Sequence[str], topk: int) -> Check:
+    """The share of what exact search finds that this index finds too."""
+    shares = []
+    for query, truth in _searched(exact, queries, topk):
+        ids = {hit.passage.id for hit in retriever.search([query], topk)[0]}
+        shares.append(np.mean([hit.passage.id in ids for hit in truth]))
+    share = float(np.mean(shares))
+    return Check(
+        f"recall@{topk} {share:.3f} over {len(queries)} queries (at least {LEAST_RECALL})", share >= LEAST_RECALL
+    )
+
+
+def _searched(retriever: Retriever, queries: Sequence[str], topk: int) -> Iterator[tuple[str, list]]:
+    return zip(queries, retriever.search(queries, topk), strict=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Answers of searches in a SQLite file: shared by processes, kept between runs, JSON and nothing that runs.
+
+One file per corpus: its keys name the kind of backend, not the documents behind it. The file belongs on a local disk;
+SQLite's locks do not hold on most network file systems.
+"""
+
+import asyncio
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOCK_WAIT_S = 10.0  # for other processes that write
+SCHEMA = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS answers (
+    namespace TEXT, query TEXT, answer TEXT NOT NULL, stored REAL NOT NULL, PRIMARY KEY (namespace, query)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY CHECK (id = 1), made INTEGER NOT NULL);
+INSERT OR IGNORE INTO calls VALUES (1, 0);
+COMMIT;
+"""
+
+
+class CacheError(ValueError):
+    """The file cannot be used; the message says why."""
+
+
+class SearchCache:
+    """The answers of one namespace. Belongs to one event loop; a thread of its own talks to SQLite.
+
+    Trouble with the file costs only what the cache would have saved: `get` finds nothing, and the log says so once.
+    """
+
+    def __init__(self, path: str, namespace: str, *, max_age_s: float, read_only: bool = False) -> None:
+        """Raises CacheError. `read_only`: nothing is written, and no answer is too old."""
+        self.path = path
+        self._namespace = namespace
+        self._max_age_s = max_age_s
+        self._read_only = read_only
+        self._trouble_told = False
+        try:
+            self._database = self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise CacheError(f"{path} cannot be used as the cache of searches: {error}") from error
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search-cache")
+
+    async def get(self, query: str) -> list[list[str]] | None:
+        """The stored passages of a normalised query, as rows of strings; None if there are none, or too old ones."""
+        try:
+            return await self._in_thread(self._get, query)
+        except (sqlite3.Error, ValueError) as error:
+            self._tell(error)
+            return None
+
+    async def put(self, query: str, rows: Sequence[Sequence[str]]) -> None:
+        """Stores the passages of a normalised query."""
+        try:
+            await self._in_thread(self._put, query, rows)
+        except sqlite3.Error as error:
+            self._tell(error)
+
+    async def take_call(self, budget: int) -> int | None:
+        """How many calls all processes have made, this one included; None if that would be more than `budget`."""
+        try:
+            return await self._in_thread(self._take_call, budget)
+        except sqlite3.Error as error:
+            self._tell(error)
+            return None  # a cap that cannot be counted must hold
+
+    async def close(self) -> None:
+        """Closes the file, behind what is under way."""
+        await self._in_thread(self._database.close)
+        self._thread.shutdown()
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._read_only:
+            if not Path(self.path).is_file():
+                raise OSError("there is no such file")
+        else:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(self.path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
+        try:
+            if self._read_only:
+                database.execute("PRAGMA query_only = ON")
+                database.execute("SELECT count(*) FROM answers WHERE namespace = ''")  # it is one of ours
+            else:
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = NORMAL")
+                database.executescript(SCHEMA)
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
+
+    def _get(self, query: str) -> list[list[str]] | None:
+        oldest = 0.0 if self._read_only else time.time() - self._max_age_s
+        found = self._database.execute(
+            "SELECT answer FROM answers WHERE namespace = ? AND query = ? AND stored >= ?",
+            (self._namespace, query, oldest),
+        ).fetchone()
+        return json.loads(found[0]) if found else None
+
+    def _put(self, query: str, rows: Sequence[Sequence[str]]) -> None:
+        self._database.execute(
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
+            (self._namespace, query, json.dumps(rows), time.time()),
+        )
+
+    def _take_call(self, budget: int) -> int | None:
+        counted = self._database.execute(
+            "UPDATE calls SET made = made + 1 WHERE made < ? RETURNING made", (budget,)
+        ).fetchone()
+        return counted[0] if counted else None
+
+    def _tell(self, error: Exception) -> None:
+        if not self._trouble_told:
+            self._trouble_told = True
+            logger.error("the cache of searches in %s fails (said once): %s", self.path, error)

@@ -1,0 +1,211 @@
+"""Batches, equal queries, the cache, the queue's bound: the batcher around a search that waits to be let go."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import pytest
+
+from local_dense_retriever.batcher import Batcher, Limits, QueueFullError, SearchFailedError
+from local_dense_retriever.corpus import Passage
+from local_dense_retriever.metrics import Metrics
+from local_dense_retriever.retriever import Hit
+
+CORPUS_SIZE = 20
+
+
+class HeldSearch:
+    """Finds `query/0`, `query/1`, …; notes every batch; while `gate` is closed the searching thread stands."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[list[str], int]] = []
+        self.threads: set[int] = set()
+        self.began, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def __call__(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        self.batches.append((list(queries), topk))
+        self.began.set()
+        self.threads.add(threading.get_ident())
+        assert self.gate.wait(timeout=10)
+        if "poison" in queries:
+            raise RuntimeError("CUDA out of memory")
+        ranks = range(min(topk, CORPUS_SIZE))
+        return [[Hit(Passage(f"{query}/{rank}", query), 1.0 - rank / 100) for rank in ranks] for query in queries]
+
+
+@pytest.fixture
+def search() -> HeldSearch:
+    return HeldSearch()
+
+
+@asynccontextmanager
+async def batcher_of(search: HeldSearch, limits: Limits | None = None) -> AsyncIterator[Batcher]:
+    with ThreadPoolExecutor(1) as owner:
+        batcher = Batcher(search, owner, limits or Limits(), Metrics())
+        try:
+            yield batcher
+        finally:
+            search.gate.set()
+            batcher.close()
+
+
+@asynccontextmanager
+async def busy_batcher_of(search: HeldSearch, limits: Limits | None = None) -> AsyncIterator[Batcher]:
+    """One whose first batch, of the query "first", is being searched until the gate is opened."""
+    search.gate.clear()
+    async with batcher_of(search, limits) as batcher:
+        first = asyncio.create_task(batcher.search(["first"], 1))
+        await asyncio.to_thread(search.began.wait, 5)
+        yield batcher
+        search.gate.set()
+        await first
+
+
+def ids(hits: list[Hit]) -> list[str]:
+    return [hit.passage.id for hit in hits]
+
+
+async def turns() -> None:
+    """Lets every task that can run do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_each_query_gets_its_own_hits_in_the_order_of_the_request(search: HeldSearch) -> None:
+    async with batcher_of(search) as batcher:
+        found = await batcher.search(["b", "a", "b"], 2)
+    assert [ids(hits) for hits in found] == [["b/0", "b/1"], ["a/0", "a/1"], ["b/0", "b/1"]]
+    assert search.batches == [(["b", "a"], 2)]
+
+
+async def test_requests_within_the_window_share_a_batch(search: HeldSearch) -> None:
+    async with batcher_of(search, Limits(window_s=0.2)) as batcher:
+        await asyncio.gather(*(batcher.search([str(number)], 1) for number in range(5)))
+    assert search.batches == [(["0", "1", "2", "3", "4"], 1)]
+
+
+async def test_a_full_batch_does_not_wait_for_the_window(search: HeldSearch) -> None:
+    async with batcher_of(search, Limits(window_s=60, max_batch=3)) as batcher, asyncio.timeout(5):
+        await asyncio.gather(*(batcher.search([str(number)], 1) for number in range(3)))
+    assert len(search.batches) == 1
+
+
+async def test_the_next_batch_gathers_while_one_is_searched_and_none_is_above_its_bound(search: HeldSearch) -> None:
+    async with busy_batcher_of(search, Limits(max_batch=4)) as batcher:
+        requests = [asyncio.create_task(batcher.search([str(number)], 1)) for number in range(6)]
+        await turns()
+        search.gate.set()
+        await asyncio.gather(*requests)
+    assert [queries for queries, _ in search.batches] == [["first"], ["0", "1", "2", "3"], ["4", "5"]]
+    assert len(search.threads) == 1
+
+
+async def test_a_batch_is_searched_at_its_largest_topk_and_each_request_gets_its_own(search: HeldSearch) -> None:
+    async with busy_batcher_of(search) as batcher:
+        one, five = (asyncio.create_task(batcher.search([f"top{topk}"], topk)) for topk in (1, 5))
+        await turns()
+        search.gate.set()
+        assert ids((await one)[0]) == ["top1/0"]
+        assert len((await five)[0]) == 5
+    assert search.batches[1] == (["top1", "top5"], 5)
+
+
+@pytest.mark.parametrize(("topk", "searches"), [(1, 1), (2, 2)])
+async def test_a_query_in_flight_is_joined_unless_more_is_wanted_of_it(
+    search: HeldSearch, topk: int, searches: int
+) -> None:
+    async with busy_batcher_of(search) as batcher:
+        second = asyncio.create_task(batcher.search(["first"], topk))
+        await turns()
+        search.gate.set()
+        assert len((await second)[0]) == topk
+    assert len(search.batches) == searches
+
+
+async def test_equal_queries_that_wait_are_searched_once_at_the_larger_topk(search: HeldSearch) -> None:
+    async with busy_batcher_of(search) as batcher:
+        requests = [asyncio.create_task(batcher.search(["same"], topk)) for topk in (2, 4, 1)]
+        await turns()
+        search.gate.set()
+        assert [len(hits) for [hits] in await asyncio.gather(*requests)] == [2, 4, 1]
+    assert search.batches[1:] == [(["same"], 4)]
+
+
+async def test_a_kept_list_answers_up_to_its_length(search: HeldSearch) -> None:
+    async with batcher_of(search) as batcher:
+        for topk in (5, 3, 5, 6, 5):
+            assert len((await batcher.search(["q"], topk))[0]) == topk
+    assert [topk for _, topk in search.batches] == [5, 6]
+
+
+async def test_a_kept_list_that_has_the_whole_corpus_answers_any_topk(search: HeldSearch) -> None:
+    async with batcher_of(search) as batcher:
+        for topk in (CORPUS_SIZE + 1, 100):
+            assert len((await batcher.search(["q"], topk))[0]) == CORPUS_SIZE
+    assert len(search.batches) == 1
+
+
+async def test_the_least_recently_used_result_is_dropped_first(search: HeldSearch) -> None:
+    async with batcher_of(search, Limits(cache_size=2)) as batcher:
+        for query in ("a", "b", "a", "c", "a", "b"):  # c drops b
+            await batcher.search([query], 1)
+    assert [queries for queries, _ in search.batches] == [["a"], ["b"], ["c"], ["b"]]
+
+
+async def test_without_a_cache_every_request_is_searched(search: HeldSearch) -> None:
+    async with batcher_of(search, Limits(cache_size=0)) as batcher:
+        for _ in range(2):
+            await batcher.search(["a"], 1)
+    assert len(search.batches) == 2
+
+
+async def test_a_full_queue_refuses_at_once_and_takes_none_of_the_request(search: HeldSearch) -> None:
+    async with busy_batcher_of(search, Limits(max_queue=2)) as batcher:
+        waiting = asyncio.create_task(batcher.search(["a"], 1))
+        await turns()
+        with pytest.raises(QueueFullError):
+            await batcher.search(["b", "c"], 1)
+        joined = asyncio.create_task(batcher.search(["a", "d"], 1))  # one joins, one is new: there is room
+        await turns()
+        search.gate.set()
+        await asyncio.gather(waiting, joined)
+    assert search.batches[1:] == [(["a", "d"], 1)]
+
+
+async def test_a_cancelled_request_leaves_the_queue(search: HeldSearch) -> None:
+    async with busy_batcher_of(search) as batcher:
+        request = asyncio.create_task(batcher.search(["a", "b"], 1))
+        other = asyncio.create_task(batcher.search(["b"], 1))
+        await turns()
+        request.cancel()
+        await turns()
+        search.gate.set()
+        await other
+        assert request.cancelled()
+    assert search.batches[1:] == [(["b"], 1)]  # "b" is still wanted
+
+
+async def test_when_all_have_left_the_next_request_is_still_served(search: HeldSearch) -> None:
+    async with batcher_of(search, Limits(window_s=0.05)) as batcher:
+        request = asyncio.create_task(batcher.search(["a"], 1))
+        await turns()
+        request.cancel()
+        await asyncio.sleep(0.1)
+        await batcher.search(["b"], 1)
+    assert search.batches == [(["b"], 1)]
+
+
+async def test_a_search_that_raises_fails_its_batch_only_and_is_logged(
+    search: HeldSearch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with batcher_of(search) as batcher:
+        with pytest.raises(SearchFailedError):
+            await batcher.search(["poison"], 1)
+        assert ids((await batcher.search(["fine"], 1))[0]) == ["fine/0"]
+        with pytest.raises(SearchFailedError):  # a failure is not kept
+            await batcher.search(["poison"], 1)
+    assert "CUDA out of memory" in caplog.text
+    assert len(search.batches) == 3

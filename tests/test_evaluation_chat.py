@@ -1,0 +1,112 @@
+"""`python -m evaluation.chat`: what stands on the terminal, turn by turn."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from evaluation_helpers import Geographer, save_tokenizer, serving
+from fakes import FakeEngine, FakeRetriever, Turn
+from slime.utils.misc import SingletonMeta
+
+from evaluation import chat
+
+KENYA = """\
+question: What is the capital of Kenya?
+<think>I look it up.</think>
+<search>capital of Kenya</search>
+<information>Doc 1(Title: "Kenya capital") The capital of Kenya is Nairobi.</information>
+<think>It says so.</think>
+<answer>Nairobi</answer>
+answer: Nairobi
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, "error"))
+    SingletonMeta.clear_all_instances()
+    yield
+    SingletonMeta.clear_all_instances()
+
+
+def arguments(model: Path, engine: FakeEngine, retriever: FakeRetriever, *more: str) -> list[str]:
+    places = ["--model", str(model), "--engine", f"http://127.0.0.1:{engine.port}"]
+    return [*places, "--search", f"local:{retriever.url}", *more]
+
+
+def test_one_question_is_shown_turn_by_turn_with_its_answer_last(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Geographer()) as (engine, retriever):
+        assert chat.main(arguments(model, engine, retriever, "--ask", "What is the capital of Kenya?")) == 0
+    assert capsys.readouterr().out == KENYA
+
+
+def test_questions_come_through_a_pipe(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "What is the capital of Kenya?\n\nWhat is the capital of Peru?\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    with serving(Geographer()) as (engine, retriever):
+        assert chat.main(arguments(model, engine, retriever)) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(KENYA) and shown.endswith("answer: Lima\n")
+
+
+def test_without_search_the_model_answers_from_memory(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    geographer = Geographer(searches=False)
+    with serving(geographer) as (engine, retriever):
+        flags = ("--search", "none", "--ask", "What is the capital of Kenya?")
+        assert chat.main(arguments(model, engine, retriever, *flags)) == 0
+        assert retriever.queries == [] and len(engine.requests) == 1
+    assert "search" not in geographer.prompts[0]
+    assert capsys.readouterr().out.endswith("answer: Nairobi\n")
+
+
+def test_a_question_without_an_answer_says_why(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(lambda _: Turn("<think>I look.</think><search>more</search>")) as (engine, retriever):
+        assert chat.main(arguments(model, engine, retriever, "--ask", "Why?")) == 0
+    assert capsys.readouterr().out.endswith("no answer: turns_used\n")
+
+
+def test_an_engine_in_trouble_is_one_sentence(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Geographer(status=400)) as (engine, retriever):
+        assert chat.main(arguments(model, engine, retriever, "--ask", "What is the capital of Kenya?")) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: http://127.0.0.1:") and "answered 400" in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_document_cannot_write_to_the_terminal_itself(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Geographer()) as (engine, retriever):
+        retriever.documents = ['"Kenya"\n\x1b[2J\x1b]0;title\x07Nairobi\x9b31m']
+        assert chat.main(arguments(model, engine, retriever, "--ask", "What is the capital of Kenya?")) == 0
+    shown = capsys.readouterr().out
+    assert "Nairobi" in shown and not any((ord(char) < 32 and char != "\n") or 127 <= ord(char) < 160 for char in shown)
+
+
+def test_an_interrupt_ends_the_program_without_a_traceback(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat.Asker, "ask", interrupted)
+    with serving(Geographer()) as (engine, retriever):
+        assert chat.main(arguments(model, engine, retriever, "--ask", "What is the capital of Kenya?")) == 130
+    assert capsys.readouterr().err == "\n"
+
+
+def test_parts_of_a_turn_have_colours_only_where_asked() -> None:
+    text = "<think>a</think>\n<search>b</search> c"
+    assert chat.paint(text, coloured=False) == text
+    assert chat.paint(text, coloured=True) == "\x1b[2m<think>a</think>\x1b[0m\n\x1b[36m<search>b</search>\x1b[0m c"
+    assert chat.paint("<think>cut off", coloured=True) == "\x1b[2m<think>cut off\x1b[0m"

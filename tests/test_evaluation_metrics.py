@@ -1,0 +1,164 @@
+"""Metrics of a trajectory, their means and intervals, the tables, and the comparison of two runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from slime.utils.types import Sample
+
+from evaluation import compare
+from evaluation.metrics import METRICS, scores_of, summarise
+from evaluation.report import PUBLISHED, SETS, tables
+
+
+def sample(stop: str = "answered", **score: Any) -> Sample:
+    """A rewarded sample; `score` is what the reward function recorded."""
+    made = Sample(reward=0.5, response_length=40, status=Sample.Status.COMPLETED)
+    if stop != "answered":
+        made.status = Sample.Status.TRUNCATED
+    gave_up = stop == "engine_failed"
+    searches = [{"query": "a", "error": None, "documents": []}, {"query": "b", "error": "gone", "documents": []}]
+    made.metadata["search_r1"] = {
+        "stop_reason": stop,
+        "gave_up": gave_up,
+        "turns": 3,
+        "searches": [] if gave_up else searches,
+        **({} if gave_up else {"score": {"answer": None, "valid_format": True, "retrieved_gold": True, **score}}),
+    }
+    return made
+
+
+def test_every_metric_of_an_answer() -> None:
+    scores = scores_of(sample(answer="the river Nile"), ["Nile", "Nile River"])
+    # SQuAD normalisation leaves "river nile": against "nile river" precision and recall are 1; "nile" stands in it.
+    assert scores == {
+        "answer": "the river Nile",
+        "em": 0.0,
+        "f1": 1.0,
+        "sub_em": 1.0,
+        "valid_format": 1.0,
+        "searches": 2.0,
+        "failed_searches": 1.0,
+        "turns": 3.0,
+        "gold_found": 1.0,
+        "truncated": 0.0,
+        "gave_up": 0.0,
+        "reward": 0.5,
+        "response_tokens": 40.0,
+    }
+    assert scores_of(sample(answer="The Nile."), ["Nile"])["em"] == 1.0
+
+
+@pytest.mark.parametrize(("stop", "truncated", "gave_up"), [("turns_used", 1.0, 0.0), ("engine_failed", 0.0, 1.0)])
+def test_what_was_cut_off_is_not_what_was_given_up(stop: str, truncated: float, gave_up: float) -> None:
+    scores = scores_of(sample(stop), ["Nile"])
+    assert (scores["truncated"], scores["gave_up"], scores["em"], scores["f1"]) == (truncated, gave_up, 0.0, 0.0)
+
+
+def rows(ems: list[float]) -> list[dict[str, float]]:
+    return [dict.fromkeys(METRICS, 0.0) | {"em": em} for em in ems]
+
+
+def test_the_average_weighs_sets_not_questions_and_intervals_shrink_with_questions() -> None:
+    found = summarise({"nq": rows([1.0, 0.0] * 200), "bamboogle": rows([1.0, 0.0, 0.0, 0.0] * 5)})
+    assert found["nq"]["em"].mean == 0.5 and found["bamboogle"]["em"].mean == 0.25
+    assert found["average"]["em"].mean == 0.375
+    for name, row in found.items():
+        assert row["em"].low < row["em"].mean < row["em"].high, name
+    # Of 400 throws of a fair coin: 1.96 * sqrt(.25 / 400) = .049 to either side.
+    assert found["nq"]["em"].low == pytest.approx(0.451, abs=0.006)
+    assert found["nq"]["em"].high == pytest.approx(0.549, abs=0.006)
+    assert found["bamboogle"]["em"].high - found["bamboogle"]["em"].low > 0.3
+
+
+def test_intervals_are_the_same_each_time_and_do_not_depend_on_other_sets() -> None:
+    ems = [float(number % 3 == 0) for number in range(100)]
+    alone, beside = summarise({"nq": rows(ems)}), summarise({"popqa": rows(ems[:50]), "nq": rows(ems)})
+    assert alone["nq"] == beside["nq"]
+    assert "average" not in alone
+    assert summarise({"nq": rows(ems)}, seed=1)["nq"]["em"] != alone["nq"]["em"]
+
+
+def test_a_metric_that_never_varies_is_certain() -> None:
+    assert summarise({"nq": rows([1.0] * 10)})["nq"]["em"] == (1.0, 1.0, 1.0)
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_figures_have_the_averages_that_it_states() -> None:
+    averages = {name: round(sum(figures) / len(SETS), 3) for name, figures in PUBLISHED.items()}
+    assert averages == {
+        "GRPO, instruct": 0.336,
+        "GRPO, base": 0.312,
+        "PPO, instruct": 0.325,
+        "PPO, base": 0.303,
+        "RAG, not trained": 0.270,
+    }
+
+
+def test_the_paper_stands_beside_the_sets_that_were_asked_and_no_others() -> None:
+    found = summarise({"nq": rows([1.0, 0.0]), "bamboogle": rows([0.0, 0.0]), "mine": rows([1.0])})
+    lines = tables(found, {"nq": 2, "bamboogle": 2, "mine": 1}).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("exact match"))
+    assert lines[start].split() == ["exact", "match", "nq", "bamboogle", "average", "of", "these"]
+    assert lines[start + 1].split() == ["this", "run", "0.500", "0.000", "0.250"]
+    assert lines[start + 2].split() == ["GRPO,", "instruct", "0.397", "0.232", "0.315"]  # (.397 + .232) / 2 = .3145
+    assert not any("verl-tool" in line for line in lines)
+    whole = tables(summarise({name: rows([1.0]) for name in SETS}), dict.fromkeys(SETS, 1))
+    assert "verl-tool (its README)" in whole and "0.410" in whole
+    assert "arXiv" not in tables(summarise({"mine": rows([1.0])}), {"mine": 1})
+
+
+# --- two runs -----------------------------------------------------------------------------------------------------
+
+
+def test_mcnemars_test_is_exact() -> None:
+    # 1 and 5 of 6 discordant questions: 2 * (C(6,0) + C(6,1)) / 2^6 = 14/64.
+    assert compare.mcnemar(1, 5) == compare.mcnemar(5, 1) == 14 / 64
+    assert compare.mcnemar(0, 0) == compare.mcnemar(3, 3) == 1.0
+    assert compare.mcnemar(0, 10) == pytest.approx(2 / 1024)
+    assert 0 < compare.mcnemar(400, 600) < 1e-9
+
+
+def test_a_difference_is_paired() -> None:
+    random = np.random.default_rng(0)
+    first = (random.random(500) < 0.4).astype(float)
+    second = np.maximum(first, (random.random(500) < 0.05).astype(float))  # never worse
+    found = compare.compare(list(first), list(second))
+    assert found.only_first == 0 and found.only_second > 5 and found.p_value < 0.05
+    assert 0 < found.low < found.second - found.first < found.high < 0.1  # unpaired it would be +- .06
+
+
+def write_run(folder: Path, ems: dict[str, float]) -> Path:
+    folder.mkdir()
+    lines = [
+        json.dumps({"id": name, "data_source": name.partition("/")[0], "scores": {"em": em}})
+        for name, em in ems.items()
+    ]
+    (folder / "trajectories.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_two_runs_are_compared_on_the_questions_that_both_were_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write_run(tmp_path / "a", {"nq/1": 0.0, "nq/2": 0.0, "popqa/1": 1.0, "nq/9": 1.0})
+    second = write_run(tmp_path / "b", {"popqa/1": 1.0, "nq/2": 1.0, "nq/1": 0.0})  # finished in another order
+    assert compare.main([str(first), str(second), "--json", str(tmp_path / "c.json")]) == 0
+    figures = json.loads((tmp_path / "c.json").read_text())
+    assert (figures["nq"]["first"], figures["nq"]["second"], figures["nq"]["only_second"]) == (0.0, 0.5, 1)
+    assert figures["popqa"]["p_value"] == 1.0
+    assert figures[compare.ALL]["questions"] == 3
+    shown = capsys.readouterr().out
+    assert "+0.500" in shown and "1 questions that only one of the runs was asked are left out." in shown
+
+
+def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = write_run(tmp_path / "a", {"nq/1": 0.0}), write_run(tmp_path / "b", {"nq/2": 0.0})
+    assert compare.main([str(first), str(second)]) == 1
+    assert "have no question in common" in capsys.readouterr().err
+    assert compare.main([str(first), str(tmp_path)]) == 1
+    assert f"error: {tmp_path} is not the folder of an evaluation" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""Trajectories for the viewer, and what a page holds of them."""
+
+import base64
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+END = "<|im_end|>"
+HOSTILE = (
+    "<img src=x onerror=window.wasHacked=1><script>window.wasHacked=1</script></script><!-- <b>bold</b> &lt; "
+    "مرحبا بالعالم \u202egnp.exe\u202c \x00\x07\u200b {{DATA}} ' \" \\ \u2028"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token is a byte, so that a letter beyond ASCII is several tokens; and one special token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+
+
+def sample(
+    tokenizer: Any,
+    parts: list[tuple[str, str]],
+    *,
+    prompt: str = "What is the capital of Kenya?\n",
+    reward: float | None = 1.0,
+    stop: str = "answered",
+    searches: list[dict[str, Any]] | None = None,
+    score: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """A Sample's fields as slime dumps them; `parts` are (kind, text) of the response: "turn", "observation"."""
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    encoded = [(kind, text, tokenizer.encode(text, add_special_tokens=False)) for kind, text in parts]
+    mask = [int(kind == "turn") for kind, _, ids in encoded for _ in ids]
+    info = {
+        "stop_reason": stop,
+        "gave_up": False,
+        "turns": len(parts),
+        "segments": [
+            {"source": "model" if kind == "turn" else "environment", "kind": kind, "text": text, "tokens": len(ids)}
+            for kind, text, ids in encoded
+        ],
+        "searches": searches or [],
+        "score": {"exact_match": reward == 1.0, "answer": None, **(score or {})},
+    }
+    fields = {
+        "index": 0,
+        "group_index": None,
+        "prompt": prompt,
+        "tokens": prompt_ids + [token for _, _, ids in encoded for token in ids],
+        "response": "".join(text for _, text in parts),
+        "response_length": len(mask),
+        "label": {"ground_truth": {"target": ["Nairobi"]}},
+        "reward": reward,
+        "loss_mask": mask,
+        "rollout_log_probs": [-0.01 * (n % 100) if on else 0.0 for n, on in enumerate(mask)],
+        "status": "completed",
+        "metadata": {"search_r1": info},
+    }
+    return fields | changes
+
+
+def search(query: str = "capital of Kenya", text: str = "Nairobi is the capital.") -> dict[str, Any]:
+    """A search as the rollout records it."""
+    return {"query": query, "error": None, "documents": [{"title": "Kenya", "text": text}]}
+
+
+def write_jsonl(path: Path, samples: list[dict[str, Any]]) -> Path:
+    """One sample a line."""
+    path.write_text("".join(json.dumps(fields) + "\n" for fields in samples), encoding="utf-8")
+    return path
+
+
+def embedded(page: str) -> dict[str, Any]:
+    """The data of a page by name: "index", "chunk-0", …"""
+    blocks = re.findall(r'<script type="text/plain" id="([a-z0-9-]+)">([^<]*)</script>', page)
+    return {name: json.loads(zlib.decompress(base64.b64decode(data, validate=True))) for name, data in blocks}
+
+
+def embedded_records(page: str) -> list[dict[str, Any]]:
+    """All records of a page, in order."""
+    data = embedded(page)
+    return [record for number in range(len(data["index"]["starts"])) for record in data[f"chunk-{number}"]["records"]]
