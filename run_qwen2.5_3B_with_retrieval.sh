@@ -111,6 +111,7 @@ up() {
   check_prerequisites
   mkdir -p "$LOG_DIR"
   STAMP="$(date +%Y%m%d_%H%M%S)"
+  WINDOW_PIDS=() # of the windows that this very call has opened
   trap clean_up EXIT
   trap 'exit 129' HUP
   trap 'exit 130' INT
@@ -125,10 +126,10 @@ up() {
 
 clean_up() { # what this very call started
   trap '' HUP INT TERM
-  if [[ -n "${SESSION_STARTED:-}" ]] && session_exists; then
-    say "stopping what was started"
-    stop_session
-  fi
+  ((${#WINDOW_PIDS[@]})) || return 0
+  say "stopping what was started"
+  tmux kill-session -t "=$TMUX_SESSION" 2>/dev/null || true # a window that has ended may have done so already
+  wait_for_end "${WINDOW_PIDS[@]}"
 }
 
 check_prerequisites() {
@@ -168,7 +169,7 @@ start_router() {
 }
 
 start_window() { # NAME INDEX LOG COMMAND …
-  local name="$1" index="$2" log="$LOG_DIR/$3_$STAMP.log" environment program now
+  local name="$1" index="$2" log="$LOG_DIR/$3_$STAMP.log" environment program pid now
   shift 3
   # A tmux server that runs already has an environment of its own: ours goes by a file that only we may read, and that
   # is removed as soon as it is read.
@@ -176,15 +177,16 @@ start_window() { # NAME INDEX LOG COMMAND …
   env -0 >"$environment"
   program=("$(command -v "$PYTHON")" -E "$HERE/launch/contain.py" --name "$name" --log "$log"
     --environment "$environment" --end-session "$TMUX_SESSION" --grace 90 "$@")
-  if [[ -n "${SESSION_STARTED:-}" ]]; then
-    tmux new-window -t "=$TMUX_SESSION:$index" -n "$name" -c "$PWD" "${program[@]}" ||
+  if ((${#WINDOW_PIDS[@]})); then
+    pid="$(tmux new-window -P -F '#{pane_pid}' -t "=$TMUX_SESSION:$index" -n "$name" -c "$PWD" "${program[@]}")" ||
       { rm -f "$environment" && die "the tmux session $TMUX_SESSION has ended (see $LOG_DIR)."; }
+    WINDOW_PIDS+=("$pid")
     return
   fi
-  tmux new-session -d -s "$TMUX_SESSION" -x 200 -y 50 -n "$name" -c "$PWD" "${program[@]}" \; \
-    set-option -t "=$TMUX_SESSION:" @search_r1 "$HERE" \; set-option -t "=$TMUX_SESSION:" destroy-unattached off ||
+  pid="$(tmux new-session -P -F '#{pane_pid}' -d -s "$TMUX_SESSION" -x 200 -y 50 -n "$name" -c "$PWD" "${program[@]}" \; \
+    set-option -t "=$TMUX_SESSION:" @search_r1 "$HERE" \; set-option -t "=$TMUX_SESSION:" destroy-unattached off)" ||
     { rm -f "$environment" && die "tmux could not start the session $TMUX_SESSION (see above)."; }
-  SESSION_STARTED=1
+  WINDOW_PIDS+=("$pid")
   now="$(tmux display-message -p -t "=$TMUX_SESSION:" '#{window_index}' 2>/dev/null)" || return 0 # it ended at once
   [[ "$now" == "$index" ]] || tmux move-window -s "=$TMUX_SESSION:$now" -t "=$TMUX_SESSION:$index" # base-index is set
 }
@@ -198,7 +200,7 @@ wait_until_ready() { # WHAT STATE_FUNCTION URL LOG
       ready*) say "$what is $state (after $passed s)" && return ;;
       "answers 404") say "$what answers, but cannot say whether it is ready" && return ;;
     esac
-    [[ -z "${SESSION_STARTED:-}" ]] || session_exists || die "$what has ended before it was ready.$(tail_of "$log")"
+    ((!${#WINDOW_PIDS[@]})) || session_exists || die "$what has ended before it was ready.$(tail_of "$log")"
     ((passed < START_TIMEOUT_S)) ||
       die "$what is not ready after $passed s ($state); START_TIMEOUT_S sets how long to wait.$(tail_of "$log")"
     if [[ "${state%% *}" != "$told" ]] || ((passed >= tell_at)); then
@@ -283,10 +285,15 @@ down() {
 }
 
 stop_session() { # and wait for the end of its programs: they stop what they have started
-  local pids pid
-  pids="$(tmux list-panes -s -t "=$TMUX_SESSION:" -F '#{pane_pid}')" || return 0
+  local pids
+  mapfile -t pids < <(tmux list-panes -s -t "=$TMUX_SESSION:" -F '#{pane_pid}')
   tmux kill-session -t "=$TMUX_SESSION" 2>/dev/null || true
-  for pid in $pids; do
+  wait_for_end "${pids[@]}"
+}
+
+wait_for_end() { # of processes that have been told to stop
+  local pid
+  for pid in "$@"; do
     timeout 150 tail --pid="$pid" -f -s 0.1 /dev/null || say "process $pid has not ended yet."
   done
 }

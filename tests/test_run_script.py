@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launch_helpers import Checkout, answers, eventually, flags_of, interrupt
 
-from search_rollout.config import variables
+from search_rollout.config import secret_keys, variables
 
 RUN = "run_qwen2.5_3B.sh"
 SPECIFIED = {  # by the README's "Key parameters", and by the issue
@@ -212,7 +212,7 @@ def test_the_job_finds_the_plugin_megatron_and_slime(checkout: Checkout) -> None
 
 
 def test_all_settings_reach_the_job_but_no_key_is_shown(checkout: Checkout) -> None:
-    secret = {"GOOGLE_API_KEY": "s3cret"}
+    secret = {variables()[key]: "s3cret" for key in secret_keys()}
     given = {name: f"value of {name}" for name in variables().values() if name not in secret}
     given |= {"SEARCH_R1_MAX_CONTEXT_LENGTH": "4000", "LLM_API_MODE": "chat"}
     run = checkout.run(RUN, "--dry-run", **given, **secret)
