@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from demo.interruption import terminating_interrupts
 from demo.train import MAX_LENGTH, ROOT
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    terminating_interrupts()
     try:
         serve(args.run, args.phase, args.cache)
     except (OSError, ValueError, RuntimeError) as error:

@@ -14,7 +14,6 @@ import argparse
 import logging
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo" / "slime_standin"))  # what slime's workers have on PYTHONPATH: slime …
 sys.path.insert(0, str(ROOT))  # … and this plugin's folder
 
+from demo.interruption import terminating_interrupts  # noqa: E402
+
 MAX_LENGTH = 896  # tokens of a trajectory
 
 
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # asyncio turns the first SIGINT into a cancellation, heard at the end of a training step; a second one is heard at
-    # once. Terminating means the same as interrupting.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # once.
+    terminating_interrupts()
     try:
         return run(args)
     except (OSError, ValueError, RuntimeError) as error:

@@ -74,7 +74,8 @@ def test_two_steps_leave_a_summary_a_report_and_no_process(finished: tuple[Path,
         assert summary[phase]["questions"] == 4
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
-    assert any(step["groups_trained"] for step in steps)  # there was something to learn from
+    if summary["config"]["api_mode"] == "generate":  # in chat mode two steps of the tiny model may differ in nothing
+        assert any(step["groups_trained"] for step in steps)
     assert summary["mean_abs_delta_logprob"] <= 1e-4  # both sides in float32
     phases = {json.loads(line)["phase"] for line in (folder / "trajectories.jsonl").read_text().splitlines()}
     assert phases == {"untrained", "before", "step 1", "after"}
@@ -104,7 +105,8 @@ def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
                 [*ask, "--ask", "Capital of Peru?"], cwd=ROOT, capture_output=True, text=True, timeout=120
             )
         finally:
-            server.send_signal(signal.SIGINT)
+            server.terminate()
+            server.wait(timeout=60)
     assert (done.returncode, server.returncode) == (0, 0), done.stderr
     results = json.loads((folder / f"evaluation-{phase}" / "results.json").read_text())["results"]["demo"]
     table = json.loads((folder / "summary.json").read_text())[phase]
@@ -121,9 +123,12 @@ def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
     assert asked.stdout.startswith("question: Capital of Peru?\n") and "answer: " in asked.stdout
 
 
-def test_an_interruption_keeps_what_was_done_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_what_was_done_and_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
     command = demo_command(tmp_path)
     command[command.index("--steps") + 1] = "100000"
+    if how == signal.SIGTERM:  # as a script starts what runs in its background: SIGINT is ignored there
+        command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -131,7 +136,7 @@ def test_an_interruption_keeps_what_was_done_and_leaves_no_process(tmp_path: Pat
             break
     children = children_of(process.pid)
     assert children
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
