@@ -17,7 +17,7 @@ from torch import Tensor
 
 from local_dense_retriever.devices import visible_devices
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.flat_file import FlatFile, read_flat_header
+from local_dense_retriever.flat_file import FlatFile, forget_pages, read_flat_header
 from local_dense_retriever.memory import require_memory
 from local_dense_retriever.rescored_index import best, exact_scores
 from local_dense_retriever.searcher import About, Found, pad
@@ -72,6 +72,7 @@ class ExactIndex:
             rows[pending], scores[pending] = found
             pending = pending[~certain]
             count *= 8
+        forget_pages(self._vectors)
         return pad(Found(rows, scores), k)
 
     def _search_once(self, vectors: NDArray[np.float32], top: int, count: int) -> tuple[Found, NDArray[np.bool_]]:

@@ -8,6 +8,7 @@
 So a builder can append vectors to the file itself, which takes no second copy on disk, and exact search can map them.
 """
 
+import mmap
 import struct
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -36,6 +37,12 @@ class FlatFile(NamedTuple):
         count = (stop - start) * self.dim
         offset = HEADER.size + start * self.dim * 4
         return np.fromfile(self.path, np.float32, count, offset=offset).reshape(-1, self.dim)
+
+
+def forget_pages(mapped: NDArray[np.float32]) -> None:
+    """Takes what was looked at of vectors() off this process's memory; it stays in the system's page cache."""
+    assert isinstance(mapped.base, mmap.mmap)
+    mapped.base.madvise(mmap.MADV_DONTNEED)
 
 
 def read_flat_header(path: str | Path) -> FlatFile | None:

@@ -21,6 +21,8 @@ class Metrics:
         self.requests = counter("requests", "Requests to /retrieve, by status", ["status"])
         self.request_seconds = histogram("request_seconds", "From request to reply", buckets=SECONDS)
         self.queries = counter("queries", "Queries: cached, joined to an equal one, or queued", ["how"])
+        for how in ("cached", "joined", "queued"):
+            self.queries.labels(how)  # from the start at 0, which rates need
         self.queue = gauge("queue_queries", "Distinct queries that wait for a batch")
         self.batch_queries = histogram("batch_queries", "Queries of a batch", buckets=SIZES)
         self.batch_seconds = histogram("batch_seconds", "Encoding and searching a batch", buckets=SECONDS)

@@ -40,12 +40,13 @@ class ColourEncoder:
 
 
 class ColourRetriever:
-    """Retriever's interface over four passages; `search_s` is how long a search takes."""
+    """Retriever's interface over four passages; a search takes `search_s`, and as long as the file `hold` exists."""
 
     texts = ("red", "green", "blue", "red red blue")
 
-    def __init__(self, search_s: float = 0.0) -> None:
+    def __init__(self, search_s: float = 0.0, hold: Path | None = None) -> None:
         self.search_s = search_s
+        self.hold = hold
         self.batches: list[list[str]] = []
 
     def __len__(self) -> int:
@@ -57,6 +58,8 @@ class ColourRetriever:
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         self.batches.append(list(queries))
         time.sleep(self.search_s)
+        while self.hold is not None and self.hold.exists():
+            time.sleep(0.02)
         encoder = ColourEncoder()
         scores = encoder.encode_queries(queries) @ encoder.encode_passages(self.texts).T  # (B, 4)
         ranks = np.argsort(-scores, axis=1, kind="stable")[:, :topk]
@@ -81,10 +84,15 @@ async def client_of(retriever: Any, limits: Limits | None = None, **settings: An
 
 @contextmanager
 def colour_server(
-    port: int = 0, load_s: float = 0.0, search_s: float = 0.0, stop_timeout_s: float = 30.0
+    port: int = 0,
+    load_s: float = 0.0,
+    search_s: float = 0.0,
+    hold: Path | None = None,
+    stop_timeout_s: float = 30.0,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The real command line around ColourRetriever, in a process of its own, listening: the process, and its URL."""
-    settings = json.dumps({"load_s": load_s, "search_s": search_s, "stop_timeout_s": stop_timeout_s})
+    held = hold and str(hold)
+    settings = json.dumps({"load_s": load_s, "search_s": search_s, "hold": held, "stop_timeout_s": stop_timeout_s})
     command = [sys.executable, __file__, settings, "--index_path", "-", "--corpus_path", "-", "--port", str(port)]
     paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     with subprocess.Popen(
@@ -138,7 +146,7 @@ def _serve_colours() -> None:
     def load(args: Any, report: Any) -> ColourRetriever:
         report("the colours")
         time.sleep(settings["load_s"])
-        return ColourRetriever(settings["search_s"])
+        return ColourRetriever(settings["search_s"], settings["hold"] and Path(settings["hold"]))
 
     retrieval_server.load_retriever = load
     retrieval_server.STOP_TIMEOUT_S = settings["stop_timeout_s"]

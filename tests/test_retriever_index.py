@@ -258,3 +258,11 @@ def test_faiss_gpu_splits_the_index_in_fp16(index_path: Path, monkeypatch: pytes
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", to_all_gpus, raising=False)
     assert len(FaissIndex(index_path, use_gpu=True)) == 2
     assert [(options.useFloat16, options.shard) for options in given] == [(True, True)]
+
+
+def test_searching_leaves_no_page_of_the_file_in_this_processs_memory(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50_000, 128)).astype(np.float32)
+    index = ExactIndex(write_flat_index(tmp_path / "flat.index", vectors))
+    index.search(vectors[:64], 10)
+    maps = Path("/proc/self/smaps").read_text().split("flat.index\n")[1]
+    assert "Rss:                   0 kB" in maps.split("VmFlags")[0]
