@@ -25,7 +25,7 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.embedding import PartialEmbeddings, embed
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.flat_file import FlatFile, read_flat_header
+from local_dense_retriever.flat_file import FlatFile, require_flat
 from local_dense_retriever.index_note import IndexNote, note_path, read_note, write_note
 from local_dense_retriever.loading import add_encoder_arguments
 
@@ -111,11 +111,7 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
 def convert(args: argparse.Namespace, index_path: Path) -> None:
     """A flat index as another type."""
     source = Path(args.from_index)
-    if not source.is_file():
-        raise InputError(f"there is no index file {source}: check --from_index")
-    flat = read_flat_header(source)
-    if flat is None:
-        raise InputError(f"--from_index {source} is not a flat inner-product index: give the one that was built first")
+    flat = require_flat(source, "--from_index")
     if args.index_type in ("Flat", "BM25"):
         raise InputError(f"--index_type {args.index_type} cannot be made from a flat index: give another, such as SQ8")
     from local_dense_retriever.index_factory import check_factory

@@ -19,6 +19,7 @@ from local_dense_retriever.devices import visible_devices
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import FlatFile, forget_pages, read_flat_header
 from local_dense_retriever.memory import require_memory
+from local_dense_retriever.rescored_index import best, exact_scores
 from local_dense_retriever.searcher import About, Found, pad
 
 BLOCK_BYTES = 256 << 20  # of scores of one block, or of vectors being read
@@ -77,15 +78,13 @@ class ExactIndex:
     def _search_once(self, vectors: NDArray[np.float32], top: int, count: int) -> tuple[Found, NDArray[np.bool_]]:
         """The best of `count` candidates, and (B,) whether no other row can be among them."""
         coarse, candidates = coarse_search(self._parts, torch.from_numpy(vectors), count)  # (B, count)
-        exact = np.stack([self._vectors[rows] @ query for rows, query in zip(candidates, vectors, strict=True)])
-        order = np.argsort(-exact, axis=1, kind="stable")[:, :top]
-        scores = np.take_along_axis(exact, order, axis=1)
-        rows = np.take_along_axis(candidates, order, axis=1)
+        exact = exact_scores(self._vectors, vectors, candidates)
+        found = best(candidates, exact, top)
         shift = vectors @ self._mean  # what the coarse scores lack
         error = np.abs(exact - shift[:, None] - coarse).max(axis=1)  # seen on the candidates
         # A row left out scores at most coarse[:, -1] + its own error; twice the largest error seen stands for that.
-        certain = scores[:, -1] - shift >= coarse[:, -1] + 2 * error
-        return Found(rows, scores), certain | (count >= len(self))
+        certain = found.scores[:, -1] - shift >= coarse[:, -1] + 2 * error
+        return found, certain | (count >= len(self))
 
     def _load(self) -> list[tuple[int, Tensor]]:
         """The vectors less their mean in half precision: (first row, (R, D) tensor) for each device."""
@@ -126,8 +125,8 @@ def coarse_search(
     # Not moved before all are under way: a copy to the CPU waits for the GPU.
     scores = torch.cat([piece[0].cpu() for piece in pieces], dim=1).float()
     rows = torch.cat([piece[1].cpu() for piece in pieces], dim=1)
-    best, at = scores.topk(count)
-    return best.numpy(), rows.gather(1, at).numpy()
+    highest, at = scores.topk(count)
+    return highest.numpy(), rows.gather(1, at).numpy()
 
 
 def half_dtype(device: torch.device) -> torch.dtype:

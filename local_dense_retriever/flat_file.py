@@ -67,6 +67,16 @@ def read_flat_header(path: str | Path) -> FlatFile | None:
     raise InputError(f"{path} is cut short or damaged ({found}): build it with build_index.py, or copy it again")
 
 
+def require_flat(path: str | Path, flag: str) -> FlatFile:
+    """As read_flat_header; InputError, naming the flag, if there is no file or no flat one."""
+    if not Path(path).is_file():
+        raise InputError(f"there is no index file {path}: check {flag}")
+    flat = read_flat_header(path)
+    if flat is None:
+        raise InputError(f"{flag} {path} is no flat inner-product index: give the one that was built first")
+    return flat
+
+
 def write_flat_header(file: BinaryIO, rows: int, dim: int) -> None:
     """The header of an inner-product index, for vectors that are appended later."""
     file.write(HEADER.pack(INNER_PRODUCT, dim, rows, _UNUSED, _UNUSED, True, 0, rows * dim))

@@ -44,6 +44,7 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bm25_path", help="folder of a BM25 index, for --index_backend hybrid")
     parser.add_argument("--faiss_gpu", action="store_true", help="FAISS keeps the index in fp16 on all visible GPUs")
     parser.add_argument("--in_memory", action="store_true", help="FAISS reads the file instead of mapping it")
+    parser.add_argument("--rescore_path", help="flat index: scores what a compressed one proposes")
     parser.add_argument("--nprobe", type=int, help="lists of an IVF index to search (default: the file's, mostly 1)")
     parser.add_argument("--ef_search", type=int, help="breadth of the search in an HNSW index (default: the file's)")
 
@@ -97,6 +98,7 @@ def _for_faiss_only(args: argparse.Namespace) -> str | None:
     given = {
         "--faiss_gpu": args.faiss_gpu,
         "--in_memory": args.in_memory,
+        "--rescore_path": args.rescore_path,
         "--nprobe": args.nprobe is not None,
         "--ef_search": args.ef_search is not None,
     }
@@ -141,10 +143,16 @@ def _load_vectors(args: argparse.Namespace, backend: str) -> VectorIndex:
         return ExactIndex(args.index_path)
     from local_dense_retriever.faiss_index import FaissIndex
 
-    return FaissIndex(
+    index = FaissIndex(
         args.index_path,
         use_gpu=args.faiss_gpu,
         in_memory=args.in_memory,
         nprobe=args.nprobe,
         ef_search=args.ef_search,
     )
+    if not args.rescore_path:
+        return index
+    from local_dense_retriever.flat_file import require_flat
+    from local_dense_retriever.rescored_index import RescoredIndex
+
+    return RescoredIndex(index, require_flat(args.rescore_path, "--rescore_path"))

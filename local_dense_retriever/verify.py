@@ -21,7 +21,7 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.flat_file import FlatFile, read_flat_header
+from local_dense_retriever.flat_file import FlatFile, read_flat_header, require_flat
 from local_dense_retriever.loading import add_index_arguments, load_retriever
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def verify(args: argparse.Namespace) -> Iterator[Check]:
     texts = [passage.contents for passage in corpus.passages(rows.tolist())]
     yield known_answers(retriever, texts, args.topk)
 
-    flat_path = args.flat_index or args.index_path
-    flat = read_flat_header(flat_path) if Path(flat_path).is_file() else None
-    if args.flat_index and flat is None:
-        raise InputError(f"--flat_index {flat_path} is no flat inner-product index: give the one that was built first")
+    if args.flat_index:
+        flat: FlatFile | None = require_flat(args.flat_index, "--flat_index")
+    else:
+        flat = read_flat_header(args.index_path) if Path(args.index_path).is_file() else None
     if flat:
         from local_dense_retriever.encoder import Encoder
 
@@ -122,6 +122,7 @@ def exact_retriever(args: argparse.Namespace) -> Retriever:
     exact = copy.copy(args)
     exact.index_path, exact.index_backend, exact.bm25_path = args.flat_index, "exact", None
     exact.faiss_gpu, exact.in_memory, exact.nprobe, exact.ef_search = False, False, None, None
+    exact.rescore_path = None
     return load_retriever(exact, lambda what: print(f"loading {what}", flush=True))
 
 

@@ -14,6 +14,7 @@ from local_dense_retriever.errors import InputError
 from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.faiss_index import FaissIndex
 from local_dense_retriever.flat_file import read_flat_header, write_flat_header
+from local_dense_retriever.rescored_index import RescoredIndex
 from local_dense_retriever.searcher import VectorIndex
 
 BOTH = pytest.mark.parametrize("kind", [FaissIndex, ExactIndex])
@@ -133,6 +134,39 @@ def test_too_little_memory_is_told_with_both_amounts(index_path: Path, monkeypat
     with pytest.raises(InputError, match="leave out --in_memory"):
         FaissIndex(index_path, in_memory=True)
     assert len(FaissIndex(index_path)) == 2  # mapped: needs none
+
+
+# ---- Rescored --------------------------------------------------------------------------------------------------------
+
+
+def test_a_coarse_index_rescored_finds_nearly_what_exact_search_finds(tmp_path: Path) -> None:
+    vectors, queries = unit_vectors(2000, 32), unit_vectors(50, 32, seed=1)
+    flat = read_flat_header(write_flat_index(tmp_path / "flat.index", vectors))
+    assert flat is not None
+    coarse = FaissIndex(write_index(tmp_path / "coarse.index", vectors, "RaBitQ"))
+    truth = ExactIndex(flat.path).search(queries, k=5)
+    found = RescoredIndex(coarse, flat).search(queries, k=5)
+
+    def recall(rows: NDArray[np.int64]) -> float:
+        return float(np.mean([len(set(a) & set(b)) / 5 for a, b in zip(rows, truth.rows, strict=True)]))
+
+    assert recall(found.rows) > 0.9 > recall(coarse.search(queries, k=5).rows) + 0.1
+    same = found.rows == truth.rows
+    np.testing.assert_allclose(found.scores[same], truth.scores[same], atol=1e-6)
+
+
+def test_a_rescored_index_of_two_vectors_has_no_third(index_path: Path) -> None:
+    flat = read_flat_header(index_path)
+    assert flat is not None
+    found = RescoredIndex(FaissIndex(index_path), flat).search(np.array([[0, 1]], dtype=np.float32), k=3)
+    assert found.rows.tolist() == [[1, 0, -1]]
+
+
+def test_a_flat_file_of_another_index_is_refused(tmp_path: Path, index_path: Path) -> None:
+    other = read_flat_header(write_flat_index(tmp_path / "other.index", unit_vectors(3, 2)))
+    assert other is not None
+    with pytest.raises(InputError, match=r"has 2 rows of 2 numbers and .* 3 of 2: give the flat index"):
+        RescoredIndex(FaissIndex(index_path), other)
 
 
 # ---- FAISS -----------------------------------------------------------------------------------------------------------

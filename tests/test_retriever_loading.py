@@ -49,7 +49,7 @@ def load(folder: Path, *flags: str, index: str = "flat.index") -> tuple[Retrieve
     add_index_arguments(parser)
     paths = ["--index_path", str(folder / index), "--corpus_path", str(folder / "c.jsonl")]
     reports: list[str] = []
-    flags = tuple(str(folder / flag) if flag == "words" else flag for flag in flags)
+    flags = tuple(str(folder / flag) if flag in ("words", "flat.index", "ivf.index") else flag for flag in flags)
     args = parser.parse_args([*paths, "--retriever_name", "minilm", "--retriever_model", "fake", *flags])
     return load_retriever(args, reports.append), reports
 
@@ -62,6 +62,7 @@ def load(folder: Path, *flags: str, index: str = "flat.index") -> tuple[Retrieve
         ("flat.index", ("--index_backend", "faiss"), "faiss IndexFlatIP"),
         ("ivf.index", (), "faiss IndexIVFFlat"),
         ("ivf.index", ("--nprobe", "1"), "faiss IndexIVFFlat"),
+        ("ivf.index", ("--rescore_path", "flat.index"), "faiss IndexIVFFlat, rescored"),
         ("words", (), "bm25"),
         ("flat.index", ("--bm25_path", "words"), "hybrid of exact cpu bfloat16 and bm25"),
         ("ivf.index", ("--index_backend", "hybrid", "--bm25_path", "words"), "hybrid of faiss IndexIVFFlat and bm25"),
@@ -102,6 +103,8 @@ def test_each_part_is_reported_before_it_is_loaded(folder: Path) -> None:
         ("words", ("--bm25_path", "words"), "--bm25_path is for hybrid search, and --index_backend is bm25"),
         ("flat.index", ("--nprobe", "4"), "--nprobe is for IVF indexes"),
         ("missing.index", (), "there is no file"),
+        ("ivf.index", ("--rescore_path", "ivf.index"), "is no flat inner-product index"),
+        ("ivf.index", ("--rescore_path", "none"), "there is no index file none: check --rescore_path"),
     ],
 )
 def test_flags_and_files_that_contradict_each_other_are_one_sentence(
