@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         serve(args.run, args.phase, args.cache)
     except (OSError, ValueError, RuntimeError) as error:
@@ -41,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     return 0
+
+
+def _interrupt(*_: object) -> None:
+    """Terminating means the same as Ctrl-C, also in a script's background, where that one is ignored."""
+    raise KeyboardInterrupt
 
 
 def serve(run: Path, phase: str, cache: Path) -> None:

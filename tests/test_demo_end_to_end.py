@@ -101,7 +101,7 @@ def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
                 [*ask, "--ask", "Capital of Peru?"], cwd=ROOT, capture_output=True, text=True, timeout=120
             )
         finally:
-            server.send_signal(signal.SIGINT)
+            server.terminate()
     assert (done.returncode, server.returncode) == (0, 0), done.stderr
     results = json.loads((folder / f"evaluation-{phase}" / "results.json").read_text())["results"]["demo"]
     table = json.loads((folder / "summary.json").read_text())[phase]
