@@ -85,12 +85,19 @@ def test_an_engine_in_trouble_is_one_sentence(model: Path, capsys: pytest.Captur
     assert len(shown.splitlines()) == 1
 
 
-def test_a_document_cannot_write_to_the_terminal_itself(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(Geographer()) as (engine, retriever):
-        retriever.documents = ['"Kenya"\n\x1b[2J\x1b]0;title\x07Nairobi\x9b31m']
+def test_nothing_writes_to_the_terminal_but_text(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = iter(
+        (
+            Turn("<think>\x1b[2J</think>\n<search>x</search>"),
+            Turn("<think>\x07</think>\n<answer>Nairobi\x9b31m</answer>"),
+        )
+    )
+    with serving(lambda _: next(turns)) as (engine, retriever):
+        retriever.documents = ['"Kenya"\n\x1b]0;title\x07It is Nairobi.']
         assert chat.main(arguments(model, engine, retriever, "--ask", "What is the capital of Kenya?")) == 0
     shown = capsys.readouterr().out
-    assert "Nairobi" in shown and not any((ord(char) < 32 and char != "\n") or 127 <= ord(char) < 160 for char in shown)
+    assert shown.endswith("answer: Nairobi31m\n") and "It is Nairobi." in shown
+    assert not any((ord(char) < 32 and char != "\n") or 127 <= ord(char) < 160 for char in shown)
 
 
 def test_an_interrupt_ends_the_program_without_a_traceback(
