@@ -313,11 +313,9 @@ def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(
     command = build_command(corpus, killed, chunk_rows, fake)
     moment, hits = random.Random(0), 0
     while hits < kills:
-        if run(command, moment.uniform(0, 1.6 * whole_s / kills)) is None:
-            hits += 1
-        else:  # it got to its end first
+        hits += run(command, moment.uniform(0, 1.6 * whole_s / kills)) is None
+        if killed.exists():  # it got to its end first
             assert killed.read_bytes() == whole.read_bytes()
             killed.unlink()
-    if not killed.exists():
-        run(command)
+    run(command)
     assert killed.read_bytes() == whole.read_bytes()
