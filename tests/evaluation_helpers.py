@@ -73,8 +73,10 @@ def serving(script: Callable[[dict], Turn]) -> Iterator[tuple[FakeEngine, FakeRe
             run(server.__aenter__())
         yield engine, retriever
     finally:
+        run(asyncio.sleep(0.02))  # a connection that came just now gets its transport, so that it is closed as well
         for server in (engine, retriever):
             run(server.__aexit__())
+        run(asyncio.sleep(0.02))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
