@@ -15,12 +15,13 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 from yarl import URL
 
+from search_rollout.arguments import whole_number
 from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, load_config
 from search_rollout.google_results import Hit, contents, passage, read_answer
 from search_rollout.http_client import JsonClient, RequestFailed, ServiceRefused
@@ -263,26 +264,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "and so on. With RETRIEVAL_API_KEY set, only those are served who send it.",
     )
     parser.set_defaults(search_backend="google")
-    parser.add_argument("--port", type=_number(0, 65535), default=8000, help="0 takes any free port (default: 8000)")
+    parser.add_argument(
+        "--port", type=whole_number(0, 65535), default=8000, help="0 takes any free port (default: 8000)"
+    )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         help="0.0.0.0 serves other machines too, who then spend your credits: set RETRIEVAL_API_KEY "
         "(default: %(default)s)",
     )
-    parser.add_argument("--topk", type=_number(1, MAX_TOPK), help="most passages of a query (default: 3)")
+    parser.add_argument("--topk", type=whole_number(1, MAX_TOPK), help="most passages of a query (default: 3)")
     return parser.parse_args(argv)
-
-
-def _number(low: int, high: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number in these bounds."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
 
 
 if __name__ == "__main__":

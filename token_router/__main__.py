@@ -16,12 +16,12 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from search_rollout.arguments import whole_number
 from search_rollout.tool_formats import FORMATS, ToolFormat, tool_format
 from token_router.app import create_app, make_runner
 from token_router.token_trie import TokenTrie
@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m token_router", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=_number(0, 65535), required=True, help="0 takes any free port")
+    parser.add_argument("--port", type=whole_number(0, 65535), required=True, help="0 takes any free port")
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="the model's folder")
     parser.add_argument(
         "--upstream", type=_url, nargs="+", action="extend", default=[], metavar="URL", help="workers to begin with"
@@ -77,13 +77,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max-tokens",
-        type=_number(1, 10**12),
+        type=whole_number(1, 10**12),
         default=20_000_000,
         metavar="N",
         help="tokens to keep, about 20 bytes each; then what was used longest ago is forgotten (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-body-mb", type=_number(1, 10**5), default=64, metavar="MB", help="largest request (default: %(default)s)"
+        "--max-body-mb",
+        type=whole_number(1, 10**5),
+        default=64,
+        metavar="MB",
+        help="largest request (default: %(default)s)",
     )
     parser.add_argument("--debug", action="store_true", help="log every request")
     return parser.parse_args(argv)
@@ -162,17 +166,6 @@ def _allow_open_files() -> None:
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _number(low: int, high: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number in these bounds."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
 
 
 def _url(text: str) -> str:
