@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
+from slime.utils.misc import SingletonMeta
 
 from search_rollout.prompts import PromptMode, prompt_row
 
@@ -16,6 +19,16 @@ WAIT_S = 20.0
 CAPITALS = {"Kenya": "Nairobi", "Ghana": "Accra", "Peru": "Lima", "Cuba": "Havana"}
 SEARCH = "<think>I look it up.</think>\n<search>capital of {country}</search>"
 ANSWER = "<think>It says so.</think>\n<answer>{answer}</answer>"
+
+
+@pytest.fixture(autouse=True)
+def fresh_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No tokenizer of another test, and the variables that main() sets undone; for modules that import it."""
+    for name in ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, "error"))
+    SingletonMeta.clear_all_instances()
+    yield
+    SingletonMeta.clear_all_instances()
 
 
 def save_tokenizer(folder: Path) -> Path:

@@ -1,14 +1,11 @@
 """`python -m evaluation.chat`: what stands on the terminal, turn by turn."""
 
 import io
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from evaluation_helpers import Geographer, save_tokenizer, serving
+from evaluation_helpers import Geographer, fresh_state, save_tokenizer, serving  # noqa: F401
 from fakes import FakeEngine, FakeRetriever, Turn
-from slime.utils.misc import SingletonMeta
 
 from evaluation import chat
 
@@ -26,15 +23,6 @@ answer: Nairobi
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tokenizer(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def fresh_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY"):
-        monkeypatch.setenv(name, os.environ.get(name, "error"))
-    SingletonMeta.clear_all_instances()
-    yield
-    SingletonMeta.clear_all_instances()
 
 
 def arguments(model: Path, engine: FakeEngine, retriever: FakeRetriever, *more: str) -> list[str]:

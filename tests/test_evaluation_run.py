@@ -1,18 +1,16 @@
 """`python -m evaluation.run` from the command line to its files, between a fake engine and a fake retriever."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from evaluation_helpers import CAPITALS, Geographer, records_of, save_tokenizer, serving, write_data
+from evaluation_helpers import CAPITALS, Geographer, fresh_state, records_of, save_tokenizer, serving, write_data  # noqa: F401
 from fakes import FakeEngine, FakeRetriever, Turn
-from slime.utils.misc import SingletonMeta
 
 from evaluation import run
 
@@ -23,16 +21,6 @@ Evaluate = Callable[..., int]
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tokenizer(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def fresh_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No tokenizer of another test, and the variables that main() sets undone."""
-    for name in ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY"):
-        monkeypatch.setenv(name, os.environ.get(name, "error"))
-    SingletonMeta.clear_all_instances()
-    yield
-    SingletonMeta.clear_all_instances()
 
 
 def arguments(
