@@ -57,8 +57,7 @@ main() {
   clean_up_at_exit
   [[ -n "$RAY_ADDRESS" ]] || start_ray "${start[@]}"
   JOB_RUNS=1
-  "${submit[@]}" & # in the background, as all that takes long: bash handles a signal only between commands, or in wait
-  wait $! || die "the job could not be submitted to $JOB_ADDRESS (see above)."
+  interruptible "${submit[@]}" || die "the job could not be submitted to $JOB_ADDRESS (see above)."
   follow_job
 }
 
@@ -202,17 +201,23 @@ clean_up_at_exit() {
   trap 'exit 143' TERM
 }
 
+interruptible() { # runs a command that takes long: bash handles a signal only between commands, or in wait
+  "$@" &
+  wait $!
+}
+
 clean_up() {
   trap '' HUP INT TERM
   if ((JOB_RUNS)); then
     say "stopping the job $JOB_ID"
     timeout 20 ray job stop --address "$JOB_ADDRESS" "$JOB_ID" >&2 || true # a Ray with a job takes 30 s to stop
   fi
-  if [[ -n "$RAY_PID" ]]; then
-    say "stopping Ray"
-    kill -TERM "$RAY_PID" 2>/dev/null || true
-    wait "$RAY_PID" || true
-  fi
+  [[ -z "$RAY_PID" ]] || say "stopping Ray"
+  local running
+  running="$(jobs -pr)" # Ray, and the command that was waited for
+  # shellcheck disable=SC2086 # one word each
+  [[ -z "$running" ]] || kill -TERM $running 2>/dev/null || true
+  wait || true
 }
 
 start_ray() { # the command to do so
@@ -238,8 +243,7 @@ dashboard_answers() {
 follow_job() { # shows its log until it ends; true if it succeeded
   local failures=0 status
   while ((failures < 10)); do
-    ray job logs --follow --address "$JOB_ADDRESS" "$JOB_ID" &
-    wait $! || true
+    interruptible ray job logs --follow --address "$JOB_ADDRESS" "$JOB_ID" || true
     status="$(ray job status --address "$JOB_ADDRESS" "$JOB_ID" 2>&1)" || status=
     case "$status" in
       *succeeded*) JOB_RUNS=0 && return 0 ;;
