@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Every setting of the two launch scripts, with its default; `--help` prints these lines, README.md has them as a table.
+# Every setting of the two launch scripts, with its default; `--help` prints these lines, docs/TRAINING.md has them as a table.
 # Sourced by launch/common.sh. A variable of the environment wins over the default; an empty one counts as unset.
 # What a rollout itself needs (LLM_API_MODE, SEARCH_BACKEND, …) are settings of search_rollout/config.py.
 set -o allexport # preflight, the windows and the job read them too

@@ -4,10 +4,14 @@ import dataclasses
 import re
 from pathlib import Path
 
+import pytest
+
 import generate_with_search
 from search_rollout.config import CHOICES, ENVIRONMENT, REWARD_PRESETS, VALID_PAIRS, SearchConfig
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "local_dense_retriever" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROWS = [
     [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
     for line in README.splitlines()
@@ -48,16 +52,28 @@ def test_the_table_of_pairs_has_every_valid_one():
 
 
 def test_every_file_that_the_readme_and_the_design_name_exists():
-    root = Path(__file__).resolve().parent.parent
-    design = (root / "docs" / "DESIGN.md").read_text(encoding="utf-8")
+    design = (ROOT / "docs" / "DESIGN.md").read_text(encoding="utf-8")
     for text in (README, design):
         tree = text.split("```\ngenerate_with_search.py")[1].split("```")[0]
         for name in re.findall(r"^(\S+/)\s", tree, flags=re.MULTILINE):
-            assert (root / name).is_dir(), name
-    folder = root
+            assert (ROOT / name).is_dir(), name
+    folder = ROOT
     for line in design.split("```")[1].splitlines():
         if match := re.match(r"^(\S+/)\s", line):
-            folder = root / match[1]
+            folder = ROOT / match[1]
         named = line if line.startswith("  ") else ""
         for name in re.findall(r"\b[a-z_]+\.(?:py|sh)\b", named):
             assert (folder / name).exists(), f"{folder.name}/{name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], target

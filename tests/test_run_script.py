@@ -324,13 +324,13 @@ def test_a_key_reaches_a_running_cluster_by_a_file_only(checkout: Checkout, tmp_
 # --- the settings ---
 
 
-def test_help_and_readme_have_every_setting(checkout: Checkout) -> None:
+def test_help_and_documentation_have_every_setting(checkout: Checkout) -> None:
     settings = (checkout.path / "launch/settings.sh").read_text()
     defaults = dict(re.findall(r'^: "\$\{([A-Z0-9_]+):=(.*)\}" +# ', settings, flags=re.MULTILINE))
     assert len(defaults) == settings.count('\n: "${')
     assert set(re.findall(r"^  ([A-Z0-9_]+) .*\[", checkout.run(RUN, "--help").stdout, re.MULTILINE)) == set(defaults)
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    rows = dict(re.findall(r"^\| `([A-Z0-9_]+)` \|(?: `?([^`|]+?)`?)? \| [^|]* \|$", readme, flags=re.MULTILINE))
+    page = (Path(__file__).parent.parent / "docs/TRAINING.md").read_text()
+    rows = dict(re.findall(r"^\| `([A-Z0-9_]+)` \|(?: `?([^`|]+?)`?)? \| [^|]* \|$", page, flags=re.MULTILINE))
     plain = {name: default for name, default in defaults.items() if "$" not in default}
     assert {name: rows.get(name) for name in plain} == plain
     assert set(defaults) <= set(rows)
