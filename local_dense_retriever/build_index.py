@@ -24,7 +24,7 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.embedding import PartialEmbeddings, embed
-from local_dense_retriever.errors import InputError
+from local_dense_retriever.errors import InputError, run_resumable
 from local_dense_retriever.flat_file import FlatFile, require_flat
 from local_dense_retriever.index_note import IndexNote, note_path, read_note, write_note
 from local_dense_retriever.loading import add_encoder_arguments
@@ -33,15 +33,7 @@ from local_dense_retriever.loading import add_encoder_arguments
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
-    try:
-        build(args)
-    except (InputError, OSError) as error:  # OSError: no permission, disk full, …
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+    return run_resumable(lambda: build(args))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from local_dense_retriever.errors import InputError
+from local_dense_retriever.errors import InputError, run_resumable
 
 INDEX_FILE, PART_PREFIX = "e5_Flat.index", "part_"
 CORPUS_FILE, PACKED_FILE = "wiki-18.jsonl", "wiki-18.jsonl.gz"
@@ -45,15 +45,7 @@ class RemoteFile(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
-    try:
-        download(args)
-    except (InputError, OSError) as error:  # OSError: no permission, disk full, …
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+    return run_resumable(lambda: download(args))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -175,19 +175,13 @@ class FakeEngine:
         return web.json_response({"text": self.tokenizer.decode(ids), "output_ids": ids, "meta_info": meta})
 
 
-@dataclass
-class FakeRetriever:
-    """A `/retrieve` that answers every query with the same documents, or does what `trouble` says."""
+class LoopbackHost:
+    """A server on loopback that `start` and `stop` again on the same port; `app` says what it answers."""
 
-    documents: list[str] = field(default_factory=lambda: ['"Kenya capital"\nThe capital of Kenya is Nairobi.'])
-    trouble: Callable[[int], web.StreamResponse | float | None] | None = None  # request number -> answer or delay
-    guard: Callable[[web.Request], web.Response | None] | None = None  # what stands before every request
-    queries: list[str] = field(default_factory=list)
-    requests: int = 0
     port: int | None = None
     _server: TestServer | None = None
 
-    async def __aenter__(self) -> "FakeRetriever":
+    async def __aenter__(self) -> Any:
         await self.start()
         return self
 
@@ -196,9 +190,7 @@ class FakeRetriever:
 
     async def start(self) -> None:
         """Listens; on the same port as before, if it was stopped."""
-        app = web.Application()
-        app.router.add_post("/retrieve", self._retrieve)
-        self._server = TestServer(app, port=self.port)
+        self._server = TestServer(self.app(), port=self.port)
         await self._server.start_server(shutdown_timeout=0.01)
         self.port = self._server.port
 
@@ -206,6 +198,25 @@ class FakeRetriever:
         """Cuts every connection and listens no more."""
         assert self._server is not None
         await self._server.close()
+
+    def app(self) -> web.Application:
+        raise NotImplementedError
+
+
+@dataclass
+class FakeRetriever(LoopbackHost):
+    """A `/retrieve` that answers every query with the same documents, or does what `trouble` says."""
+
+    documents: list[str] = field(default_factory=lambda: ['"Kenya capital"\nThe capital of Kenya is Nairobi.'])
+    trouble: Callable[[int], web.StreamResponse | float | None] | None = None  # request number -> answer or delay
+    guard: Callable[[web.Request], web.Response | None] | None = None  # what stands before every request
+    queries: list[str] = field(default_factory=list)
+    requests: int = 0
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/retrieve", self._retrieve)
+        return app
 
     @property
     def url(self) -> str:

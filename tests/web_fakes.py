@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from fakes import LoopbackHost
 
 KEY = "k3y-that-must-not-leak"
 NAIROBI: dict[str, Any] = {
@@ -55,31 +55,13 @@ def cut(request: web.Request) -> web.Response:
     return web.Response()
 
 
-class _Host:
-    """A server on loopback that `start` and `stop` again on the same port."""
+class _Host(LoopbackHost):
+    """Answers every path by `_answer`."""
 
-    def __init__(self) -> None:
-        self.port: int | None = None
-        self._server: TestServer | None = None
-
-    async def __aenter__(self) -> Any:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def start(self) -> None:
+    def app(self) -> web.Application:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._server = TestServer(app, port=self.port)
-        await self._server.start_server(shutdown_timeout=0.01)
-        self.port = self._server.port
-
-    async def stop(self) -> None:
-        """Cuts every connection and listens no more."""
-        assert self._server is not None
-        await self._server.close()
+        return app
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         raise NotImplementedError
@@ -89,7 +71,6 @@ class FakeGoogle(_Host):
     """The results API. `trouble(n, request)`, n from 0, may give another answer, or seconds to wait for the usual."""
 
     def __init__(self, results: dict[str, Any] | None = None, trouble: Trouble | None = None, key: str = KEY) -> None:
-        super().__init__()
         self.results = NAIROBI if results is None else results
         self.trouble = trouble
         self.key = key
@@ -134,7 +115,6 @@ class FakeWeb(_Host):
     """A web host: its pages by path."""
 
     def __init__(self, pages: dict[str, FakePage]) -> None:
-        super().__init__()
         self.pages = pages
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
