@@ -1,6 +1,7 @@
 """Import paths as in a slime worker, and an environment without settings of the developer's own."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ for folder in (ROOT, SLIME, ROOT / "tests"):
     sys.path.insert(0, str(folder))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A job in the background ignores Ctrl-C, and so would the programs that tests start and then interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from search_rollout.config import ENVIRONMENT  # noqa: E402  (needs the path above)
 

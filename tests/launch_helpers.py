@@ -92,7 +92,8 @@ class Checkout:
         """A script that runs; its output is in .output. Ctrl-C in its terminal is `interrupt`."""
         with (self.records.parent / "output").open("w+") as output:
             process = subprocess.Popen(
-                [str(self.path / script), *arguments],
+                # under nohup these tests ignore SIGHUP, and so would bash
+                ["env", "--default-signal=HUP", str(self.path / script), *arguments],
                 env={**self.environment, **variables},
                 cwd=self.path.parent,
                 stdin=subprocess.DEVNULL,

@@ -53,6 +53,7 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Show]:
         view.write_page([write_jsonl(tmp_path / "run.jsonl", list(samples))], TOKENIZER, tmp_path / "page.html")
         page.goto((tmp_path / "page.html").as_uri() + address)
         expect(page.locator("#count")).to_contain_text(" of ")
+        expect(page.locator(".card")).to_have_count(1)  # a trajectory is shown a moment after the list
         return page
 
     yield show
@@ -245,8 +246,9 @@ def test_a_hostile_trajectory_is_shown_as_text_and_runs_nothing(show):
 def test_right_to_left_tokens_stand_in_the_order_of_the_ids(show):
     page = show(sample(TOKENIZER, [("turn", "مر abc")]))
     tokens = page.locator(".model .tokens .t")
-    left = [tokens.nth(n).bounding_box()["x"] for n in range(tokens.count())]
-    assert left == sorted(left) and len(left) == 6
+    expect(tokens).to_have_count(6)
+    left = [tokens.nth(n).bounding_box()["x"] for n in range(6)]
+    assert left == sorted(left)
 
 
 def test_the_keyboard_moves_between_trajectories_and_groups(show):
