@@ -225,14 +225,14 @@ async def test_nothing_is_asked_of_the_engine_after_slime_aborted(monkeypatch):
 
 
 async def test_an_abort_during_a_slow_search_is_heard_at_once(monkeypatch):
-    retriever = FakeRetriever(trouble=lambda _: 5.0)
+    retriever = FakeRetriever(trouble=lambda _: 60.0)
     async with plugin(monkeypatch, TOKENIZER, scripted(SEARCH), retriever) as (args, state):
         rollout = asyncio.create_task(roll_out(args, make_sample()))
         while not retriever.queries:  # noqa: ASYNC110  (the fake server has no event to wait for)
             await asyncio.sleep(0.01)
         state.aborted, began = True, time.monotonic()
         sample = await rollout
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 20.0
     assert sample.status is Sample.Status.ABORTED
 
 

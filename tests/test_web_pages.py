@@ -96,7 +96,7 @@ async def test_a_page_that_takes_too_long_to_read_costs_its_time_and_the_worker_
         monkeypatch.setattr(web_pages, "_ask", stuck)
         began = time.monotonic()
         assert await pages.passage(web.url("/"), SNIPPET) is None
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < 30.0
     assert workers[0].returncode is not None
 
 

