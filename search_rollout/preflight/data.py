@@ -15,11 +15,11 @@ TAGS = ("<search>", "<answer>")
 
 def file(setup: Setup) -> Finding:
     data = setup.once(read_prompts)
-    return fine(f"{data.path}: {data.count:,} rows")
+    return fine(f"{data.path}: {data.total:,} rows")
 
 
 def rows(setup: Setup) -> Finding:
-    count, batch = _usable(setup).count, setup.number("ROLLOUT_BATCH_SIZE")
+    count, batch = _usable(setup).total, setup.number("ROLLOUT_BATCH_SIZE")
     if count < batch:
         return wrong(
             f"{count} rows are less than the {batch} prompts of a step",
@@ -54,7 +54,7 @@ def instructions(setup: Setup) -> Finding:
     text = _words(data.first[0]["prompt"])
     if missing := [tag for tag in TAGS if tag not in text]:
         return doubtful(
-            f"the first prompt says nothing of {' and '.join(missing)}: the model has to guess how to search and answer",
+            f"the first prompt does not name {' and '.join(missing)}: the model must guess how to search and answer",
             f"make the data anew:\n{preparation(setup, data.name)}",
         )
     return fine("the first prompt explains the tags")
@@ -66,7 +66,7 @@ def evaluation(setup: Setup) -> Finding:
     data = read_data(setup, "EVAL_DATA")
     for require in (require_columns, require_prompts, require_golds, longest_prompt):
         require(setup, data)
-    return fine(f"{data.path}: {data.count:,} rows, every {setup['EVAL_INTERVAL']} steps")
+    return fine(f"{data.path}: {data.total:,} rows, every {setup['EVAL_INTERVAL']} steps")
 
 
 def read_prompts(setup: Setup) -> Data:
@@ -116,9 +116,7 @@ def require_prompts(setup: Setup, data: Data) -> None:
             if is_chat:
                 raise Mistake(f"the prompt of row {number} is a text; LLM_API_MODE=chat needs messages", anew)
             if applied:
-                found = (
-                    f"the prompt of row {number} is a text; the chat template (APPLY_CHAT_TEMPLATE=1) needs messages"
-                )
+                found = f"the prompt of row {number} is a text; APPLY_CHAT_TEMPLATE=1 needs messages"
                 raise Mistake(found, f"set APPLY_CHAT_TEMPLATE=0 if that text is the whole prompt, or {anew}")
         elif not _are_messages(prompt):
             raise Mistake(f"the prompt of row {number} is neither a text nor messages with role and content", anew)

@@ -21,9 +21,7 @@ TEXT = "Naïve café: 東京 123,456 <search>"  # which tokenizers split differe
 def address(setup: Setup) -> Finding:
     answer = get(f"{_url(setup)}/health")
     if answer.trouble:
-        return wrong(
-            f"{_url(setup)}: {answer.trouble}", "correct --engine, or start the engine and wait until it is ready"
-        )
+        return wrong(f"{_url(setup)}: {answer.trouble}", "correct --engine, or start the engine")
     if answer.status not in (200, 404):  # who has no /health may still be an engine
         return wrong(f"{_url(setup)}/health answers {answer.status}", "wait until the engine is ready, or read its log")
     return fine(_url(setup))
@@ -40,7 +38,8 @@ def context(setup: Setup) -> Finding:
         return wrong(
             f"the engine takes {length} tokens, and trajectories of {setup.config.max_context_length} need {needed}: "
             "SGLang refuses prompts that come nearer",
-            f"give the engine --context-length {needed} or more, or lower max_context_length to {length - KEPT_BY_SGLANG}",
+            f"give the engine --context-length {needed} or more, or lower max_context_length to "
+            f"{length - KEPT_BY_SGLANG}",
         )
     return fine(f"{length} tokens, of which {needed} are needed")
 
@@ -105,7 +104,7 @@ def rollout(setup: Setup) -> Finding:
         return wrong(f"{counts['failed']} searches failed: {said.last} ({summary})", "see the rows of the group search")
     if not counts["queries"]:
         return doubtful(
-            f"the model did not search: {summary}", "usual for a model before training; try another question"
+            f"the model did not search: {summary}", "that is usual before training; it must come to search by it"
         )
     return fine(summary)
 

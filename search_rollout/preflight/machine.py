@@ -19,7 +19,7 @@ SHM_BYTES = 8 * 2**30  # Ray's objects and NCCL live in /dev/shm
 
 
 class Gpu(NamedTuple):
-    index: str
+    number: str
     uuid: str
     name: str
     total_mib: int
@@ -28,16 +28,8 @@ class Gpu(NamedTuple):
 
 def find_gpus(setup: Setup) -> list[Gpu]:
     """All GPUs of this machine. Raises LookupError, saying why there are none."""
-    command = ["nvidia-smi", QUERY, "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
-            command,
-            env=setup.environment,
-            capture_output=True,
-            text=True,
-            timeout=SMI_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
+        done = _nvidia_smi(setup, QUERY, "--format=csv,noheader,nounits")
     except FileNotFoundError as error:
         raise LookupError("there is no nvidia-smi") from error
     except subprocess.TimeoutExpired as error:
@@ -45,7 +37,18 @@ def find_gpus(setup: Setup) -> list[Gpu]:
     rows = [row for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if len(row) == 5]
     if done.returncode or not rows:
         raise LookupError(f"nvidia-smi finds no GPU: {one_line(done.stderr or done.stdout, 100)}")
-    return [Gpu(index, uuid, name, _number(total), _number(used)) for index, uuid, name, total, used in rows]
+    return [Gpu(number, uuid, name, _mib(total), _mib(used)) for number, uuid, name, total, used in rows]
+
+
+def _nvidia_smi(setup: Setup, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["nvidia-smi", *arguments],
+        env=setup.environment,
+        capture_output=True,
+        text=True,
+        timeout=SMI_TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def gpus(setup: Setup) -> Finding:
@@ -76,13 +79,13 @@ def sharing(setup: Setup) -> Finding:
         return skipped("RETRIEVER_GPUS is empty: the retriever uses none")
     training, found = _training(setup)
     retrieving = [gpu for name in theirs for gpu in _matching(found, name)]
-    if shared := [gpu.index for gpu in training if gpu in retrieving]:
-        free = [gpu.index for gpu in found if gpu.index not in theirs]
+    if shared := [gpu.number for gpu in training if gpu in retrieving]:
+        free = [gpu.number for gpu in found if gpu.number not in theirs]
         return wrong(
             f"GPU {', '.join(shared)} is for the retriever (RETRIEVER_GPUS={setup['RETRIEVER_GPUS']}) and for training",
             f"share them out, for example CUDA_VISIBLE_DEVICES={','.join(free) or '…'}",
         )
-    return fine(f"{', '.join(theirs)} for the retriever, {', '.join(gpu.index for gpu in training)} for training")
+    return fine(f"{', '.join(theirs)} for the retriever, {', '.join(gpu.number for gpu in training)} for training")
 
 
 def occupied(setup: Setup) -> Finding:
@@ -91,16 +94,13 @@ def occupied(setup: Setup) -> Finding:
     if not busy:
         return fine("nobody else uses the GPUs of training")
     who = _processes(setup, {gpu.uuid for gpu in busy})
-    said = ", ".join(f"GPU {gpu.index}: {gpu.used_mib:,} of {gpu.total_mib:,} MiB used" for gpu in busy)
+    said = ", ".join(f"GPU {gpu.number}: {gpu.used_mib:,} of {gpu.total_mib:,} MiB used" for gpu in busy)
     return doubtful(f"{said}{f' by {who}' if who else ''}", "stop what uses them, or give CUDA_VISIBLE_DEVICES others")
 
 
 def _processes(setup: Setup, uuids: set[str]) -> str:
     """Who has memory of these GPUs; empty where the driver does not tell, as in containers."""
-    command = ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid,process_name", "--format=csv,noheader"]
-    done = subprocess.run(
-        command, env=setup.environment, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, stdin=subprocess.DEVNULL
-    )
+    done = _nvidia_smi(setup, "--query-compute-apps=gpu_uuid,pid,process_name", "--format=csv,noheader")
     rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
     return ", ".join(f"process {row[1]} ({row[2]})" for row in rows if len(row) == 3 and row[0] in uuids)
 
@@ -125,14 +125,14 @@ def _training_gpus(setup: Setup, found: list[Gpu], *, all_visible: bool = False)
 
 def _matching(found: list[Gpu], name: str) -> list[Gpu]:
     """The GPU that CUDA_VISIBLE_DEVICES means by a number or the beginning of a UUID."""
-    return [gpu for gpu in found if gpu.index == name or (not name.isdecimal() and gpu.uuid.startswith(name))]
+    return [gpu for gpu in found if gpu.number == name or (not name.isdecimal() and gpu.uuid.startswith(name))]
 
 
 def _names(visible: str) -> list[str]:
     return [name.strip() for name in visible.split(",") if name.strip()]
 
 
-def _number(text: str) -> int:
+def _mib(text: str) -> int:
     return int(text) if text.isdecimal() else 0  # "[N/A]" on some machines
 
 
@@ -182,15 +182,16 @@ def disk(setup: Setup) -> Finding:
     free = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
     one = parameters * BYTES_A_PARAMETER
     said = (
-        f"{free / 1e9:,.0f} GB free; a checkpoint takes about {one / 1e9:,.1f} GB ({BYTES_A_PARAMETER} bytes for each of "
-        f"{parameters / 1e9:.2f} billion parameters, optimizer included), and none is removed"
+        f"{free / 1e9:,.0f} GB free; a checkpoint takes about {one / 1e9:,.1f} GB ({BYTES_A_PARAMETER} bytes for each "
+        f"of {parameters / 1e9:.2f} billion parameters, with the optimizer)"
     )
     count = setup.number("NUM_ROLLOUT") // max(setup.number("SAVE_INTERVAL"), 1)
     if free < one:
         return wrong(said, "set SAVE_DIR to a folder with more room")
     if free < one * count:
-        remedy = f"{count} are to be saved: raise SAVE_INTERVAL, or remove old ones while it trains"
-        return doubtful(said, remedy)
+        return doubtful(
+            f"{said}, and {count} are to be saved", "raise SAVE_INTERVAL, or remove old ones while it trains"
+        )
     return fine(said)
 
 

@@ -184,7 +184,7 @@ def known_answer(setup: Setup) -> Finding:
         if first < len(passages):
             return doubtful(
                 said,
-                "the index is approximate, or the corpus has passages twice: local_dense_retriever/verify.py measures it",
+                "the index is approximate, or passages stand twice in the corpus: see local_dense_retriever/verify.py",
             )
         notes.append(said)
     return fine("; ".join(notes))

@@ -13,7 +13,7 @@ CHOSEN_BY_ENVIRONMENT = ("llm_api_mode", "token_tracking_mode", "search_backend"
 def launch(setup: Setup) -> Finding:
     if setup.launch_error:
         return wrong(str(setup.launch_error), "correct it, or unset it to have the default")
-    return fine(f"{setup['NUM_GPUS']} GPUs on each of {setup['NUM_NODES']} nodes, {setup['NUM_ROLLOUT']} steps")
+    return fine(f"NUM_NODES={setup['NUM_NODES']}, NUM_GPUS={setup['NUM_GPUS']}, NUM_ROLLOUT={setup['NUM_ROLLOUT']}")
 
 
 def yaml(setup: Setup) -> Finding:
@@ -34,7 +34,7 @@ def yaml(setup: Setup) -> Finding:
 
 def values(setup: Setup) -> Finding:
     if setup.lacks_google_key:
-        return fine("all valid, but for the key of web search: see below")
+        return fine("all valid, but for the key of web search: see search")
     try:
         config = setup.load_config()
     except ConfigError as error:
@@ -45,7 +45,7 @@ def values(setup: Setup) -> Finding:
 def unknown(setup: Setup) -> Finding:
     names = unknown_variables(setup.environment)
     if not names:
-        return fine("every SEARCH_R1_ variable is a setting")
+        return fine("none")
     near = difflib.get_close_matches(names[0], list(variables().values()), 1)
     meant = f"do you mean {near[0]}?" if near else "unset it; README.md, section Settings, has them all"
     return doubtful(f"{', '.join(names)}: no such setting, so it does nothing", meant)
@@ -105,11 +105,11 @@ def batch(setup: Setup) -> Finding:
         )
     if update < 1 or prompts * group % update:
         return wrong(
-            f"{prompts} prompts x {group} samples = {prompts * group} samples of a step, which GLOBAL_BATCH_SIZE={update} "
-            "does not divide",
+            f"GLOBAL_BATCH_SIZE={update} does not divide the samples of a step: {prompts} prompts x {group} = "
+            f"{prompts * group}",
             "unset GLOBAL_BATCH_SIZE for one update a step, or give it a divisor",
         )
-    return fine(f"{prompts} prompts x {group} samples, {prompts * group // update} updates a step")
+    return fine(f"{prompts} prompts x {group} samples, updates of a step: {prompts * group // update}")
 
 
 CHECKS = (
