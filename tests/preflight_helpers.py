@@ -32,6 +32,7 @@ from search_rollout.preflight.findings import Row, run_groups
 from search_rollout.preflight.setup import Setup
 from search_rollout.prompts import PromptMode, prompt_row
 
+TOKENIZER = hermes_tokenizer()
 TEXTS = ('"Red"\nred', '"Green"\ngreen', '"Blue"\nblue', '"Two"\nred red blue')
 SMI = """#!/bin/sh
 case "$*" in
@@ -87,7 +88,7 @@ class Machine:
         }
 
     def _write_model(self) -> None:
-        hermes_tokenizer().save_pretrained(self.model)
+        TOKENIZER.save_pretrained(self.model)
         self.write_json("config.json", CONFIG)
         write_safetensors(self.model / "model.safetensors")
         (self.reference / "release").mkdir(parents=True)
@@ -121,11 +122,13 @@ class Machine:
         (self.model / name).write_text(json.dumps(value))
 
     def write_template(self, template: str | None) -> None:
-        """Another chat template for the model."""
-        tokenizer = hermes_tokenizer()
-        tokenizer.chat_template = template
-        (self.model / "chat_template.jinja").unlink(missing_ok=True)
-        tokenizer.save_pretrained(self.model)
+        """Another chat template for the model; None: no template."""
+        path = self.model / "chat_template.jinja"
+        assert path.is_file()
+        if template is None:
+            path.unlink()
+        else:
+            path.write_text(template)
 
     def write_data(self, mode: PromptMode, rows: list[dict[str, Any]] | None = None) -> None:
         """PROMPT_DATA: some questions, or these rows."""

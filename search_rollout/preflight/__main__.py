@@ -41,10 +41,6 @@ GROUPS = {  # a module each
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.getLogger("search_rollout").setLevel(logging.ERROR)  # the rows say the rest
     began, table = time.monotonic(), Table(sys.stdout)
     setup = Setup(os.environ, args.engine)
     skip = {*args.skip, *([] if args.engine else ["engine"])}
@@ -82,9 +78,18 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
-if __name__ == "__main__":
+def prepare_process() -> None:
+    """Nothing but the table is printed: its rows say what the libraries and the plugin would warn of."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger("search_rollout").setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # ✓ and ✗ in every locale
+
+
+if __name__ == "__main__":
+    prepare_process()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -94,9 +94,8 @@ def index(setup: Setup) -> Finding:
         said = "; ".join(f"{url} {about['dimension']} {about.get('encoder', '')}".strip() for url, about in known)
         return doubtful(f"the servers have different indexes: {said}", "serve the same index from all of them")
     about = known[0].about
-    return fine(
-        f"{about['dimension']} dimensions, {about.get('encoder', 'unknown')} encoder, {about.get('backend', '')}"
-    )
+    encoder = f", encoder {about['encoder']}" if "encoder" in about else ""
+    return fine(f"{about['dimension']} dimensions{encoder}, {about.get('backend', 'backend not said')}")
 
 
 def _encoder_dimension(setup: Setup) -> int | None:
@@ -115,8 +114,7 @@ def corpus(setup: Setup) -> Finding:
     counts = {server.url: server.about.get("rows") for server in servers}
     if len(set(counts.values())) > 1:
         return wrong(
-            "the servers have different corpora: "
-            + "; ".join(f"{url} {rows} passages" for url, rows in counts.items()),
+            f"different corpora: {'; '.join(f'{url} has {rows} passages' for url, rows in counts.items())}",
             "serve the same corpus from all of them: the rollouts take them for one",
         )
     return fine(f"the same number of passages on {len(servers)} servers")

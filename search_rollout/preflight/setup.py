@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, load_config
+from search_rollout.preflight.checkpoint_files import text_config
 from search_rollout.preflight.findings import Blocked, Mistake, one_line
 
 T = TypeVar("T")
@@ -137,7 +138,11 @@ def _load_tokenizer(setup: Setup) -> Any:
     folder = setup["HF_CHECKPOINT"]
     if not Path(folder).is_dir():  # transformers would take it for a name on the hub
         raise FileNotFoundError(f"there is no folder {folder}")
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
+    rows = text_config(Path(folder)).get("vocab_size") or 0
+    if len(tokenizer) < rows / 2:  # transformers makes one of a few special tokens where files are missing
+        raise ValueError(f"it knows {len(tokenizer)} tokens of the model's {rows}")
+    return tokenizer
 
 
 def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
