@@ -8,12 +8,13 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import uvicorn
 from launch_helpers import free_ports
 from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
@@ -57,6 +58,8 @@ class Machine:
 
     def __init__(self, folder: Path, retriever_url: str) -> None:
         self.folder = folder
+        self.open = contextlib.ExitStack()
+        folder.mkdir(exist_ok=True)
         self.model = folder / "the model"
         self.reference = folder / "reference"
         self.data = folder / "train.parquet"
@@ -223,9 +226,16 @@ def silent_server() -> Iterator[str]:
         connection.close()
 
 
-Change = Callable[[Machine], None]
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a retriever for the tests of a module that imports this."""
+    with retriever_server(tmp_path_factory.mktemp("retriever")) as url:
+        yield url
 
 
-def setting(**variables: str) -> Change:
-    """A mistake in the environment."""
-    return lambda machine: machine.environment.update(variables)
+@pytest.fixture
+def machine(tmp_path: Path, retriever: str) -> Iterator[Machine]:
+    """A good machine; what a test leaves open in `machine.open` is closed."""
+    made = Machine(tmp_path / "machine", retriever)
+    with made.open:
+        yield made

@@ -7,14 +7,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from evaluation_helpers import Geographer, fresh_state, serving  # noqa: F401
 from fakes import FakeEngine, Turn
-from preflight_helpers import CONFIG, Machine, marked, retriever_server, silent_server
+from preflight_helpers import CONFIG, Machine, machine, marked, retriever, silent_server  # noqa: F401
 from real_tokenizers import real_tokenizer
 from retriever_fakes import minilm_folder
 
@@ -25,17 +24,6 @@ from search_rollout.preflight.findings import Check, Row, doubtful, fine, run_gr
 from search_rollout.preflight.setup import Setup
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with retriever_server(tmp_path_factory.mktemp("retriever")) as url:
-        yield url
-
-
-@pytest.fixture
-def machine(tmp_path: Path, retriever: str) -> Machine:
-    return Machine(tmp_path, retriever)
 
 
 def run(machine: Machine, *arguments: str) -> subprocess.CompletedProcess[str]:

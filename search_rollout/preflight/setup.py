@@ -39,6 +39,7 @@ class Setup:
             self.environment = launch_environment(environment)
         except LaunchError as error:
             self.launch_error, self.environment = error, dict(environment)
+        self._defaults = plugin_defaults()  # here, not in the groups' threads: Python 3.11 parses in one at a time
         self._lock = threading.Lock()
         self._made: dict[Callable[[Setup], Any], Future[Any]] = {}
 
@@ -83,7 +84,7 @@ class Setup:
 
     def load_config(self) -> SearchConfig:
         """The settings of rollouts, as slime's workers will have them. Raises ConfigError."""
-        return load_config(plugin_defaults(), self.environment, argparse.Namespace(**self.yaml))
+        return load_config(self._defaults, self.environment, argparse.Namespace(**self.yaml))
 
     @functools.cached_property
     def config(self) -> SearchConfig:
@@ -110,7 +111,7 @@ class Setup:
     def _config_with_some_key(self) -> SearchConfig:
         settings = {key: value for key, value in self.yaml.items() if key != "google_api_key"}
         environment = {**self.environment, "GOOGLE_API_KEY": f"not {PLACEHOLDER_KEY}"}
-        return load_config(plugin_defaults(), environment, argparse.Namespace(**settings))
+        return load_config(self._defaults, environment, argparse.Namespace(**settings))
 
     # --- the model ---
 
@@ -133,11 +134,11 @@ class Setup:
 
 
 def _load_tokenizer(setup: Setup) -> Any:
-    from transformers import AutoTokenizer
-
     folder = setup["HF_CHECKPOINT"]
     if not Path(folder).is_dir():  # transformers would take it for a name on the hub
         raise FileNotFoundError(f"there is no folder {folder}")
+    from transformers import AutoTokenizer  # which takes seconds
+
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
     rows = text_config(Path(folder)).get("vocab_size") or 0
     if len(tokenizer) < rows / 2:  # transformers makes one of a few special tokens where files are missing
