@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import uvicorn
 from launch_helpers import free_ports
 from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
@@ -224,18 +223,3 @@ def silent_server() -> Iterator[str]:
         thread.join(timeout=5)
     for connection in taken:
         connection.close()
-
-
-@pytest.fixture(scope="module")
-def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a retriever for the tests of a module that imports this."""
-    with retriever_server(tmp_path_factory.mktemp("retriever")) as url:
-        yield url
-
-
-@pytest.fixture
-def machine(tmp_path: Path, retriever: str) -> Iterator[Machine]:
-    """A good machine; what a test leaves open in `machine.open` is closed."""
-    made = Machine(tmp_path / "machine", retriever)
-    with made.open:
-        yield made

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from preflight_helpers import Machine, machine, marked, retriever, retriever_server  # noqa: F401
+from preflight_helpers import Machine, marked, retriever_server
 
 THREE_COLOURS = [f'"T{number}"\n{colour}' for number, colour in enumerate(["red"] * 4 + ["green"] * 4 + ["blue"] * 4)]
 

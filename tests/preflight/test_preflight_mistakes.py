@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from preflight_helpers import Machine, data_rows, machine, marked, retriever, write_safetensors  # noqa: F401
+from preflight_helpers import Machine, data_rows, marked, write_safetensors
 from router_fakes import HERMES
 
 from search_rollout.search_cache import SearchCache
