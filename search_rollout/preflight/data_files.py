@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from search_rollout.preflight.findings import Mistake, one_line
-from search_rollout.preflight.setup import Setup
+from search_rollout.preflight.setup import ROOT, Setup
 
 ROWS_READ = 100  # of those that are used, the first
 SLICE = re.compile(r"^(?P<path>.*)@\[(?P<start>-?\d*):(?P<stop>-?\d*)\]$")
@@ -49,7 +49,8 @@ def preparation(setup: Setup, name: str) -> str:
     if form == "xml" and not setup.is_on("APPLY_CHAT_TEMPLATE"):
         form = "text"
     folder = shlex.quote(str(_parts(setup[name])[0].parent))
-    return f"    {setup['PYTHON']} oai_format_data_preprocess.py --format {form} --local_dir {folder}"
+    program = shlex.quote(str(ROOT / "oai_format_data_preprocess.py"))
+    return f"    {setup['PYTHON']} {program} --format {form} --local_dir {folder}"
 
 
 def _parts(given: str) -> tuple[Path, slice]:

@@ -60,7 +60,7 @@ def weights(setup: Setup) -> Finding:
         numbers = count_parameters(files)
     except BadFile as error:
         return wrong(str(error), f"the download is not complete: {DOWNLOAD.format(path)}")
-    return fine(f"{len(files)} files, {numbers / 1e9:.2f} billion parameters")
+    return fine(f"whole; {numbers / 1e9:.2f} billion parameters")
 
 
 def tokenizer(setup: Setup) -> Finding:

@@ -52,12 +52,12 @@ async def _get(session: aiohttp.ClientSession, url: str) -> Answer:
         return Answer(trouble=f"it does not answer in HTTP ({one_line(error, 80)})")
 
 
-def is_taken(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a program of this machine has the port."""
+def is_taken(port: int) -> bool:
+    """Whether a program of this machine listens there, at any of its addresses."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that lingers does not count
         try:
-            probe.bind((host, port))
+            probe.bind(("", port))
         except OSError:
             return True
     return False

@@ -1,11 +1,12 @@
 """Check of the token router, in the modes that need one."""
 
 import asyncio
+import shlex
 
 from search_rollout.config import ConfigError
 from search_rollout.policy import EngineClient, EngineError
 from search_rollout.preflight.findings import Check, Finding, fine, skipped, wrong
-from search_rollout.preflight.setup import Setup
+from search_rollout.preflight.setup import ROOT, Setup
 from search_rollout.tracking import check_router
 
 TIMEOUT_S = 5.0
@@ -23,7 +24,8 @@ def router(setup: Setup) -> Finding:
         finally:
             await client.close()
 
-    command = f"    {setup['PYTHON']} -m token_router --tokenizer {setup['HF_CHECKPOINT']}"
+    folder, tokenizer = shlex.quote(str(ROOT)), shlex.quote(setup["HF_CHECKPOINT"])
+    command = f"    cd {folder} && {setup['PYTHON']} -m token_router --tokenizer {tokenizer}"
     remedy = f"correct TOKEN_ROUTER_URL, or start it (run_qwen2.5_3B_with_retrieval.sh does):\n{command}"
     try:
         asyncio.run(ask())

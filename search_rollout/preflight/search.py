@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import os
+import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +24,13 @@ from search_rollout.preflight.findings import (
     wrong,
 )
 from search_rollout.preflight.probe import get_all
-from search_rollout.preflight.setup import Setup
+from search_rollout.preflight.setup import ROOT, Setup
 from search_rollout.retrieval import Passage
 from search_rollout.search_cache import CacheError, SearchCache, calls_made
 
 QUERY = "Who wrote Hamlet?"
 TIMEOUT_S = 10.0  # of a search
-START = "start it:\n    local_dense_retriever/start_server.sh"
+START = f"start it:\n    {shlex.quote(str(ROOT / 'local_dense_retriever/start_server.sh'))}"
 
 
 class Server(NamedTuple):

@@ -2,11 +2,14 @@
 
 import dataclasses
 import difflib
+from pathlib import Path
 
 from search_rollout.config import ConfigError, SearchConfig, unknown_variables, variables
 from search_rollout.preflight.findings import Check, Finding, doubtful, fine, skipped, wrong
 from search_rollout.preflight.setup import Setup, read_yaml
 
+PATHS = ("SLIME_DIR", "MEGATRON_DIR", "HF_CHECKPOINT", "REF_LOAD", "LOAD_DIR", "SAVE_DIR", "PROMPT_DATA", "EVAL_DATA")
+PATHS += ("CUSTOM_CONFIG_PATH", "TENSORBOARD_DIR")
 CHOSEN_BY_ENVIRONMENT = ("llm_api_mode", "token_tracking_mode", "search_backend")  # the scripts do not read the YAML
 
 
@@ -30,6 +33,17 @@ def yaml(setup: Setup) -> Finding:
         if near := difflib.get_close_matches(key, known, 1, cutoff=0.8):
             return doubtful(f"{path} has {key!r}, which is no setting of the rollouts", f"do you mean {near[0]}?")
     return fine(f"{path} sets {', '.join(ours) or 'nothing of the rollouts'}")
+
+
+def paths(setup: Setup) -> Finding:
+    given = {name: setup[name] for name in PATHS}
+    given["PYTHON"] = setup["PYTHON"] if "/" in setup["PYTHON"] else ""  # else it is looked up in PATH
+    if relative := [f"{name}={path}" for name, path in given.items() if path and not Path(path).is_absolute()]:
+        return doubtful(
+            f"{', '.join(relative)}: relative to this folder, and Ray's workers may run in another one",
+            "give whole paths",
+        )
+    return fine("all absolute")
 
 
 def values(setup: Setup) -> Finding:
@@ -114,6 +128,7 @@ def batch(setup: Setup) -> Finding:
 
 CHECKS = (
     Check("launch settings", launch),
+    Check("paths", paths),
     Check("YAML", yaml),
     Check("values", values),
     Check("unknown variables", unknown),

@@ -27,7 +27,7 @@ def there(setup: Setup) -> Finding:
         text = _render(setup)
     except Exception as error:  # templates raise what they like
         return wrong(f"the chat template does not take a prompt of ours: {one_line(error)}", OTHER_MODEL)
-    return fine(f"ends a prompt with {text[-24:]!r}")
+    return fine(f"makes {len(encode(setup.tokenizer, text))} tokens of a prompt of ours")
 
 
 def tools(setup: Setup) -> Finding:

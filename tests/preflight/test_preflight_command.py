@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_helpers import Geographer, fresh_state, serving  # noqa: F401
-from fakes import FakeEngine, Turn
 from preflight_helpers import CONFIG, Machine, marked, silent_server
 from real_tokenizers import real_tokenizer
 from retriever_fakes import minilm_folder
@@ -168,40 +166,6 @@ def test_silent_servers_are_named_within_bounds(machine: Machine, monkeypatch: p
     bad = marked(found, "✗")
     assert list(bad) == ["machine: Ray cluster", "search: retriever", "router: token router", "engine: address"]
     assert all("within 1 s" in said or "imeout" in said for said in bad.values()), bad
-
-
-# --- with an engine ---
-
-
-def engine_rows(machine: Machine, engine: FakeEngine, retriever_url: str) -> dict[str, Row]:
-    machine.environment |= {"RETRIEVAL_SERVER_URL": retriever_url, "SEARCH_R1_SEARCH_RETRIES": "0"}
-    found = run_groups(Setup(machine.environment, f"http://127.0.0.1:{engine.port}"), ["engine"])
-    return {row.name: row for row in found}
-
-
-@pytest.mark.usefixtures("fresh_state")
-def test_a_rollout_on_a_running_engine_tells_its_turns_and_reward(machine: Machine) -> None:
-    with serving(Geographer()) as (engine, retriever):
-        found = engine_rows(machine, engine, retriever.url)
-        assert [row.finding.mark for row in found.values()] == ["✓", "–", "–", "✓"], found
-        said = found["one rollout"].finding.found
-        assert "2 turns, 1 searches, answered, reward 1.00" in said and retriever.queries == ["capital of Kenya"]
-        trained = sum(map(len, engine.sampled[-2:]))
-        assert f"{trained} of " in said
-        assert engine.requests[-1]["sampling_params"]["temperature"] == 0.8
-
-
-@pytest.mark.usefixtures("fresh_state")
-def test_an_engine_that_fails_is_told_with_its_words(machine: Machine) -> None:
-    with serving(lambda request: Turn(status=400, body={"error": "no such model"})) as (engine, retriever):
-        found = engine_rows(machine, engine, retriever.url)["one rollout"].finding
-    assert found.mark == "✗" and "engine_failed" in found.found and "no such model" in found.found
-
-
-@pytest.mark.usefixtures("fresh_state")
-def test_a_rollout_without_a_search_is_a_warning(machine: Machine) -> None:
-    with serving(Geographer(searches=False)) as (engine, retriever):
-        assert engine_rows(machine, engine, retriever.url)["one rollout"].finding.mark == "!"
 
 
 # --- the real retriever ---

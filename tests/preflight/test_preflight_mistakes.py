@@ -345,6 +345,7 @@ WARNINGS: dict[str, tuple[Change, str, str]] = {
     "the simple mask": (setting(LOSS_MASK_MODE="simple"), "settings: loss mask", "documents"),
     "no log-probabilities": (setting(TRACK_LOG_PROBS="false"), "settings: log-probabilities", "TRACK_LOG_PROBS=false"),
     "a misspelt variable": (setting(SEARCH_R1_MAX_TURN="4"), "settings: unknown variables", "SEARCH_R1_MAX_TURNS"),
+    "a relative path": (setting(LOAD_DIR="", SAVE_DIR="out"), "settings: paths", "SAVE_DIR=out"),
     "a misspelt key": (yaml("max_turn: 4\n"), "settings: YAML", "do you mean max_turns"),
     "nothing is saved": (setting(SAVE_DIR=""), "model: save", "nothing that is trained is kept"),
     "a Hugging Face reference": (
