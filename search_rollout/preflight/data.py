@@ -25,7 +25,7 @@ def rows(setup: Setup) -> Finding:
             f"{count} rows are less than the {batch} prompts of a step",
             f"set ROLLOUT_BATCH_SIZE to {count} or less, or use more data",
         )
-    return fine(f"enough for {count // batch:,} steps before one comes again")
+    return fine(f"steps of {batch} prompts until one comes again: {count // batch:,}")
 
 
 def prompts(setup: Setup) -> Finding:

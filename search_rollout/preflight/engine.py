@@ -97,14 +97,15 @@ def rollout(setup: Setup) -> Finding:
         return wrong(problem, "this is not expected: please report it")
     counts = info["search_counts"]
     summary = (
-        f"{info['turns']} turns, {counts['queries']} searches, {info['stop_reason']}, reward {sample.reward:.2f}, "
-        f"{sum(sample.loss_mask)} of {sample.response_length} tokens trained, in {time.monotonic() - began:.1f} s"
+        f"{info['stop_reason']}; turns: {info['turns']}, searches: {counts['queries']}, reward: {sample.reward:.2f}; "
+        f"{sum(sample.loss_mask)} of {sample.response_length} tokens are trained; {time.monotonic() - began:.1f} s"
     )
     if counts["failed"]:
         return wrong(f"{counts['failed']} searches failed: {said.last} ({summary})", "see the rows of the group search")
     if not counts["queries"]:
         return doubtful(
-            f"the model did not search: {summary}", "that is usual before training; it must come to search by it"
+            f"the model did not search: {summary}",
+            "usual for a small model before its training; else look at the prompt",
         )
     return fine(summary)
 

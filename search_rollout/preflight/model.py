@@ -1,5 +1,6 @@
 """Checks of the checkpoints: the Hugging Face folder, its Megatron form, and where training saves."""
 
+import math
 import os
 import shlex
 import subprocess
@@ -128,7 +129,7 @@ def _differences(given: dict[str, str], config: dict[str, Any]) -> Iterator[str]
     for flag, key in AGREEMENT.items():
         if flag in given and isinstance(values.get(key), int | float):
             try:
-                same = float(given[flag]) == float(values[key])
+                same = math.isclose(float(given[flag]), float(values[key]), rel_tol=1e-5)
             except ValueError:
                 same = False
             if not same:

@@ -8,8 +8,18 @@ from search_rollout.config import ConfigError, SearchConfig, unknown_variables, 
 from search_rollout.preflight.findings import Check, Finding, doubtful, fine, skipped, wrong
 from search_rollout.preflight.setup import Setup, read_yaml
 
-PATHS = ("SLIME_DIR", "MEGATRON_DIR", "HF_CHECKPOINT", "REF_LOAD", "LOAD_DIR", "SAVE_DIR", "PROMPT_DATA", "EVAL_DATA")
-PATHS += ("CUSTOM_CONFIG_PATH", "TENSORBOARD_DIR")
+PATHS = (
+    "SLIME_DIR",
+    "MEGATRON_DIR",
+    "HF_CHECKPOINT",
+    "REF_LOAD",
+    "LOAD_DIR",
+    "SAVE_DIR",
+    "PROMPT_DATA",
+    "EVAL_DATA",
+    "CUSTOM_CONFIG_PATH",
+    "TENSORBOARD_DIR",
+)
 CHOSEN_BY_ENVIRONMENT = ("llm_api_mode", "token_tracking_mode", "search_backend")  # the scripts do not read the YAML
 
 

@@ -28,7 +28,7 @@ def test_a_rollout_on_a_running_engine_tells_its_turns_and_reward(machine: Machi
         found = engine_rows(machine, engine, retriever.url)
         assert [finding.mark for finding in found.values()] == ["✓", "–", "–", "✓"], found
         said = found["one rollout"].found
-        assert "2 turns, 1 searches, answered, reward 1.00" in said and retriever.queries == ["capital of Kenya"]
+        assert "answered; turns: 2, searches: 1, reward: 1.00" in said and retriever.queries == ["capital of Kenya"]
         trained = sum(map(len, engine.sampled[-2:]))
         assert f"{trained} of " in said
         assert engine.requests[-1]["sampling_params"]["temperature"] == 0.8
