@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from search_rollout.chat_template import encode
+from search_rollout.config import ConfigError
 from search_rollout.http_client import JsonClient, RequestFailed
 from search_rollout.preflight.data import read_prompts
 from search_rollout.preflight.findings import Blocked, Check, Finding, Mistake, doubtful, fine, one_line, skipped, wrong
@@ -85,6 +86,8 @@ def rollout(setup: Setup) -> Finding:
     logging.getLogger().addHandler(said)
     try:
         sample = asyncio.run(asyncio.wait_for(_roll_out(setup, tokenizer, row), ROLLOUT_TIMEOUT_S))
+    except ConfigError as error:
+        return wrong(one_line(error), "correct that setting; in router modes --engine is the token router's address")
     except TimeoutError:
         return wrong(f"no rollout within {ROLLOUT_TIMEOUT_S:.0f} s", "read the engine's log: does it generate at all?")
     finally:
@@ -101,7 +104,8 @@ def rollout(setup: Setup) -> Finding:
         f"{sum(sample.loss_mask)} of {sample.response_length} tokens are trained; {time.monotonic() - began:.1f} s"
     )
     if counts["failed"]:
-        return wrong(f"{counts['failed']} searches failed: {said.last} ({summary})", "see the rows of the group search")
+        reason = next(search["error"] for search in info["searches"] if search["error"])
+        return wrong(f"searches failed: {counts['failed']}, such as {reason} ({summary})", "see the rows of search")
     if not counts["queries"]:
         return doubtful(
             f"the model did not search: {summary}",
@@ -165,7 +169,8 @@ class _Warnings(logging.Handler):
         super().__init__(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = one_line(record.getMessage())
+        error = record.exc_info[1] if record.exc_info else None
+        self.last = one_line(f"{record.getMessage()} {error!r}" if error else record.getMessage())
 
 
 def _url(setup: Setup) -> str:

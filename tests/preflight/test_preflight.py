@@ -1,9 +1,15 @@
 """Preflight: it passes where everything is right, and looks at retriever servers closely."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
-from preflight_helpers import Machine, marked, retriever_server
+from aiohttp.test_utils import TestServer
+from preflight_helpers import TOKENIZER, Machine, marked, retriever_server
+
+from token_router.app import create_app
+from token_router.token_trie import TokenTrie
+from token_router.workers import Workers
 
 THREE_COLOURS = [f'"T{number}"\n{colour}' for number, colour in enumerate(["red"] * 4 + ["green"] * 4 + ["blue"] * 4)]
 
@@ -58,3 +64,14 @@ def test_empty_passages_are_found(machine: Machine, tmp_path: Path) -> None:
         machine.environment["RETRIEVAL_SERVER_URL"] = url
         wrong = marked(machine.look(), "✗")
     assert list(wrong) == ["search: first search"] and "an empty passage" in wrong["search: first search"]
+
+
+@pytest.mark.parametrize("mode", ["generate router_radix", "chat router_handler"])
+async def test_a_token_router_of_ours_passes(machine: Machine, mode: str) -> None:
+    machine.environment["LLM_API_MODE"], machine.environment["TOKEN_TRACKING_MODE"] = mode.split()
+    machine.write_data("chat" if mode.startswith("chat") else "generate")
+    app = create_app(TOKENIZER, Workers(), TokenTrie(1000), tool_format=None, max_body_bytes=2**20)
+    async with TestServer(app) as server:
+        machine.environment["TOKEN_ROUTER_URL"] = f"http://127.0.0.1:{server.port}"
+        rows = await asyncio.to_thread(machine.look)
+    assert marked(rows, "✗") == {} and "router: token router" in marked(rows, "✓")

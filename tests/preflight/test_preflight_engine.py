@@ -64,3 +64,10 @@ def test_an_engine_that_fails_is_told_with_its_words(machine: Machine) -> None:
 def test_a_rollout_without_a_search_is_a_warning(machine: Machine) -> None:
     with serving(Geographer(searches=False)) as (engine, retriever):
         assert engine_rows(machine, engine, retriever.url)["one rollout"].mark == "!"
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_a_search_that_fails_in_the_rollout_is_told_with_its_reason(machine: Machine) -> None:
+    with serving(Geographer()) as (engine, _):
+        finding = engine_rows(machine, engine, "http://127.0.0.1:1")["one rollout"]
+    assert finding.mark == "✗" and "searches failed: 1, such as http://127.0.0.1:1/retrieve" in finding.found
