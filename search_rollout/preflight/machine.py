@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from search_rollout.preflight.checkpoint_files import BadFile, count_parameters, weight_files
 from search_rollout.preflight.findings import Blocked, Check, Finding, doubtful, fine, one_line, skipped, wrong
+from search_rollout.preflight.packages import version_of
 from search_rollout.preflight.probe import get, is_taken
 from search_rollout.preflight.setup import Setup
 
@@ -165,6 +166,9 @@ def cluster(setup: Setup) -> Finding:
     version = answer.body.get("ray_version") if isinstance(answer.body, dict) else None
     if answer.status != 200 or not version:
         return wrong(f"{address} is no Ray: it answers {answer.status}", "set RAY_ADDRESS to http://HEAD:8265")
+    ours = version_of(setup, "ray")
+    if ours and ours != version:
+        return doubtful(f"{address}: Ray {version}, and here it is {ours}", "use the same version in both places")
     return fine(f"{address}: Ray {version}")
 
 

@@ -41,7 +41,7 @@ print(json.dumps(found))
 """
 
 
-def look(setup: Setup) -> dict[str, list[str]]:
+def find_packages(setup: Setup) -> dict[str, list[str]]:
     """Version and file of each package that there is. Raises LookupError, saying why nothing is known."""
     python = setup["PYTHON"]
     path = ":".join(
@@ -66,9 +66,17 @@ def look(setup: Setup) -> dict[str, list[str]]:
         raise LookupError(f"{python} fails: {one_line(done.stderr)}") from error
 
 
+def version_of(setup: Setup, package: str) -> str:
+    """The version that is installed; empty if it is not known."""
+    try:
+        return setup.once(find_packages).get(package, [""])[0]
+    except LookupError:
+        return ""
+
+
 def python(setup: Setup) -> Finding:
     try:
-        found = setup.once(look)
+        found = setup.once(find_packages)
     except LookupError as error:
         return wrong(str(error), "set PYTHON to that of slime")
     needed = [*OURS, *(package for switch, package in LOGGERS.items() if setup.is_on(switch))]
@@ -101,15 +109,15 @@ def slime(setup: Setup) -> Finding:
         return wrong(
             f"{setup['PYTHON']} cannot import slime", f"install it:\n    {setup['PYTHON']} -m pip install -e {folder}"
         )
-    version = _version_of(folder)
-    known = "tested with this plugin" if version in TESTED_SLIME else "not one of those in docs/SLIME_VERSIONS.md"
+    version = _version_in(folder)
+    known = "the contract tests were run against it" if version in TESTED_SLIME else "not one of docs/SLIME_VERSIONS.md"
     types = folder / "slime" / "utils" / "types.py"
     text = types.read_text(encoding="utf-8") if types.is_file() else ""
     features = [meaning for name, meaning in FEATURES.items() if name in text]
     return fine(f"{folder}, version {version or 'unknown'}, {known}" + (f"; {', '.join(features)}" if features else ""))
 
 
-def _version_of(folder: Path) -> str:
+def _version_in(folder: Path) -> str:
     setup_file = folder / "setup.py"
     match = re.search(r'version="([^"]+)"', setup_file.read_text(encoding="utf-8")) if setup_file.is_file() else None
     return match[1] if match else ""
@@ -134,7 +142,7 @@ def tracking_key(setup: Setup) -> Finding:
 
 def _found(setup: Setup) -> dict[str, list[str]]:
     try:
-        return setup.once(look)
+        return setup.once(find_packages)
     except LookupError as error:
         raise Blocked(str(error)) from error
 

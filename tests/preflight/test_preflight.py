@@ -4,9 +4,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestServer
-from preflight_helpers import TOKENIZER, Machine, marked, retriever_server
+from preflight_helpers import CONFIG, TOKENIZER, Machine, marked, retriever_server
+from real_tokenizers import NAMES, real_tokenizer
+from web_fakes import KEY, FakeGoogle
 
+from search_rollout.preflight.findings import run_groups
+from search_rollout.preflight.setup import Setup
 from token_router.app import create_app
 from token_router.token_trie import TokenTrie
 from token_router.workers import Workers
@@ -75,3 +80,49 @@ async def test_a_token_router_of_ours_passes(machine: Machine, mode: str) -> Non
         machine.environment["TOKEN_ROUTER_URL"] = f"http://127.0.0.1:{server.port}"
         rows = await asyncio.to_thread(machine.look)
     assert marked(rows, "✗") == {} and "router: token router" in marked(rows, "✓")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("mode", ["generate", "chat"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_templates_of_real_models_pass(machine: Machine, name: str, mode: str) -> None:
+    for path in machine.model.glob("*token*"):
+        path.unlink()
+    (machine.model / "chat_template.jinja").unlink()
+    tokenizer = real_tokenizer(name)
+    tokenizer.save_pretrained(machine.model)
+    machine.write_json("config.json", {**CONFIG, "vocab_size": len(tokenizer)})
+    machine.environment["LLM_API_MODE"] = mode
+    rows = list(run_groups(Setup(machine.environment), ["template"]))
+    assert marked(rows, "✗") == {} and len(marked(rows, "✓")) == (5 if mode == "chat" else 4), rows
+
+
+async def test_one_call_of_web_search_shows_that_the_key_works(machine: Machine) -> None:
+    async with FakeGoogle() as google:
+        machine.environment |= {"SEARCH_BACKEND": "google", "SEARCH_R1_GOOGLE_ENDPOINT": google.url}
+        machine.environment["GOOGLE_API_KEY"] = KEY
+        rows = await asyncio.to_thread(machine.look)
+        assert marked(rows, "✗") == {} and len(google.requests) == 1
+        assert "3 passages, by one call (about $0.0010)" in marked(rows, "✓")["search: first search"]
+        machine.environment["GOOGLE_API_KEY"] = "another-key"
+        wrong = marked(await asyncio.to_thread(machine.look), "✗")
+    assert (
+        list(wrong) == ["search: first search"] and "set GOOGLE_API_KEY to a valid one" in wrong["search: first search"]
+    )
+    assert "another-key" not in str(wrong)
+
+
+async def test_a_cluster_of_another_version_is_a_warning(machine: Machine) -> None:
+    note = machine.packages / "ray-2.49.0.dist-info" / "METADATA"
+    note.parent.mkdir()
+    note.write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.49.0\n")
+
+    async def version(_: web.Request) -> web.Response:
+        return web.json_response({"ray_version": "2.60.0"})
+
+    app = web.Application()
+    app.add_routes([web.get("/api/version", version)])
+    async with TestServer(app) as server:
+        machine.environment["RAY_ADDRESS"] = f"http://127.0.0.1:{server.port}/"
+        rows = await asyncio.to_thread(machine.look)
+    assert "Ray 2.60.0, and here it is 2.49.0" in marked(rows, "!")["machine: Ray cluster"]
