@@ -5,7 +5,7 @@
     python -m search_rollout.preflight --engine http://127.0.0.1:30000     with one real rollout
 
 Settings are environment variables, those of the launch scripts (./run_qwen2.5_3B.sh --help) and those of the rollouts
-(README.md, Settings); what is not set has its default. Nothing is started, stopped or written. A row a check:
+(README.md, Settings); what is not set has its default. Nothing is started or stopped. A row a check:
 
     ✓  right      ✗  wrong, with the remedy      !  works, but look at it      –  skipped, with the reason
 
