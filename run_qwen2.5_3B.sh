@@ -38,6 +38,7 @@ main() {
     die "there is no command 'ray': use slime's image, or pip install 'ray[default]'."
   check_settings
   bound_trajectories
+  check_trajectories
   local train_args=() runtime_env
   collect_train_args "$@"
   runtime_env="$(make_runtime_env)"
@@ -73,13 +74,10 @@ check_settings() {
   [[ -z "$CUSTOM_CONFIG_PATH" || -f "$CUSTOM_CONFIG_PATH" ]] || die "there is no file '$CUSTOM_CONFIG_PATH': correct CUSTOM_CONFIG_PATH."
 }
 
-bound_trajectories() { # a trajectory that fits no micro batch would run out of GPU memory, hours into the training
-  local fits=$((MAX_TOKENS_PER_GPU * CONTEXT_PARALLEL))
-  : "${SEARCH_R1_MAX_CONTEXT_LENGTH:=$((fits < 16384 ? fits : 16384))}"
+check_trajectories() { # one that fits no micro batch would run out of GPU memory, hours into the training
   check_whole_numbers SEARCH_R1_MAX_CONTEXT_LENGTH
-  ((SEARCH_R1_MAX_CONTEXT_LENGTH <= fits)) ||
+  ((SEARCH_R1_MAX_CONTEXT_LENGTH <= $(tokens_of_a_micro_batch))) ||
     die "SEARCH_R1_MAX_CONTEXT_LENGTH=$SEARCH_R1_MAX_CONTEXT_LENGTH does not fit MAX_TOKENS_PER_GPU=$MAX_TOKENS_PER_GPU x CONTEXT_PARALLEL=$CONTEXT_PARALLEL: raise these, or lower it."
-  export SEARCH_R1_MAX_CONTEXT_LENGTH
 }
 
 collect_train_args() { # fills train_args

@@ -41,6 +41,14 @@ default_temperature() {
   if [[ "${LLM_API_MODE:-}" == chat ]]; then echo 1.0; else echo 0.8; fi
 }
 
+tokens_of_a_micro_batch() { echo $((MAX_TOKENS_PER_GPU * CONTEXT_PARALLEL)); }
+
+bound_trajectories() { # by a micro batch, unless the setting is given; 16384 is its own default
+  local fits
+  fits="$(tokens_of_a_micro_batch)"
+  export SEARCH_R1_MAX_CONTEXT_LENGTH="${SEARCH_R1_MAX_CONTEXT_LENGTH:-$((fits < 16384 ? fits : 16384))}"
+}
+
 # --- helpers ---
 
 print_settings() { # for --help: what launch/settings.sh says, with the values of this very call
@@ -95,9 +103,8 @@ url_port() {
   fi
 }
 
-run_preflight() {
+run_preflight() { # what it prints says what to mend
   is_on "$PREFLIGHT" || return 0
-  [[ -f "$HERE/search_rollout/preflight.py" ]] || return 0 # until that module exists: then remove this line
   ours search_rollout.preflight || die "preflight found mistakes; mend them, or go on without it: PREFLIGHT=0."
 }
 

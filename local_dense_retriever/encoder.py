@@ -21,6 +21,7 @@ MAX_PASSAGE_TOKENS = 256  # a wiki-18 passage is 100 words
 class TextEncoder(Protocol):
     """What the index builder and the server need of an encoder."""
 
+    name: str
     dim: int
 
     def encode_queries(self, queries: Sequence[str]) -> NDArray[np.float32]: ...  # (B, D), rows L2-normalised
@@ -70,6 +71,7 @@ class Encoder:
         """
         if name not in STYLES:
             raise InputError(f"--retriever_name is {name!r}: the known encoders are {', '.join(STYLES)}")
+        self.name = name
         self._style = STYLES[name]
         self._batch_size = batch_size
         self._device = torch.device(device) if device else visible_devices()[0]

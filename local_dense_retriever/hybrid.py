@@ -46,6 +46,7 @@ class HybridSearcher:
             "rows": len(self),
             "dimension": first["dimension"],
             "bytes": int(first["bytes"]) + int(second["bytes"]),
+            "encoder": first["encoder"],
         }
 
 

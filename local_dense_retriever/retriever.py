@@ -42,5 +42,5 @@ class Retriever:
         ]
 
     def describe(self) -> About:
-        """The index: backend, rows, dimension, bytes."""
+        """The index: backend, rows, dimension, bytes; and the name of the encoder, if it has one."""
         return self._searcher.describe()

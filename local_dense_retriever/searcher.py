@@ -20,7 +20,7 @@ from local_dense_retriever.errors import InputError
 if TYPE_CHECKING:  # imports torch
     from local_dense_retriever.encoder import TextEncoder
 
-About = dict[str, str | int]  # what an index is, for logs and /metrics: backend, rows, dimension, bytes
+About = dict[str, str | int]  # what an index is, for logs and /metrics: backend, rows, dimension, bytes, encoder
 
 
 class Found(NamedTuple):
@@ -69,7 +69,7 @@ class DenseSearcher:
         return self._index.search(self._encoder.encode_queries(queries), topk)
 
     def describe(self) -> About:
-        return self._index.describe()
+        return {**self._index.describe(), "encoder": self._encoder.name}
 
 
 def pad(found: Found, k: int) -> Found:

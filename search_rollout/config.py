@@ -205,7 +205,8 @@ def load_config(defaults: Mapping[str, Any], environment: Mapping[str, str], arg
     unknown = sorted(set(defaults) - set(fields))
     if unknown:
         raise ConfigError(f"SEARCH_R1_CONFIGS has unknown keys {unknown}; known are {sorted(fields)}.")
-    _warn_of_unknown_variables(environment, fields)
+    for name in unknown_variables(environment):
+        logger.warning("environment variable %s is not a setting and is ignored", name)
     given: dict[str, Any] = {}
     for key in fields:
         if value := _from_environment(key, environment):
@@ -221,6 +222,12 @@ def load_config(defaults: Mapping[str, Any], environment: Mapping[str, str], arg
 def variables() -> dict[str, str]:
     """The environment variable of each setting, by key."""
     return {field.name: _variable(field.name) for field in dataclasses.fields(SearchConfig)}
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """The names in the environment that look like a setting of ours and are none."""
+    known = set(variables().values())
+    return sorted(name for name in environment if name.startswith("SEARCH_R1_") and name not in known)
 
 
 def secret_keys() -> list[str]:
@@ -246,13 +253,6 @@ def _from_environment(key: str, environment: Mapping[str, str]) -> str:
 
 def _wrong_value(key: str, value: object, allowed: str) -> str:
     return f"{_variable(key)} ({key}) has value {value!r}; it must be {allowed}."
-
-
-def _warn_of_unknown_variables(environment: Mapping[str, str], fields: Mapping[str, object]) -> None:
-    known = {_variable(key) for key in fields}
-    for name in sorted(environment):
-        if name.startswith("SEARCH_R1_") and name not in known:
-            logger.warning("environment variable %s is not a setting and is ignored", name)
 
 
 def _convert(key: str, value: Any, kind: Any) -> Any:

@@ -5,6 +5,7 @@ SQLite's locks do not hold on most network file systems.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import sqlite3
@@ -32,6 +33,14 @@ COMMIT;
 
 class CacheError(ValueError):
     """The file cannot be used; the message says why."""
+
+
+def calls_made(path: str) -> int:
+    """The calls of the budget that were counted in the file so far; 0 where there is no file yet."""
+    if not Path(path).is_file():
+        return 0
+    with contextlib.closing(sqlite3.connect(path, timeout=LOCK_WAIT_S)) as database:
+        return database.execute("SELECT made FROM calls").fetchone()[0]
 
 
 class SearchCache:

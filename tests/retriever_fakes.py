@@ -30,6 +30,7 @@ COLOURS = ("red", "green", "blue")
 class ColourEncoder:
     """A text's vector counts its reds, greens and blues, scaled to length 1: "red red blue" is (2, 0, 1) / sqrt(5)."""
 
+    name = "colours"
     dim = 3
 
     def encode_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:

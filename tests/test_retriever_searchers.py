@@ -44,7 +44,7 @@ def test_the_retriever_describes_its_index(tmp_path: Path) -> None:
     corpus = Corpus(write_corpus(tmp_path / "c.jsonl", ["red", "green"]))
     about = Retriever(colour_searcher(tmp_path, ["red", "green"]), corpus).describe()
     # 45 bytes of header and 2 vectors of 3 numbers
-    assert about == {"backend": "faiss IndexFlatIP", "rows": 2, "dimension": 3, "bytes": 45 + 24}
+    assert about == {"backend": "faiss IndexFlatIP", "rows": 2, "dimension": 3, "bytes": 45 + 24, "encoder": "colours"}
 
 
 # ---- BM25 ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from launch_helpers import Checkout, answers, eventually, flags_of, interrupt
+from preflight_helpers import Machine, retriever_server
 
 from search_rollout.config import secret_keys, variables
 
@@ -319,6 +320,39 @@ def test_a_key_reaches_a_running_cluster_by_a_file_only(checkout: Checkout, tmp_
     assert "GOOGLE_API_KEY_FILE" in error and "s3cret" not in error
     _, environment = job(checkout, GOOGLE_API_KEY_FILE=str(tmp_path / "key"), **cluster)
     assert environment["GOOGLE_API_KEY_FILE"] == str(tmp_path / "key") and "GOOGLE_API_KEY" not in environment
+
+
+# --- preflight ---
+
+
+def test_a_mistake_that_preflight_finds_keeps_ray_from_starting(checkout: Checkout) -> None:
+    run = checkout.run(RUN, PREFLIGHT="1", HF_CHECKPOINT="/no such model")
+    assert run.returncode == 1
+    assert "✗ model    folder            there is no folder /no such model" in run.stdout
+    assert "mend them, or go on without it: PREFLIGHT=0" in run.stderr.splitlines()[-1]
+    assert checkout.calls("ray") == []
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--check"])
+def test_a_dry_run_and_a_check_of_the_settings_look_at_nothing_else(checkout: Checkout, option: str) -> None:
+    run = checkout.run(RUN, option, PREFLIGHT="1", HF_CHECKPOINT="/no such model")
+    assert run.returncode == 0 and "✗" not in run.stdout
+
+
+@pytest.mark.slow
+def test_what_preflight_finds_right_is_trained(checkout: Checkout, tmp_path: Path) -> None:
+    (checkout.slime / "slime").mkdir()
+    (checkout.slime / "slime" / "__init__.py").touch()
+    with retriever_server(tmp_path / "retriever") as url:
+        machine = Machine(tmp_path / "machine", url)
+        ours = {**machine.environment, **checkout.environment}
+        ours |= {name: machine.environment[name] for name in ("RETRIEVAL_SERVER_URL", "PREFLIGHT")}
+        ours["PATH"] = f"{checkout.python.parent}:{machine.environment['PATH']}"
+        run = checkout.run(RUN, **{**ours, "PYTHON": ""})
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(checkout.calls("train")) == 1
+    shown = run.stdout.partition("step 1 of the training")[0]
+    assert " skipped (" in shown.splitlines()[-1] and "✗" not in shown
 
 
 # --- the settings ---

@@ -244,11 +244,10 @@ def test_a_retriever_that_ends_while_loading_is_told_with_its_log(launcher: Laun
 @needs_tmux
 @slow
 def test_a_preflight_that_finds_mistakes_ends_it(launcher: Launcher) -> None:
-    preflight = launcher.path / "search_rollout" / "preflight.py"
-    preflight.write_text("import sys\nprint('a mistake')\nsys.exit(1)\n")
-    run = launcher.run(UP, "up", PREFLIGHT="1")
-    assert (run.returncode, run.stdout) == (1, "a mistake\n")
-    assert "PREFLIGHT=0" in run.stderr
+    run = launcher.run(UP, "up", PREFLIGHT="1", HF_CHECKPOINT="/no such model")
+    assert run.returncode == 1 and "PREFLIGHT=0" in run.stderr
+    assert "there is no folder /no such model" in run.stdout
+    assert f"127.0.0.1:{launcher.retriever_port}: 20 passages".replace("127.0.0.1", "localhost") in run.stdout
     assert launcher.processes() == [] and launcher.calls("train") == []
 
 

@@ -1,0 +1,73 @@
+"""Preflight with --engine: what it asks of a running engine, and one real rollout by the plugin's hooks."""
+
+import asyncio
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from evaluation_helpers import Geographer, fresh_state, serving  # noqa: F401
+from fakes import FakeEngine, Turn
+from preflight_helpers import Machine
+
+from search_rollout.preflight.findings import Finding, run_groups
+from search_rollout.preflight.setup import Setup
+
+
+def engine_findings(machine: Machine, url: str) -> dict[str, Finding]:
+    return {row.name: row.finding for row in run_groups(Setup(machine.environment, url), ["engine"])}
+
+
+def engine_rows(machine: Machine, engine: FakeEngine, retriever_url: str) -> dict[str, Finding]:
+    machine.environment |= {"RETRIEVAL_SERVER_URL": retriever_url, "SEARCH_R1_SEARCH_RETRIES": "0"}
+    return engine_findings(machine, f"http://127.0.0.1:{engine.port}")
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_a_rollout_on_a_running_engine_tells_its_turns_and_reward(machine: Machine) -> None:
+    with serving(Geographer()) as (engine, retriever):
+        found = engine_rows(machine, engine, retriever.url)
+        assert [finding.mark for finding in found.values()] == ["✓", "–", "–", "✓"], found
+        said = found["one rollout"].found
+        assert "answered; turns: 2, searches: 1, reward: 1.00" in said and retriever.queries == ["capital of Kenya"]
+        trained = sum(map(len, engine.sampled[-2:]))
+        assert f"{trained} of " in said
+        assert engine.requests[-1]["sampling_params"]["temperature"] == 0.8
+
+
+async def test_an_engine_of_another_model_or_with_a_short_context_is_found(machine: Machine) -> None:
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m", "max_model_len": 9221}]})  # 9216 and 6 are needed
+
+    async def generate(request: web.Request) -> web.Response:
+        ids = [ord(character) for character in (await request.json())["text"]]
+        return web.json_response(
+            {"text": "", "meta_info": {"input_token_logprobs": [[None, one, None] for one in ids]}}
+        )
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models), web.post("/generate", generate)])
+    async with TestServer(app) as server:
+        rows = await asyncio.to_thread(engine_findings, machine, f"http://127.0.0.1:{server.port}")
+    assert rows["context length"].mark == rows["vocabulary"].mark == "✗"
+    assert "--context-length 9222 or more, or lower max_context_length to 9215" in rows["context length"].remedy
+    assert "start the engine on HF_CHECKPOINT" in rows["vocabulary"].remedy
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_an_engine_that_fails_is_told_with_its_words(machine: Machine) -> None:
+    with serving(lambda request: Turn(status=400, body={"error": "no such model"})) as (engine, retriever):
+        found = engine_rows(machine, engine, retriever.url)["one rollout"]
+    assert found.mark == "✗" and "engine_failed" in found.found and "no such model" in found.found
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_a_rollout_without_a_search_is_a_warning(machine: Machine) -> None:
+    with serving(Geographer(searches=False)) as (engine, retriever):
+        assert engine_rows(machine, engine, retriever.url)["one rollout"].mark == "!"
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_a_search_that_fails_in_the_rollout_is_told_with_its_reason(machine: Machine) -> None:
+    with serving(Geographer()) as (engine, _):
+        finding = engine_rows(machine, engine, "http://127.0.0.1:1")["one rollout"]
+    assert finding.mark == "✗" and "searches failed: 1, such as http://127.0.0.1:1/retrieve" in finding.found
