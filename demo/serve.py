@@ -3,7 +3,7 @@
     python -m demo.serve runs/demo-…              the trained model
     python -m demo.serve runs/demo-… --phase before    the model before GRPO
 
-Prints the two commands for another terminal, and serves until Ctrl-C.
+Prints three commands for another terminal, to check, to ask and to evaluate it, and serves until Ctrl-C.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from demo.interruption import terminating_interrupts
 from demo.train import MAX_LENGTH, ROOT
@@ -70,22 +71,33 @@ def serve(run: Path, phase: str, cache: Path) -> None:
         )
         del policy  # the engine has its own
         server = stack.enter_context(EngineServer(engine))
-        print(_commands(run, phase, config["api_mode"], f"http://127.0.0.1:{server.port}", retriever.url), flush=True)
+        print(_commands(run, phase, config, f"http://127.0.0.1:{server.port}", retriever.url), flush=True)
         threading.Event().wait()
 
 
-def _commands(run: Path, phase: str, api_mode: str, engine: str, retriever: str) -> str:
+def _commands(run: Path, phase: str, config: dict[str, Any], engine: str, retriever: str) -> str:
     from demo.rollouts import MAX_RESPONSE_LEN
 
+    python = [sys.executable, "-m"]
+    settings = {
+        "HF_CHECKPOINT": run / phase,
+        "PROMPT_DATA": run / "eval.jsonl",
+        "CUSTOM_CONFIG_PATH": run / "settings.yaml",
+        "LLM_API_MODE": config["api_mode"],
+        "SEARCH_BACKEND": "local",
+        "RETRIEVAL_SERVER_URL": retriever,
+        "ROLLOUT_MAX_RESPONSE_LEN": MAX_RESPONSE_LEN,
+        "ROLLOUT_BATCH_SIZE": 1,  # the held-out questions may be fewer than a training step's
+    }
+    preflight = ["env", *(f"{name}={value}" for name, value in settings.items()), *python, "search_rollout.preflight"]
+    preflight += ["--skip", "packages", "machine", "model", "--engine", engine]
     shared = ["--model", run / phase, "--engine", engine, "--search", f"local:{retriever}"]
     shared += ["--custom_config_path", run / "settings.yaml", "--max_response_len", MAX_RESPONSE_LEN]
-    ask = ["--mode", "chat" if api_mode == "chat" else "xml"]
+    ask = [*python, "evaluation.chat", *shared, "--mode", "chat" if config["api_mode"] == "chat" else "xml"]
     # All questions at once, as the demo asks them: in bfloat16 a reply may depend on what shares its batch.
-    evaluate = ["--concurrency", 256, "--data", run / "eval.jsonl", "--per_set", "all"]
-    evaluate += ["--output", run / f"evaluation-{phase}"]
-    python = [sys.executable, "-m"]
-    commands = ([*python, "evaluation.chat", *shared, *ask], [*python, "evaluation.run", *shared, *evaluate])
-    lines = "\n\n".join(shlex.join(map(str, command)) for command in commands)
+    evaluate = [*python, "evaluation.run", *shared, "--concurrency", 256, "--data", run / "eval.jsonl"]
+    evaluate += ["--per_set", "all", "--output", run / f"evaluation-{phase}"]
+    lines = "\n\n".join(shlex.join(map(str, command)) for command in (preflight, ask, evaluate))
     return f"engine {engine}, retriever {retriever}; in another terminal:\n\n{lines}\n\nCtrl-C stops both."
 
 

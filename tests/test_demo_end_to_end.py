@@ -99,7 +99,8 @@ def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
             while not lines or "Ctrl-C" not in lines[-1]:
                 lines.append(server.stdout.readline())
                 assert lines[-1], lines  # it ended too early
-            ask, evaluate = (shlex.split(line) for line in lines if " -m evaluation." in line)
+            check, ask, evaluate = (shlex.split(line) for line in lines if " -m " in line)
+            checked = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=120)
             done = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, timeout=120)
             asked = subprocess.run(
                 [*ask, "--ask", "Capital of Peru?"], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -107,6 +108,7 @@ def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
         finally:
             server.terminate()
             server.wait(timeout=60)
+    assert checked.returncode == 0 and "one rollout" in checked.stdout, checked.stdout
     assert (done.returncode, server.returncode) == (0, 0), done.stderr
     results = json.loads((folder / f"evaluation-{phase}" / "results.json").read_text())["results"]["demo"]
     table = json.loads((folder / "summary.json").read_text())[phase]

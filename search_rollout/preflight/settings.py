@@ -42,7 +42,8 @@ def yaml(setup: Setup) -> Finding:
     for key in set(keys) - set(ours):
         if near := difflib.get_close_matches(key, known, 1, cutoff=0.8):
             return doubtful(f"{path} has {key!r}, which is no setting of the rollouts", f"do you mean {near[0]}?")
-    return fine(f"{path} sets {', '.join(ours) or 'nothing of the rollouts'}")
+    named = ", ".join(ours) if len(ours) <= 6 else f"{len(ours)} settings"
+    return fine(f"{path} sets {named or 'nothing of the rollouts'}")
 
 
 def paths(setup: Setup) -> Finding:
