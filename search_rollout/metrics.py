@@ -41,7 +41,7 @@ SERIES = {
     "search_seconds_p95": "… and what 95 % of them took at most",
     "searches_failed": "queries that brought an error",
     "cache_hits": "queries answered by the cache, or by an equal query under way",
-    "search_calls": "calls to the search service since the last entry, repeats included",
+    "search_calls": "calls to the search service for this rollout or evaluation, repeats included",
     "search_usd": "what they cost, where they cost anything",
     "search_usd_total": "the same since this process began",
     "unrecorded": "samples without a record of this plugin, or with one that cannot be read",
@@ -70,11 +70,11 @@ def rollout_metrics(samples: Iterable[Any], reward_key: str | None = None) -> di
     )
 
 
-def search_cost(usage: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    """The series of what searching cost between two of `SearchUsage.snapshot()`; no price where nothing was paid."""
-    spent = {"search_calls": usage["search/calls"] - before["search/calls"]}
+def search_cost(usage: Mapping[str, float], *, since: Mapping[str, float]) -> dict[str, float]:
+    """The series of what searching cost between two `SearchUsage.snapshot()`; no price where nothing was paid."""
+    spent = {"search_calls": usage["search/calls"] - since["search/calls"]}
     if usage["search/usd"]:
-        spent["search_usd"] = usage["search/usd"] - before["search/usd"]
+        spent["search_usd"] = usage["search/usd"] - since["search/usd"]
         spent["search_usd_total"] = usage["search/usd"]
     return _known(spent)
 
