@@ -22,6 +22,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from slime.rollout.sglang_rollout import GenerateState
+from slime.utils.misc import load_function
 from slime.utils.types import Sample
 
 import qa_em_format
@@ -238,9 +239,8 @@ def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: b
 
     For --rollout-function-path of a slime that has no log hooks.
     """
-    from slime.rollout import sglang_rollout
-
-    output = sglang_rollout.generate_rollout(args, rollout_id, data_source, evaluation=evaluation)
+    slimes = load_function("slime.rollout.sglang_rollout.generate_rollout")
+    output = slimes(args, rollout_id, data_source, evaluation=evaluation)
     if evaluation:
         log_eval_rollout(rollout_id, args, output.data)
     else:

@@ -9,6 +9,7 @@ shares of searches, and nowhere else.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
 from search_rollout.retrieval import normalised
@@ -89,14 +90,14 @@ class _Row(NamedTuple):
     group: Any  # slime's group_index; None: of no group
     reward: float | None
     score: Mapping[str, Any]  # empty where another reward function scored it
-    counts: Mapping[str, int]  # of its searches: see sample_fields
+    counts: Mapping[str, float]  # of its searches: see sample_fields
     queries: list[str]
     seconds: list[float]  # of the queries that the cache did not answer
     turns: int
     valid_turns: int
     response_tokens: int
     observation_tokens: int
-    trained_tokens: int
+    trained_tokens: float
     repetition: float | None
     log_probs: list[float]  # of the tokens that the model sampled
 
@@ -113,8 +114,8 @@ def _row(sample: Any, reward_key: str | None) -> _Row | None:
 def _read(sample: Any, info: Mapping[str, Any], reward_key: str | None) -> _Row:
     stop = StopReason(info["stop_reason"])
     segments = info["segments"]
-    authors = [segment["source"] == "model" for segment in segments for _ in range(segment["tokens"])]
     response = sample.tokens[len(sample.tokens) - sample.response_length :]
+    authors = list(islice(_authors(segments), len(response) + 1))
     by_model = [token for token, ours in zip(response, authors, strict=not stop.gives_up) if ours]
     log_probs = sample.rollout_log_probs or []
     observations = [segment for segment in segments if segment["kind"] == "observation"]
@@ -125,17 +126,22 @@ def _read(sample: Any, info: Mapping[str, Any], reward_key: str | None) -> _Row:
         sample.group_index,
         _reward(sample.reward, reward_key),
         dict(info.get("score", {})),
-        {origin: int(info["search_counts"][origin]) for origin in ("queries", "cache", "shared", "failed")},
+        {origin: float(info["search_counts"][origin]) for origin in ("queries", "cache", "shared", "failed")},
         [normalised(search["query"]) for search in searches],
         [float(search["seconds"]) for search in searches if search["origin"] != "cache" and "seconds" in search],
         sum(segment["source"] == "model" for segment in segments),
         len(observations) + (stop is StopReason.ANSWERED),
         len(response),
         sum(segment["tokens"] for segment in observations),
-        sum(sample.loss_mask or []),
+        float(sum(sample.loss_mask or [])),
         repetition(by_model),
         [float(log_prob) for log_prob, ours in zip(log_probs, authors, strict=False) if ours],
     )
+
+
+def _authors(segments: Iterable[Mapping[str, Any]]) -> Iterator[bool]:
+    """For each token of the response, whether the model wrote it."""
+    return chain.from_iterable(repeat(segment["source"] == "model", segment["tokens"]) for segment in segments)
 
 
 def _reward(reward: Any, reward_key: str | None) -> float | None:

@@ -5,10 +5,7 @@ from typing import Any
 
 from slime.utils.misc import SingletonMeta
 
-try:
-    import wandb
-except ImportError:
-    wandb = None
+wandb: Any = None  # not among what the demo installs
 
 
 class _TensorboardAdapter(metaclass=SingletonMeta):
