@@ -3,6 +3,8 @@
     --custom-generate-function-path generate_with_search.generate
     --custom-rm-path generate_with_search.reward_func
     --custom-reward-post-process-path generate_with_search.reward_post_process      (optional: see README)
+    --custom-rollout-log-function-path generate_with_search.log_rollout             (optional: series to watch)
+    --custom-eval-rollout-log-function-path generate_with_search.log_eval_rollout
 
 As in the paper (arXiv:2503.09516): <think>, <search> and <answer> tags, the top passages in <information>, a
 correction after an invalid step, three turns and a last one in which only an answer counts, loss on the model's own
@@ -11,18 +13,22 @@ that fails for no fault of the model is given up and not trained; it never ends 
 """
 
 import asyncio
+import importlib
 import logging
 import os
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from slime.rollout.sglang_rollout import GenerateState
+from slime.utils.misc import load_function
 from slime.utils.types import Sample
 
 import qa_em_format
 from search_rollout import sample_fields
 from search_rollout.config import ConfigError, SearchConfig, load_config
+from search_rollout.metrics import rollout_metrics, search_cost
 from search_rollout.policy import EngineError, call_params
 from search_rollout.resume import interrupted_rollout, resume_state
 from search_rollout.retrieval import PassageSource, search_all
@@ -210,8 +216,68 @@ def reward_post_process(args: Any, samples: list[Sample]) -> tuple[list[float], 
     return rewards, group_normalised(rewards, kept, size=size, by_deviation=by_deviation)
 
 
+def log_rollout(
+    rollout_id: int, args: Any, samples: Sequence[Any], extra_metrics: Mapping[str, Any] | None, rollout_time: float
+) -> bool:
+    """Logs what `search_rollout.metrics` says of a rollout; False, so that slime logs its own series as well.
+
+    For --custom-rollout-log-function-path.
+    """
+    if not getattr(args, "load_debug_rollout_data", None):  # which is of an earlier run: slime logs nothing either
+        _log_series(rollout_id, args, "rollout", {"rollout": samples})
+    return False
+
+
+def log_eval_rollout(rollout_id: int, args: Any, data: Mapping[str, Any], extra_metrics: Any = None) -> bool:
+    """The same of an evaluation, for each of its data sets. For --custom-eval-rollout-log-function-path."""
+    _log_series(rollout_id, args, "eval", {f"eval/{name}": rollouts.get("samples") for name, rollouts in data.items()})
+    return False
+
+
+def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: bool = False) -> Any:
+    """slime's own rollout function, whose rollouts are then logged as above.
+
+    For --rollout-function-path of a slime that has no log hooks.
+    """
+    slimes = load_function("slime.rollout.sglang_rollout.generate_rollout")
+    output = slimes(args, rollout_id, data_source, evaluation=evaluation)
+    if evaluation:
+        log_eval_rollout(rollout_id, args, output.data)
+    else:
+        log_rollout(rollout_id, args, output.samples, output.metrics, 0.0)
+    return output
+
+
+def _log_series(rollout_id: int, args: Any, kind: str, samples: Mapping[str, Any]) -> None:
+    """By slime's loggers, with slime's prefixes and step: W&B then plots ours over the same axis. Never raises."""
+    global _logged_usage
+    try:
+        series = {kind: search_cost(search_usage(), since=_logged_usage)}
+        _logged_usage = search_usage()
+        for prefix, some in samples.items():
+            series[prefix] = series.get(prefix, {}) | rollout_metrics(some, getattr(args, "reward_key", None))
+        metrics = {f"{prefix}/search_r1/{name}": value for prefix in series for name, value in series[prefix].items()}
+        logger.info("%s %s: %s", kind, rollout_id, metrics)
+        step, step_key = _of_slime("metric_utils.compute_rollout_step")(args, rollout_id), f"{kind}/step"
+        _of_slime("logging_utils.log", "tracking_utils.log")(args, {**metrics, step_key: step}, step_key=step_key)
+    except Exception:  # a plot is no reason to end the job
+        logger.exception("%s %s: the series could not be logged", kind, rollout_id)
+
+
+def _of_slime(*names: str) -> Any:
+    """The first of these that this slime has: its loggers have moved between modules. Raises ImportError."""
+    for package in ("slime.observability", "slime.utils"):
+        for module, _, name in (path.partition(".") for path in names):
+            try:
+                return getattr(importlib.import_module(f"{package}.{module}"), name)
+            except (ModuleNotFoundError, AttributeError):
+                continue
+    raise ImportError(f"this slime has no {' or '.join(names)}")
+
+
 _settings: tuple[Any, SearchConfig] | None = None  # slime's args, and what was read for them
 _usage = SearchUsage()  # of all loops
+_logged_usage = _usage.snapshot()  # when it was last logged
 _runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple, Runtime]] = WeakKeyDictionary()
 
 

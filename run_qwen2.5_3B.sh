@@ -173,8 +173,18 @@ add_training_args() {
 }
 
 add_logging_args() {
+  if slime_knows --custom-rollout-log-function-path; then
+    train_args+=(--custom-rollout-log-function-path generate_with_search.log_rollout)
+    train_args+=(--custom-eval-rollout-log-function-path generate_with_search.log_eval_rollout)
+  else
+    train_args+=(--rollout-function-path generate_with_search.generate_rollout)
+  fi
   ! is_on "$USE_WANDB" || train_args+=(--use-wandb --wandb-project "$RUN_PROJECT" --wandb-group "$RUN_NAME")
   ! is_on "$USE_TENSORBOARD" || train_args+=(--use-tensorboard --tb-project-name "$RUN_PROJECT" --tb-experiment-name "$RUN_NAME")
+}
+
+slime_knows() { # FLAG, which an older slime would refuse
+  grep --quiet --no-messages --fixed-strings -e "\"$1\"" "$SLIME_DIR/slime/utils/arguments.py"
 }
 
 make_runtime_env() { # JSON

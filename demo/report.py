@@ -27,6 +27,12 @@ STEP_COLUMNS = {  # key in steps.jsonl: its name on the page
     "searches_per_question": "searches per question",
     "response_length": "response length",
     "abs_delta_logprob": "|train \N{MINUS SIGN} rollout logprob|",
+    "log_prob": "logprob of sampled tokens",  # this one and the next five: search_rollout/metrics.py
+    "valid_actions": "valid actions",
+    "gold_in_documents": "gold in documents",
+    "repetition": "repetition",
+    "zero_variance_groups": "groups of equal rewards",
+    "zero_variance_wrong": "groups all wrong",
     "groups_trained": "groups trained",
     "groups": "groups",
     "loss": "loss",
@@ -229,6 +235,10 @@ CHARTS = (
     Chart("Valid format", "share of rollouts in the asked-for format", ("valid_format",), 1.0),
     Chart("Searches per question", "mean number of search calls", ("searches_per_question",), 1.0),
     Chart("Response length", "mean number of tokens", ("response_length",)),
+    Chart("Actions and documents", "turns, and samples", ("valid_actions", "gold_in_documents"), 1.0),
+    Chart("Logprob of sampled tokens", "towards 0: the model is sure of itself", ("log_prob",)),
+    Chart("Repetition", "4-grams of tokens said before", ("repetition",)),
+    Chart("Nothing to learn from", "share of groups", ("zero_variance_groups", "zero_variance_wrong"), 1.0),
     Chart(STEP_COLUMNS["abs_delta_logprob"], "near 0: trainer and rollout agree", ("abs_delta_logprob",)),
 )
 WARM_START = Chart("Warm start: loss", "supervised steps before GRPO", ("loss",))

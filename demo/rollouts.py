@@ -93,6 +93,9 @@ async def roll_out(
     state = GenerateState(args)
     params = state.sampling_params | ({"temperature": 0.0} if evaluation else {})
     groups = [[sample_of(args, state.tokenizer, question, index) for index in range(samples)] for question in questions]
+    for number, group in enumerate(groups):
+        for sample in group:
+            sample.group_index = number
     with tqdm(total=len(groups), desc=title, unit="question", leave=False, disable=None) as bar:
 
         async def run(group: list[Any]) -> list[Any]:

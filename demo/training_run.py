@@ -19,6 +19,7 @@ from demo.run_folder import RunFolder, paired_gain
 from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Question
 from search_rollout.config import load_config
+from search_rollout.metrics import rollout_metrics
 from search_rollout.runtime import Runtime, engine_url
 
 TRACES_PER_WARM_STEP = 8
@@ -183,19 +184,19 @@ class TrainingRun:
                 break
             step += 1
             began = time.monotonic()
-            metrics, result, trained = await self._grpo_step(step)
+            metrics, series, result, trained = await self._grpo_step(step)
             seconds = time.monotonic() - began
             longest = max(longest, seconds)
             self.summary["steps"] = step
             if result:
                 deltas.append(result.abs_delta_log_prob)
                 self.summary["mean_abs_delta_logprob"] = float(f"{_mean(deltas):.3g}")
-            self._record_step(step, metrics, result, trained, seconds)
+            self._record_step(step, metrics, series, result, trained, seconds)
         else:
             self.summary["stopped"] = "steps"
 
-    async def _grpo_step(self, step: int) -> tuple[Metrics, StepResult | None, int]:
-        """Rollouts, advantages, one optimiser step, new weights for the engine."""
+    async def _grpo_step(self, step: int) -> tuple[Metrics, dict[str, float], StepResult | None, int]:
+        """Rollouts, advantages, one optimiser step, new weights for the engine; the second is `rollout_metrics`."""
         questions = [next(self.questions) for _ in range(self.args.questions_per_step)]
         samples = self.args.samples
         groups = await roll_out(
@@ -214,18 +215,25 @@ class TrainingRun:
             for sample, advantage in zip(group, advantages, strict=True):
                 if any(sample.loss_mask):  # a sample that was given up has nothing to train
                     batch.append(TrainSample(sample.tokens, sample.loss_mask, sample.rollout_log_probs, advantage))
-        metrics = Metrics.of(sample for group in groups for sample in group)
+        metrics, series = Metrics.of(sample for group in groups for sample in group), rollout_metrics(groups)
         if not batch:
-            return metrics, None, 0
+            return metrics, series, None, 0
         result = train_step(self.model, self.optimizer, batch, self.dtype, self.plugin.rollout_temperature)
         self.engine.load_weights(self.model, str(step))
-        return metrics, result, trained
+        return metrics, series, result, trained
 
     def _record_step(
-        self, step: int, metrics: Metrics, result: StepResult | None, trained: int, seconds: float
+        self,
+        step: int,
+        metrics: Metrics,
+        series: dict[str, float],
+        result: StepResult | None,
+        trained: int,
+        seconds: float,
     ) -> None:
         record = {
             "step": step,
+            **{name: round(value, 5) for name, value in series.items()},
             **metrics.as_dict(),
             "groups": self.args.questions_per_step,
             "groups_trained": trained,

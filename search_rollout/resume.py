@@ -120,4 +120,4 @@ def _ends_in_part_of(text: str, strings: Sequence[str]) -> bool:
 
 def _search_result(record: Mapping[str, Any]) -> SearchResult:
     passages = [Passage(document["title"], document["text"]) for document in record["documents"]]
-    return SearchResult(record["query"], passages, record["error"], origin=record["origin"])
+    return SearchResult(record["query"], passages, record["error"], record["seconds"], record["origin"])

@@ -115,6 +115,7 @@ def write_rollout(sample: Any, trajectory: Trajectory, stop: StopReason, tokeniz
                     "query": result.query,
                     "error": result.error,
                     "origin": result.origin,
+                    "seconds": round(result.seconds, 4),
                     "documents": [{"title": passage.title, "text": passage.text} for passage in result.passages],
                 }
                 for result in trajectory.searches

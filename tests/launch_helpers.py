@@ -29,7 +29,9 @@ class Checkout:
         self.slime = folder / "the slime"
         self.temporary = folder / "temporary"
         programs = folder / "programs"
-        for new in (self.path, self.records, self.temporary, programs, self.slime / "scripts/models"):
+        self.slime_arguments = self.slime / "slime/utils/arguments.py"
+        in_slime = self.slime / "scripts/models", self.slime_arguments.parent
+        for new in (self.path, self.records, self.temporary, programs, *in_slime):
             new.mkdir(parents=True)
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -37,6 +39,7 @@ class Checkout:
         (self.slime / "scripts/models/qwen2.5-3B.sh").write_text(
             'MODEL_ARGS=(--num-layers 36 --normalization "RMSNorm")\n'
         )
+        self.slime_arguments.write_text('parser.add_argument("--custom-rollout-log-function-path")\n')
         (self.slime / "train.py").write_text(self._program("train"))
         (programs / "ray").write_text(f"#!{sys.executable}\n" + self._program("ray"))
         (programs / "ray").chmod(0o755)

@@ -84,6 +84,13 @@ def info(sample: Sample) -> dict:
     return sample.metadata["search_r1"]
 
 
+def timeless(recorded: dict) -> dict:
+    """The record of a rollout without what no two rollouts share: its name, and how long it waited."""
+    searches = [{key: value for key, value in one.items() if key != "seconds"} for one in recorded["searches"]]
+    left_out = "trajectory_id", "search_seconds", "searches"
+    return {key: value for key, value in recorded.items() if key not in left_out} | {"searches": searches}
+
+
 def response_ids(sample: Sample) -> list[int]:
     """The response's tokens."""
     return sample.tokens[len(sample.tokens) - sample.response_length :]

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
-from rollout_helpers import PARAMS, info, make_sample, plugin, roll_out
+from rollout_helpers import PARAMS, info, make_sample, plugin, roll_out, timeless
 from test_exact_tokens import strange_split
 
 import generate_with_search
@@ -70,8 +70,7 @@ async def roll(monkeypatch: pytest.MonkeyPatch, api: str, tracking: str, turns: 
 def fields(sample: Any) -> dict:
     """All that a Sample holds but the name and the clock of its rollout."""
     values = asdict(sample)
-    for key in ("trajectory_id", "search_seconds"):
-        values["metadata"]["search_r1"].pop(key)
+    values["metadata"]["search_r1"] = timeless(values["metadata"]["search_r1"])
     values.pop("non_generation_time", None)
     return values
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeEngine, FakeGenerateState, FakeRetriever, Turn
-from rollout_helpers import PARAMS, info, make_sample, plugin, roll_out
+from rollout_helpers import PARAMS, info, make_sample, plugin, roll_out, timeless
 from slime.utils.types import Sample
 from test_exact_tokens import strange_split
 from test_modes import ANSWERS, SEARCHES, TOKENIZER, router
@@ -170,7 +170,7 @@ def outcome(sample: Sample) -> dict:
         "length": sample.response_length,
         "status": sample.status,
         "reward": sample.reward,
-        **{key: recorded.get(key) for key in SAME},
+        **{key: timeless(recorded).get(key) for key in SAME},
     }
 
 

@@ -32,6 +32,8 @@ SPECIFIED = {  # by the README's "Key parameters", and by the issue
     "--custom-generate-function-path": "generate_with_search.generate",
     "--custom-rm-path": "generate_with_search.reward_func",
     "--custom-reward-post-process-path": "generate_with_search.reward_post_process",
+    "--custom-rollout-log-function-path": "generate_with_search.log_rollout",
+    "--custom-eval-rollout-log-function-path": "generate_with_search.log_eval_rollout",
     "--prompt-data": "/root/nq_search/train.parquet",
     "--label-key": "reward_model",
     "--num-layers": "36",  # from the file of slime that sets MODEL_ARGS
@@ -123,7 +125,7 @@ def test_without_the_kl_loss_no_reference_model_is_asked_for(checkout: Checkout)
 
 
 def test_evaluation_is_off_until_an_interval_is_set(checkout: Checkout) -> None:
-    assert not [flag for flag in job(checkout)[0] if "eval" in flag]
+    assert [flag for flag in job(checkout)[0] if "eval" in flag] == ["--custom-eval-rollout-log-function-path"]
     flags, _ = job(checkout, EVAL_INTERVAL="25", EVAL_DATA="/my test.parquet@[0:9]")
     assert flags["--eval-interval"] == "25"
     assert flags["--eval-prompt-data"] == "nq_test /my test.parquet@[0:9]"
@@ -135,6 +137,18 @@ def test_wandb_and_tensorboard_are_opt_in(checkout: Checkout) -> None:
     flags, environment = job(checkout, USE_WANDB="1", USE_TENSORBOARD="true", RUN_NAME="try", TENSORBOARD_DIR="/tb")
     assert flags["--wandb-group"] == flags["--tb-experiment-name"] == "try"
     assert environment["TENSORBOARD_DIR"] == "/tb"
+
+
+@pytest.mark.parametrize("arguments", ['parser.add_argument("--custom-config-path")', None])
+def test_a_slime_that_has_no_log_hooks_gets_our_series_by_its_rollout_function(
+    checkout: Checkout, arguments: str | None
+) -> None:
+    checkout.slime_arguments.unlink()
+    if arguments:
+        checkout.slime_arguments.write_text(arguments)
+    flags, _ = job(checkout)
+    assert not [flag for flag in flags if "log-function" in flag]
+    assert flags["--rollout-function-path"] == "generate_with_search.generate_rollout"
 
 
 def test_a_yaml_of_settings_is_passed_on(checkout: Checkout, tmp_path: Path) -> None:

@@ -1,0 +1,253 @@
+"""What a batch of finished rollouts says about a training run, as figures for a plot: `SERIES` names each.
+
+Computes only. It reads slime's Sample by its fields and by what the rollout and the reward recorded in its metadata.
+A sample without a usable record is counted as such; a figure that no sample has data for is left out, so no NaN is
+ever plotted. A rollout that was given up says nothing about the model: it counts in `given_up`, `stop/…` and the
+shares of searches, and nowhere else.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, repeat
+from typing import Any, NamedTuple
+
+from search_rollout.retrieval import normalised
+from search_rollout.sample_fields import rollout_info
+from search_rollout.trajectory import StopReason
+
+SERIES = {
+    "exact_match": "answers that equal a gold answer, of all samples",
+    "answers": "samples that gave an answer",
+    "valid_format": "samples in the asked-for format",
+    "valid_actions": "turns that made a sound search, or gave the answer that ended the rollout",
+    "gold_in_documents": "samples whose documents hold a gold answer",
+    "turns": "turns of the model, per sample",
+    "searches": "queries, per sample",
+    "duplicate_queries": "queries that the same sample had made before",
+    "truncated": "samples that ended without an answer: turns or tokens were used up",
+    "given_up": "samples that failed for no fault of the model",
+    "stop/*": "samples that ended for this reason, one series each",
+    "response_length": "tokens of a response, observations included",
+    "response_length_max": "the longest response",
+    "trained_tokens": "tokens with loss mask 1, per sample",
+    "observation_tokens": "tokens of documents that the model read, per sample",
+    "observation_share": "what part of all response tokens these are",
+    "repetition": "repeated 4-grams among the tokens that the model wrote, mean over samples",
+    "log_prob": "mean log-probability of the tokens that the model sampled; its negative estimates the entropy",
+    "zero_variance_groups": "groups whose samples all have the same reward: GRPO learns nothing from them",
+    "zero_variance_right": "groups of which every sample is right, with the same reward",
+    "zero_variance_wrong": "groups of which every sample is wrong, with the same reward",
+    "search_seconds": "what a query took, mean; without those that the cache answered",
+    "search_seconds_p95": "what 95 % of them took at most",
+    "searches_failed": "queries that brought an error",
+    "cache_hits": "queries answered by the cache, or by an equal query under way",
+    "search_calls": "calls to the search service for this rollout or evaluation, repeats included",
+    "search_usd": "what they cost, where they cost anything",
+    "search_usd_total": "the same since this process began",
+    "unrecorded": "samples without a record of this plugin, or with one that cannot be read",
+}
+
+REPETITION_N = 4  # tokens: the seq-rep-4 of arXiv:1908.04319
+
+
+def rollout_metrics(samples: Iterable[Any], reward_key: str | None = None) -> dict[str, float]:
+    """The series of some slime Samples, which may stand in lists of groups. Never raises, whatever a sample holds.
+
+    `reward_key` is slime's --reward-key, for rewards that are dicts.
+    """
+    everything = list(_flat(samples))
+    rows = [row for sample in everything if (row := _row(sample, reward_key)) is not None]
+    kept = [row for row in rows if not row.stop.gives_up]
+    return _known(
+        {
+            "unrecorded": _ratio(len(everything) - len(rows), len(everything)),
+            **_endings(rows),
+            **_outcomes(kept),
+            **_lengths(kept),
+            **_groups(rows),
+            **_searches(rows),
+        }
+    )
+
+
+def search_cost(usage: Mapping[str, float], *, since: Mapping[str, float]) -> dict[str, float]:
+    """The series of what searching cost between two `SearchUsage.snapshot()`; no price where nothing was paid."""
+    spent = {"search_calls": usage["search/calls"] - since["search/calls"]}
+    if usage["search/usd"]:
+        spent["search_usd"] = usage["search/usd"] - since["search/usd"]
+        spent["search_usd_total"] = usage["search/usd"]
+    return _known(spent)
+
+
+# --- one sample ---
+
+
+class _Row(NamedTuple):
+    """What the series need of one sample."""
+
+    stop: StopReason
+    group: Any  # slime's group_index; None: of no group
+    reward: float | None
+    score: Mapping[str, Any]  # empty where another reward function scored it
+    counts: Mapping[str, float]  # of its searches: see sample_fields
+    queries: list[str]
+    seconds: list[float]  # of the queries that the cache did not answer
+    turns: int
+    valid_turns: int
+    response_tokens: int
+    observation_tokens: int
+    trained_tokens: float
+    repetition: float | None
+    log_probs: list[float]  # of the tokens that the model sampled
+
+
+def _row(sample: Any, reward_key: str | None) -> _Row | None:
+    """None for a sample that was not rolled out by this plugin, or whose record is damaged."""
+    try:
+        info = rollout_info(sample)
+        return _read(sample, info, reward_key) if info else None
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
+        return None
+
+
+def _read(sample: Any, info: Mapping[str, Any], reward_key: str | None) -> _Row:
+    stop = StopReason(info["stop_reason"])
+    segments = info["segments"]
+    response = sample.tokens[len(sample.tokens) - sample.response_length :]
+    authors = list(islice(_authors(segments), len(response) + 1))
+    by_model = [token for token, ours in zip(response, authors, strict=not stop.gives_up) if ours]
+    log_probs = sample.rollout_log_probs or []
+    observations = [segment for segment in segments if segment["kind"] == "observation"]
+    searches = info["searches"]
+    hash(sample.group_index)
+    return _Row(
+        stop,
+        sample.group_index,
+        _reward(sample.reward, reward_key),
+        dict(info.get("score", {})),
+        {origin: float(info["search_counts"][origin]) for origin in ("queries", "cache", "shared", "failed")},
+        [normalised(search["query"]) for search in searches],
+        [float(search["seconds"]) for search in searches if search["origin"] != "cache" and "seconds" in search],
+        sum(segment["source"] == "model" for segment in segments),
+        len(observations) + (stop is StopReason.ANSWERED),
+        len(response),
+        sum(segment["tokens"] for segment in observations),
+        float(sum(sample.loss_mask or [])),
+        repetition(by_model),
+        [float(log_prob) for log_prob, ours in zip(log_probs, authors, strict=False) if ours],
+    )
+
+
+def _authors(segments: Iterable[Mapping[str, Any]]) -> Iterator[bool]:
+    """For each token of the response, whether the model wrote it."""
+    return chain.from_iterable(repeat(segment["source"] == "model", segment["tokens"]) for segment in segments)
+
+
+def _reward(reward: Any, reward_key: str | None) -> float | None:
+    value = reward.get(reward_key) if isinstance(reward, Mapping) else reward
+    return None if value is None else float(value)
+
+
+def repetition(ids: Sequence[int], n: int = REPETITION_N) -> float | None:
+    """1 - (different n-grams) / (n-grams); 0: nothing is said twice, near 1: a loop. None if there is no n-gram."""
+    grams = len(ids) - n + 1
+    return None if grams < 1 else 1 - len(set(zip(*(ids[start:] for start in range(n)), strict=False))) / grams
+
+
+# --- many samples ---
+
+
+def _endings(rows: Sequence[_Row]) -> dict[str, float | None]:
+    whole = len(rows)
+    cut = (row.stop not in (StopReason.ANSWERED, StopReason.ABORTED) and not row.stop.gives_up for row in rows)
+    return {
+        "truncated": _ratio(sum(cut), whole),
+        "given_up": _ratio(sum(row.stop.gives_up for row in rows), whole),
+        **{f"stop/{stop.value}": _ratio(sum(row.stop is stop for row in rows), whole) for stop in StopReason},
+    }
+
+
+def _outcomes(rows: Sequence[_Row]) -> dict[str, float | None]:
+    scores = [row.score for row in rows if row.score]
+    return {
+        "exact_match": _mean(bool(score.get("exact_match")) for score in scores),
+        "answers": _mean(score.get("answer") is not None for score in scores),
+        "valid_format": _mean(bool(score.get("valid_format")) for score in scores),
+        "gold_in_documents": _mean(bool(score.get("retrieved_gold")) for score in scores),
+        "valid_actions": _ratio(sum(row.valid_turns for row in rows), sum(row.turns for row in rows)),
+        "turns": _mean(row.turns for row in rows),
+        "searches": _mean(len(row.queries) for row in rows),
+        "duplicate_queries": _ratio(
+            sum(len(row.queries) - len(set(row.queries)) for row in rows), sum(len(row.queries) for row in rows)
+        ),
+    }
+
+
+def _lengths(rows: Sequence[_Row]) -> dict[str, float | None]:
+    lengths = [row.response_tokens for row in rows]
+    observed = [row.observation_tokens for row in rows]
+    return {
+        "response_length": _mean(lengths),
+        "response_length_max": max(lengths, default=None),
+        "trained_tokens": _mean(row.trained_tokens for row in rows),
+        "observation_tokens": _mean(observed),
+        "observation_share": _ratio(sum(observed), sum(lengths)),
+        "repetition": _mean(row.repetition for row in rows if row.repetition is not None),
+        "log_prob": _mean(log_prob for row in rows for log_prob in row.log_probs),
+    }
+
+
+def _groups(rows: Sequence[_Row]) -> dict[str, float | None]:
+    groups = defaultdict(list)
+    for row in rows:
+        if row.group is not None and row.reward is not None:
+            groups[row.group].append(row)
+    compared = [group for group in groups.values() if len(group) > 1]
+    flat = [group for group in map(_kept, compared) if len({row.reward for row in group}) < 2]
+    right = sum(bool(group) and all(row.score.get("exact_match") is True for row in group) for group in flat)
+    wrong = sum(bool(group) and all(row.score.get("exact_match") is False for row in group) for group in flat)
+    return {
+        "zero_variance_groups": _ratio(len(flat), len(compared)),
+        "zero_variance_right": _ratio(right, len(compared)),
+        "zero_variance_wrong": _ratio(wrong, len(compared)),
+    }
+
+
+def _kept(group: Sequence[_Row]) -> list[_Row]:
+    return [row for row in group if not row.stop.gives_up]
+
+
+def _searches(rows: Sequence[_Row]) -> dict[str, float | None]:
+    seconds = sorted(second for row in rows for second in row.seconds)
+    queries = sum(row.counts["queries"] for row in rows)
+    return {
+        "search_seconds": _mean(seconds),
+        "search_seconds_p95": seconds[math.ceil(0.95 * len(seconds)) - 1] if seconds else None,
+        "searches_failed": _ratio(sum(row.counts["failed"] for row in rows), queries),
+        "cache_hits": _ratio(sum(row.counts["cache"] + row.counts["shared"] for row in rows), queries),
+    }
+
+
+# --- figures ---
+
+
+def _flat(samples: Any) -> Iterator[Any]:
+    for sample in samples or ():
+        if isinstance(sample, list | tuple):
+            yield from _flat(sample)
+        else:
+            yield sample
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return _ratio(math.fsum(known), len(known))
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
