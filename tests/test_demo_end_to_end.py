@@ -74,7 +74,7 @@ def test_two_steps_leave_a_summary_a_report_and_no_process(finished: tuple[Path,
         assert summary[phase]["questions"] == 4
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [1, 2]
-    assert all(step["unrecorded"] == 0.0 and "zero_variance_groups" in step for step in steps)  # the series of metrics.py
+    assert all(step["unrecorded"] == 0.0 and "zero_variance_groups" in step for step in steps)
     if summary["config"]["api_mode"] == "generate":  # a tool call is longer than a turn of the tiny model may be
         assert any(step["groups_trained"] for step in steps)  # there was something to learn from
         assert summary["mean_abs_delta_logprob"] <= 1e-4  # both sides in float32
