@@ -14,7 +14,9 @@ def terminating_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(*_: object) -> None:
+        is_waiting = signal.SIGINT in signal.sigpending()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.raise_signal(signal.SIGINT)
+        if not is_waiting:  # one that was held back has just arrived, and a second would be "at once" to asyncio
+            signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, interrupt)
