@@ -355,7 +355,7 @@ def test_a_dry_run_and_a_check_of_the_settings_look_at_nothing_else(checkout: Ch
 
 @pytest.mark.slow
 def test_what_preflight_finds_right_is_trained(checkout: Checkout, tmp_path: Path) -> None:
-    (checkout.slime / "slime").mkdir()
+    (checkout.slime / "slime").mkdir(exist_ok=True)
     (checkout.slime / "slime" / "__init__.py").touch()
     with retriever_server(tmp_path / "retriever") as url:
         machine = Machine(tmp_path / "machine", url)
