@@ -71,7 +71,7 @@ def serve(run: Path, phase: str, cache: Path) -> None:
         )
         del policy  # the engine has its own
         server = stack.enter_context(EngineServer(engine))
-        print(_commands(run, phase, config, f"http://127.0.0.1:{server.port}", retriever.url), flush=True)
+        print(_commands(run.absolute(), phase, config, f"http://127.0.0.1:{server.port}", retriever.url), flush=True)
         threading.Event().wait()
 
 
