@@ -19,7 +19,7 @@ from search_rollout.preflight.checkpoint_files import (
 from search_rollout.preflight.findings import Blocked, Check, Finding, doubtful, fine, one_line, skipped, wrong
 from search_rollout.preflight.setup import Setup
 
-DOWNLOAD = "download it, for example:\n    huggingface-cli download Qwen/Qwen2.5-3B-Instruct --local-dir {}"
+DOWNLOAD = "download it, for example:\n    hf download Qwen/Qwen2.5-3B-Instruct --local-dir {}"
 AGREEMENT = {  # Megatron's argument -> config.json's key
     "--num-layers": "num_hidden_layers",
     "--hidden-size": "hidden_size",

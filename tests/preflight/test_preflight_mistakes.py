@@ -138,7 +138,7 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
     "too long for a GPU": (yaml("max_context_length: 20000\n"), "settings: context length", "20000", "9216 or less"),
     "a group of one": (setting(N_SAMPLES_PER_PROMPT="1"), "settings: batch", "GRPO", "at least 2"),
     "an odd batch": (setting(GLOBAL_BATCH_SIZE="7"), "settings: batch", "does not divide", "unset GLOBAL_BATCH_SIZE"),
-    "no model": (setting(HF_CHECKPOINT="/no/model"), "model: folder", "/no/model", "huggingface-cli download"),
+    "no model": (setting(HF_CHECKPOINT="/no/model"), "model: folder", "/no/model", "hf download"),
     "a Megatron folder as model": (a_megatron_checkpoint, "model: folder", "is a Megatron checkpoint", "REF_LOAD"),
     "GGUF": (setting(HF_CHECKPOINT="/x/model.gguf"), "model: folder", "GGUF", "download"),
     "a missing shard": (a_missing_shard, "model: weights", "1 of 2 weight files are missing: model-2", "download"),
