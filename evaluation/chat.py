@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.options import absolute, add_options, running_plugin
-from evaluation.plugin import find_slime, prepare_process, sample_of_row
+from evaluation.plugin import find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import closed_book_prompt
 from search_rollout.policy import EngineError, Reply
 from search_rollout.prompts import PromptMode, prompt_row
@@ -131,7 +131,7 @@ class Asker:
         import qa_em_format
         from search_rollout.trajectory import StopReason
 
-        params = dict(self._state.sampling_params)
+        params = sampling_params(self._args)
         rollout = await self.runtime.begin(self._args, self._sample(question), params, True)
         watched = replace(rollout, tracking=Watched(rollout.tracking, self._show_turn, self._show))
         print(f"question: {question}")

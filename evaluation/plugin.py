@@ -82,6 +82,13 @@ def sample_of_row(args: argparse.Namespace, tokenizer: Any, row: Mapping[str, An
     return Sample(index=index, prompt=prompt, label=row["reward_model"], metadata=metadata)
 
 
+def sampling_params(args: argparse.Namespace) -> dict[str, Any]:
+    """What slime itself makes of the args: a copy."""
+    from slime.rollout.sglang_rollout import GenerateState
+
+    return dict(GenerateState(args).sampling_params)
+
+
 async def ask(args: argparse.Namespace, sample: Any, sampling_params: dict[str, Any]) -> Any:
     """The sample with its trajectory and reward, by the very hooks that slime calls in training."""
     import generate_with_search

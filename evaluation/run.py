@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from evaluation.metrics import scores_of
 from evaluation.options import absolute, add_options, running_plugin
-from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row
+from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
 from evaluation.records import Records, record_of
 
@@ -165,7 +165,7 @@ async def ask_all(
         row = closed_book_row(question) if closed_book else question.row
         async with places:
             sample = sample_of_row(plugin, state.tokenizer, row, index[question.id])
-            sample = await ask(plugin, sample, dict(state.sampling_params))
+            sample = await ask(plugin, sample, sampling_params(plugin))
         scores = scores_of(sample, question.golds)
         records.add(record_of(sample, id=question.id, data_source=question.data_source, scores=scores))
         right += scores["em"]

@@ -127,21 +127,10 @@ async def _roll_out(setup: Setup, tokenizer: Any, row: dict[str, Any]) -> Any:
         max_response_len=setup.number("ROLLOUT_MAX_RESPONSE_LEN"),
         template_kwargs=setup.template_kwargs,
     )
-    params = {
-        "temperature": args.rollout_temperature,
-        "top_p": 1.0,
-        "top_k": -1,
-        "max_new_tokens": args.rollout_max_response_len,
-        "stop": None,
-        "stop_token_ids": None,
-        "skip_special_tokens": False,
-        "no_stop_trim": True,
-        "spaces_between_special_tokens": False,
-    }
     import generate_with_search
 
     try:
-        return await plugin.ask(args, plugin.sample_of_row(args, tokenizer, row), params)
+        return await plugin.ask(args, plugin.sample_of_row(args, tokenizer, row), plugin.sampling_params(args))
     finally:
         await generate_with_search.close()
 
