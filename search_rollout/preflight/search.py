@@ -48,7 +48,12 @@ def retriever(setup: Setup) -> Finding:
             f"{quiet} answers, but not at /ready: not a local_dense_retriever, which could say whether it is loaded",
             "make sure that it is; the rows below show whether it finds anything",
         )
-    return fine("; ".join(f"{server.url}: {server.about.get('rows', '?'):,} passages" for server in servers))
+    return fine("; ".join(f"{server.url}: {_size(server.about)}" for server in servers))
+
+
+def _size(about: dict[str, Any]) -> str:
+    rows = about.get("rows")
+    return f"{rows:,} passages" if isinstance(rows, int) else "ready"
 
 
 def find_servers(setup: Setup) -> list[Server]:
@@ -76,9 +81,9 @@ def find_servers(setup: Setup) -> list[Server]:
 
 
 def index(setup: Setup) -> Finding:
-    known = [server for server in _ready(setup) if "dimension" in server.about]
+    known = [server for server in _ready(setup) if server.about.get("dimension")]  # BM25 has 0: no vectors
     if not known:
-        return skipped("no server says what its index is")
+        return skipped("no server says that it has vectors")
     name, dimension = setup.environment.get("RETRIEVER_NAME"), _encoder_dimension(setup)
     for url, about in known:
         if name and about.get("encoder", name) != name:

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
@@ -10,7 +11,8 @@ from preflight_helpers import CONFIG, TOKENIZER, Machine, marked, retriever_serv
 from real_tokenizers import NAMES, real_tokenizer
 from web_fakes import KEY, FakeGoogle
 
-from search_rollout.preflight.findings import run_groups
+from search_rollout.preflight import search
+from search_rollout.preflight.findings import fine, run_groups
 from search_rollout.preflight.setup import Setup
 from token_router.app import create_app
 from token_router.token_trie import TokenTrie
@@ -126,3 +128,26 @@ async def test_a_cluster_of_another_version_is_a_warning(machine: Machine) -> No
         machine.environment["RAY_ADDRESS"] = f"http://127.0.0.1:{server.port}/"
         rows = await asyncio.to_thread(machine.look)
     assert "Ray 2.60.0, and here it is 2.49.0" in marked(rows, "!")["machine: Ray cluster"]
+
+
+class Ready:
+    """A Setup in which one server is ready, and says this about itself."""
+
+    environment: ClassVar[dict[str, str]] = {"RETRIEVER_NAME": "e5"}
+
+    def __init__(self, **about: Any) -> None:
+        self._servers = [search.Server("http://there", {"status": "ready", **about})]
+
+    def once(self, _: Any) -> list[search.Server]:
+        return self._servers
+
+
+def test_a_server_that_says_only_that_it_is_ready_is_taken_at_its_word() -> None:
+    assert search.retriever(Ready()) == fine("http://there: ready")
+    assert search.index(Ready()).mark == "–"
+
+
+def test_an_index_of_words_has_no_dimension_to_compare() -> None:
+    words = Ready(backend="bm25", rows=1200, dimension=0)
+    assert search.retriever(words) == fine("http://there: 1,200 passages")
+    assert search.index(words).mark == "–"
