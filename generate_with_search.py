@@ -26,17 +26,17 @@ from slime.utils.misc import load_function
 from slime.utils.types import Sample
 
 import qa_em_format
-from search_rollout import sample_fields
 from search_rollout.config import ConfigError, SearchConfig, load_config
+from search_rollout.engine.client import EngineError, call_params
+from search_rollout.engine.tracking import RouterMismatch, unscored_log_probs
 from search_rollout.metrics import rollout_metrics, search_cost
-from search_rollout.policy import EngineError, call_params
-from search_rollout.resume import interrupted_rollout, resume_state
-from search_rollout.retrieval import PassageSource, search_all
 from search_rollout.rewards import group_normalised
 from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url
-from search_rollout.search_usage import SearchUsage
-from search_rollout.top_p_replay import replays_top_p, write_top_p_replay
-from search_rollout.tracking import RouterMismatch, unscored_log_probs
+from search_rollout.samples import fields as sample_fields
+from search_rollout.samples.resume import interrupted_rollout, resume_state
+from search_rollout.samples.top_p_replay import replays_top_p, write_top_p_replay
+from search_rollout.search.searcher import PassageSource, search_all
+from search_rollout.search.usage import SearchUsage
 from search_rollout.trajectory import StopReason, Trajectory
 
 logger = logging.getLogger(__name__)

@@ -23,11 +23,11 @@ from yarl import URL
 
 from search_rollout.arguments import whole_number
 from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, load_config
-from search_rollout.google_results import Hit, contents, passage, read_answer
 from search_rollout.http_client import JsonClient, RequestFailed, ServiceRefused
-from search_rollout.retrieval import Passage, Searcher
 from search_rollout.runtime import make_searcher
-from search_rollout.web_pages import WebPages
+from search_rollout.search.google import Hit, contents, passage, read_answer
+from search_rollout.search.searcher import Passage, Searcher
+from search_rollout.search.web_pages import WebPages
 
 ENDPOINT = "https://google.serper.dev/search"
 RESULTS_FOR_ONE_CREDIT = 10  # asked for in any case: some have no text

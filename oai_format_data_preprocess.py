@@ -5,9 +5,10 @@
     python oai_format_data_preprocess.py --input questions.jsonl  your own: question and golden_answers, or prompt and
                                                                   reward_model, in each row
 
-Columns: prompt, reward_model, data_source, extra_info, metadata, in chat mode tools; `search_rollout/prompts.py` makes
-the prompts. For slime: --input-key prompt --label-key reward_model, for XML mode --apply-chat-template. The same input
-gives the same files. Files appear whole or not at all; any split that fails makes the exit status 1.
+Columns: prompt, reward_model, data_source, extra_info, metadata, in chat mode tools;
+`search_rollout/protocols/prompts.py` makes the prompts. For slime: --input-key prompt --label-key reward_model, for
+XML mode --apply-chat-template. The same input gives the same files. Files appear whole or not at all; any split that
+fails makes the exit status 1.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qa_em_format import gold_answers
-from search_rollout.prompts import PromptMode, prompt_row
+from search_rollout.protocols.prompts import PromptMode, prompt_row
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -190,7 +190,7 @@ slime_knows() { # FLAG, which an older slime would refuse
 make_runtime_env() { # JSON
   local joining=()
   [[ -z "$RAY_ADDRESS" ]] || joining=(--joining)
-  ours search_rollout.job_environment "${joining[@]}" \
+  ours launch.job_environment "${joining[@]}" \
     "PYTHONPATH=$MEGATRON_DIR:$HERE:$SLIME_DIR${PYTHONPATH:+:$PYTHONPATH}" \
     PYTHONUNBUFFERED=1 \
     CUDA_DEVICE_MAX_CONNECTIONS=1 \

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "demo" / "slime_standin", ROOT):
+for folder in (ROOT / "slime_standin", ROOT):
     sys.path.insert(0, str(folder))
 
 import aiohttp  # noqa: E402

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import aiohttp
 
 from benchmarks.reporting import parser, print_table, verdict, write_json
-from search_rollout.local_retriever import LocalRetriever
-from search_rollout.retrieval import Passage, Searcher
-from search_rollout.search_cache import SearchCache
+from search_rollout.search.cache import SearchCache
+from search_rollout.search.local_retriever import LocalRetriever
+from search_rollout.search.searcher import Passage, Searcher
 
 SEARCHES, CONCURRENT, RUNS = 1000, 256, 7
 DOCUMENT = '"A place"\n' + "The place lies in the highlands in the south of the country and was founded in 1899. " * 6

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from demo.world_facts import Question
 from evaluation.plugin import plugin_args, sample_of_row
 from search_rollout.config import SearchConfig
-from search_rollout.prompts import PromptMode, prompt_row
+from search_rollout.protocols.prompts import PromptMode, prompt_row
 
 TEMPERATURE = 0.8  # of rollouts; evaluations are greedy
 MAX_RESPONSE_LEN = 80  # tokens of one engine call

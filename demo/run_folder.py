@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from search_rollout.chat_template import decode
+from search_rollout.protocols.chat_template import decode
 
 
 class RunFolder:

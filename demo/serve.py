@@ -89,7 +89,7 @@ def _commands(run: Path, phase: str, config: dict[str, Any], engine: str, retrie
         "ROLLOUT_MAX_RESPONSE_LEN": MAX_RESPONSE_LEN,
         "ROLLOUT_BATCH_SIZE": 1,  # the held-out questions may be fewer than a training step's
     }
-    preflight = ["env", *(f"{name}={value}" for name, value in settings.items()), *python, "search_rollout.preflight"]
+    preflight = ["env", *(f"{name}={value}" for name, value in settings.items()), *python, "preflight"]
     preflight += ["--skip", "packages", "machine", "model", "--engine", engine]
     shared = ["--model", run / phase, "--engine", engine, "--search", f"local:{retriever}"]
     shared += ["--custom_config_path", run / "settings.yaml", "--max_response_len", MAX_RESPONSE_LEN]

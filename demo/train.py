@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "demo" / "slime_standin"))  # what slime's workers have on PYTHONPATH: slime …
+sys.path.insert(0, str(ROOT / "slime_standin"))  # what slime's workers have on PYTHONPATH: slime …
 sys.path.insert(0, str(ROOT))  # … and this plugin's folder
 
 from demo.interruption import terminating_interrupts  # noqa: E402

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from demo.grpo import MAX_GRAD_NORM, TrainSample, batches, masked_log_probs
 from demo.rollouts import sample_of
 from demo.world_facts import Question
-from search_rollout.chat_template import encode
-from search_rollout.retrieval import search_all
+from search_rollout.protocols.chat_template import encode
 from search_rollout.runtime import Runtime
+from search_rollout.search.searcher import search_all
 
 
 def search_text(api_mode: str, query: str) -> str:

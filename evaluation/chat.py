@@ -21,10 +21,10 @@ from typing import Any
 from evaluation.options import absolute, add_options, running_plugin
 from evaluation.plugin import find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import closed_book_prompt
-from search_rollout.policy import EngineError, Reply
-from search_rollout.prompts import PromptMode, prompt_row
-from search_rollout.protocol import Message
-from search_rollout.tracking import Tracking
+from search_rollout.engine.client import EngineError, Reply
+from search_rollout.engine.tracking import Tracking
+from search_rollout.protocols.base import Message
+from search_rollout.protocols.prompts import PromptMode, prompt_row
 from search_rollout.trajectory import Trajectory
 
 COLOURS = {

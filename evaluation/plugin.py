@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from search_rollout.chat_template import render_prompt
+from search_rollout.protocols.chat_template import render_prompt
 
-STAND_IN = Path(__file__).resolve().parent.parent / "demo" / "slime_standin"
+STAND_IN = Path(__file__).resolve().parent.parent / "slime_standin"
 
 
 def find_slime() -> None:
-    """Makes `import slime` work: yours if it is installed, else the few parts of it in `demo/slime_standin`."""
+    """Makes `import slime` work: yours if it is installed, else the few parts of it in `slime_standin`."""
     if importlib.util.find_spec("slime") is None:
         sys.path.insert(0, str(STAND_IN))
 

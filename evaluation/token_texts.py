@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from search_rollout.chat_template import decode, encode
+from search_rollout.protocols.chat_template import decode, encode
 
 TokenText = str | list[int]  # a list: bytes that are UTF-8 only together with those of neighbours
 

@@ -105,7 +105,7 @@ url_port() {
 
 run_preflight() { # what it prints says what to mend
   is_on "$PREFLIGHT" || return 0
-  ours search_rollout.preflight || die "preflight found mistakes; mend them, or go on without it: PREFLIGHT=0."
+  ours preflight || die "preflight found mistakes; mend them, or go on without it: PREFLIGHT=0."
 }
 
 # shellcheck source=launch/settings.sh

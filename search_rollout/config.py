@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from search_rollout.tool_formats import FORMATS
+from search_rollout.protocols.tool_formats import FORMATS
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
-from search_rollout.retrieval import normalised
-from search_rollout.sample_fields import rollout_info
+from search_rollout.samples.fields import rollout_info
+from search_rollout.search.searcher import normalised
 from search_rollout.trajectory import StopReason
 
 SERIES = {

@@ -7,21 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search_rollout import sample_fields
-from search_rollout.chat_template import decode, encode
 from search_rollout.config import ConfigError, SearchConfig
-from search_rollout.local_retriever import LocalRetriever
-from search_rollout.observation import neutraliser, special_strings
-from search_rollout.policy import EngineClient, call_params
-from search_rollout.protocol import RolloutProtocol
-from search_rollout.resume import Interrupted, settle_open_turn
-from search_rollout.retrieval import PassageSource, Searcher
-from search_rollout.search_cache import CacheError, SearchCache
-from search_rollout.search_usage import SearchUsage
-from search_rollout.tool_formats import ToolFormat, tool_format
-from search_rollout.tool_protocol import ToolProtocol
-from search_rollout.top_p_replay import replays_top_p
-from search_rollout.tracking import (
+from search_rollout.engine.client import EngineClient, call_params
+from search_rollout.engine.tracking import (
     NAMESPACE_HEADER,
     HandlerTracking,
     ManualTracking,
@@ -29,8 +17,20 @@ from search_rollout.tracking import (
     Tracking,
     check_router,
 )
+from search_rollout.protocols.base import RolloutProtocol
+from search_rollout.protocols.chat_template import decode, encode
+from search_rollout.protocols.observation import neutraliser, special_strings
+from search_rollout.protocols.tool_formats import ToolFormat, tool_format
+from search_rollout.protocols.tools import ToolProtocol
+from search_rollout.protocols.xml import XmlProtocol
+from search_rollout.samples import fields as sample_fields
+from search_rollout.samples.resume import Interrupted, settle_open_turn
+from search_rollout.samples.top_p_replay import replays_top_p
+from search_rollout.search.cache import CacheError, SearchCache
+from search_rollout.search.local_retriever import LocalRetriever
+from search_rollout.search.searcher import PassageSource, Searcher
+from search_rollout.search.usage import SearchUsage
 from search_rollout.trajectory import Trajectory, opens_thought
-from search_rollout.xml_protocol import XmlProtocol
 
 logger = logging.getLogger(__name__)
 

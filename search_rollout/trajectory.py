@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, NamedTuple
 
-from search_rollout.protocol import Message
-from search_rollout.retrieval import SearchResult
+from search_rollout.protocols.base import Message
+from search_rollout.search.searcher import SearchResult
 
 
 class StopReason(Enum):

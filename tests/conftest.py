@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SLIME = Path(os.environ.get("SLIME_DIR") or ROOT / "demo" / "slime_standin")
+SLIME = Path(os.environ.get("SLIME_DIR") or ROOT / "slime_standin")
 for folder in (ROOT, SLIME, ROOT / "tests"):
     sys.path.insert(0, str(folder))
 os.environ["HF_HUB_OFFLINE"] = "1"

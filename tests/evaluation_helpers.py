@@ -13,7 +13,7 @@ import pytest
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
 from slime.utils.misc import SingletonMeta
 
-from search_rollout.prompts import PromptMode, prompt_row
+from search_rollout.protocols.prompts import PromptMode, prompt_row
 
 WAIT_S = 20.0
 CAPITALS = {"Kenya": "Nairobi", "Ghana": "Accra", "Peru": "Lima", "Cuba": "Havana"}

@@ -16,8 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKES = ROOT / "tests" / "launch_fakes.py"
-COPIED = ["run_qwen2.5_3B.sh", "run_qwen2.5_3B_with_retrieval.sh", "launch", "search_rollout", "token_router"]
-COPIED += ["local_dense_retriever", "generate_with_search.py", "qa_em_format.py"]
+COPIED = ["run_qwen2.5_3B.sh", "run_qwen2.5_3B_with_retrieval.sh", "launch", "preflight", "search_rollout"]
+COPIED += ["token_router", "local_dense_retriever", "generate_with_search.py", "qa_em_format.py"]
 
 
 class Checkout:

@@ -27,10 +27,10 @@ from local_dense_retriever.retriever import Retriever
 from local_dense_retriever.searcher import DenseSearcher
 from local_dense_retriever.service import Service
 from oai_format_data_preprocess import parquet_schema
-from search_rollout.preflight.__main__ import GROUPS
-from search_rollout.preflight.findings import Row, run_groups
-from search_rollout.preflight.setup import Setup
-from search_rollout.prompts import PromptMode, prompt_row
+from preflight.__main__ import GROUPS
+from preflight.findings import Row, run_groups
+from preflight.setup import Setup
+from search_rollout.protocols.prompts import PromptMode, prompt_row
 
 TOKENIZER = hermes_tokenizer()
 TEXTS = ('"Red"\nred', '"Green"\ngreen', '"Blue"\nblue', '"Two"\nred red blue')

@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 from fakes import tiny_tokenizer
 
-from search_rollout.tool_formats import FORMATS
+from search_rollout.protocols.tool_formats import FORMATS
 from token_router.app import create_app, make_runner
 from token_router.token_trie import TokenTrie
 from token_router.workers import Workers

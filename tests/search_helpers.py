@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from search_rollout.local_retriever import LocalRetriever
-from search_rollout.retrieval import Searcher
-from search_rollout.search_cache import SearchCache
+from search_rollout.search.cache import SearchCache
+from search_rollout.search.local_retriever import LocalRetriever
+from search_rollout.search.searcher import Searcher
 
 
 @asynccontextmanager

@@ -59,7 +59,7 @@ def test_every_file_that_the_readme_and_the_design_name_exists():
             assert (ROOT / name).is_dir(), name
     folder = ROOT
     for line in design.split("```")[1].splitlines():
-        if match := re.match(r"^(\S+/)\s", line):
+        if match := re.match(r"^(\S+/)(?:\s|$)", line):
             folder = ROOT / match[1]
         named = line if line.startswith("  ") else ""
         for name in re.findall(r"\b[a-z_]+\.(?:py|sh)\b", named):

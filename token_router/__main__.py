@@ -22,7 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from search_rollout.arguments import whole_number
-from search_rollout.tool_formats import FORMATS, ToolFormat, tool_format
+from search_rollout.protocols.tool_formats import FORMATS, ToolFormat, tool_format
 from token_router.app import create_app, make_runner
 from token_router.token_trie import TokenTrie
 from token_router.workers import Workers, worker_url

@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from search_rollout.tool_formats import ToolFormat
+from search_rollout.protocols.tool_formats import ToolFormat
 from token_router.chat import ChatRoute
 from token_router.errors import ApiError, bad_request, errors_as_json
 from token_router.generate import GenerateRoute

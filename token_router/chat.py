@@ -6,8 +6,8 @@ from typing import Any
 
 from aiohttp import web
 
-from search_rollout.chat_template import decode, encode, next_turn_ids, render_prompt, strip_end
-from search_rollout.tool_formats import ToolFormat
+from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, render_prompt, strip_end
+from search_rollout.protocols.tool_formats import ToolFormat
 from token_router.completion import assistant_message, completion
 from token_router.conversation import Conversation, next_key, parse_conversation, parse_message, template_errors
 from token_router.errors import ApiError, bad_request

@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from search_rollout.chat_template import decode
-from search_rollout.tool_formats import ToolCall, ToolFormat, parse_turn
+from search_rollout.protocols.chat_template import decode
+from search_rollout.protocols.tool_formats import ToolCall, ToolFormat, parse_turn
 from token_router.replies import Reply
 
 

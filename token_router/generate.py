@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from search_rollout.chat_template import decode, encode
+from search_rollout.protocols.chat_template import decode, encode
 from token_router.errors import bad_request
 from token_router.json_body import json_object, refuse_streaming
 from token_router.replies import UnusableReply, parse_reply

@@ -4,7 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
-from search_rollout.chat_template import decode, next_turn_ids
+from search_rollout.protocols.chat_template import decode, next_turn_ids
 from token_router.conversation import parse_conversation, template_errors
 from token_router.errors import ApiError, bad_request
 from token_router.json_body import json_object

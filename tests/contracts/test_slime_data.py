@@ -12,9 +12,9 @@ from test_slime import CALL_ARGS, slime_state, unused_packages  # noqa: F401  (a
 
 import oai_format_data_preprocess
 from qa_em_format import gold_answers
-from search_rollout.chat_template import render_prompt
-from search_rollout.prompts import SEARCH_TOOL, prompt_of, xml_prompt
-from search_rollout.tool_protocol import tools_of
+from search_rollout.protocols.chat_template import render_prompt
+from search_rollout.protocols.prompts import SEARCH_TOOL, prompt_of, xml_prompt
+from search_rollout.protocols.tools import tools_of
 
 pytestmark = pytest.mark.filterwarnings("default")
 TOKENIZER = tool_tokenizer()

@@ -11,9 +11,9 @@ from preflight_helpers import CONFIG, TOKENIZER, Machine, marked, retriever_serv
 from real_tokenizers import NAMES, real_tokenizer
 from web_fakes import KEY, FakeGoogle
 
-from search_rollout.preflight import search
-from search_rollout.preflight.findings import fine, run_groups
-from search_rollout.preflight.setup import Setup
+from preflight import search
+from preflight.findings import fine, run_groups
+from preflight.setup import Setup
 from token_router.app import create_app
 from token_router.token_trie import TokenTrie
 from token_router.workers import Workers

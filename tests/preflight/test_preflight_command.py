@@ -1,4 +1,4 @@
-"""`python -m search_rollout.preflight` as a command: its table, its exit status, its time, and one real rollout."""
+"""`python -m preflight` as a command: its table, its exit status, its time, and one real rollout."""
 
 import os
 import pty
@@ -16,10 +16,10 @@ from real_tokenizers import real_tokenizer
 from retriever_fakes import minilm_folder
 
 from local_dense_retriever import build_index
-from search_rollout.preflight import findings, probe, router
-from search_rollout.preflight.__main__ import main
-from search_rollout.preflight.findings import Check, Row, doubtful, fine, run_groups, wrong
-from search_rollout.preflight.setup import Setup
+from preflight import findings, probe, router
+from preflight.__main__ import main
+from preflight.findings import Check, Row, doubtful, fine, run_groups, wrong
+from preflight.setup import Setup
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def run(machine: Machine, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command, as a user at this machine calls it."""
     return subprocess.run(
-        [sys.executable, "-m", "search_rollout.preflight", *arguments],
+        [sys.executable, "-m", "preflight", *arguments],
         env={**machine.environment, "PYTHONPATH": f"{ROOT}:{machine.packages}"},
         cwd=machine.folder,
         capture_output=True,
@@ -83,7 +83,7 @@ def test_a_wrong_command_line_is_2(machine: Machine, arguments: list[str]) -> No
 def test_help_lists_every_group(machine: Machine) -> None:
     shown = run(machine, "--help").stdout
     groups = re.findall(r"^  (\w+) +\w", shown[shown.index("groups of checks:") :], re.MULTILINE)
-    package = ROOT / "search_rollout" / "preflight"
+    package = ROOT / "preflight"
     assert set(groups) == {path.stem for path in package.glob("*.py") if "\nCHECKS = (" in path.read_text()}
 
 
@@ -91,7 +91,7 @@ def test_a_terminal_gets_colour_and_lines_that_fit(machine: Machine) -> None:
     machine.environment |= {"LOSS_MASK_MODE": "simple", "COLUMNS": "70", "TERM": "xterm"}
     reading, writing = pty.openpty()
     skipped = ["machine", "model", "template", "data", "search", "router"]
-    command = [sys.executable, "-m", "search_rollout.preflight", "--skip", *skipped]
+    command = [sys.executable, "-m", "preflight", "--skip", *skipped]
     with subprocess.Popen(command, env=machine.environment, cwd=ROOT, stdin=writing, stdout=writing) as process:
         os.close(writing)
         shown = b""

@@ -9,8 +9,8 @@ from evaluation_helpers import Geographer, fresh_state, serving  # noqa: F401
 from fakes import FakeEngine, Turn
 from preflight_helpers import Machine
 
-from search_rollout.preflight.findings import Finding, run_groups
-from search_rollout.preflight.setup import Setup
+from preflight.findings import Finding, run_groups
+from preflight.setup import Setup
 
 
 def engine_findings(machine: Machine, url: str) -> dict[str, Finding]:

@@ -11,7 +11,7 @@ import pytest
 from preflight_helpers import Machine, data_rows, marked, write_safetensors
 from router_fakes import HERMES
 
-from search_rollout.search_cache import SearchCache
+from search_rollout.search.cache import SearchCache
 
 Change = Callable[[Machine], None]  # what is done to a good machine
 

@@ -1,0 +1,99 @@
+"""Looks for mistakes before a training job holds any GPU: settings, model, data, search, machine.
+
+    python -m preflight
+    python -m preflight --skip machine packages         away from the GPUs
+    python -m preflight --engine http://127.0.0.1:30000     with one real rollout
+
+Settings are environment variables, those of the launch scripts (./run_qwen2.5_3B.sh --help) and those of the rollouts
+(README.md, Settings); what is not set has its default. Nothing is started or stopped. A row a check:
+
+    ✓  right      ✗  wrong, with the remedy      !  works, but look at it      –  skipped, with the reason
+
+The exit status is 1 if there is a ✗, or with --strict a !.
+"""
+
+import argparse
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from preflight.findings import run_groups
+from preflight.setup import Setup
+from preflight.table import Table
+
+GROUPS = {  # a module each
+    "settings": "values, and what they say about each other",
+    "packages": "slime, Ray, SGLang, Megatron and what the plugin needs",
+    "machine": "GPUs, ports, Ray, disk, shared memory",
+    "model": "the checkpoint, and its Megatron form",
+    "template": "the chat template",
+    "data": "the prompts, and their gold answers",
+    "search": "retriever or web search, and the cache: a few searches are made, one with web search",
+    "router": "the token router, in router modes",
+    "engine": "a running engine, and a rollout on it; only with --engine",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    args = parse_args(argv)
+    began, table = time.monotonic(), Table(sys.stdout)
+    setup = Setup(os.environ, args.engine)
+    skip = {*args.skip, *([] if args.engine else ["engine"])}
+    for row in run_groups(setup, [name for name in GROUPS if name not in skip]):
+        table.write(row)
+    table.write_count(time.monotonic() - began)
+    return int(table.marks["✗"] > 0 or (args.strict and table.marks["!"] > 0))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's arguments; exits with 2 if they are wrong."""
+    groups = "\n".join(f"  {name:<10} {what}" for name, what in GROUPS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m preflight",
+        description=__doc__,
+        epilog=f"groups of checks:\n{groups}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--strict", action="store_true", help="a ! is a failure too")
+    parser.add_argument("--engine", metavar="URL", type=_url, help="http://HOST:PORT of a running SGLang or router")
+    parser.add_argument(
+        "--skip", metavar="GROUP", nargs="+", action="extend", default=[], choices=GROUPS, help="leave out these groups"
+    )
+    return parser.parse_args(argv)
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme == "http" and parts.hostname and parts.port and parts.path in ("", "/")
+    except ValueError:  # of the port
+        usable = False
+    if not usable:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address of the form http://HOST:PORT")
+    return text.rstrip("/")
+
+
+def prepare_process() -> None:
+    """Nothing but the table is printed: its rows say what the libraries and the plugin would warn of."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger().addHandler(logging.NullHandler())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # ✓ and ✗ in every locale
+
+
+if __name__ == "__main__":
+    prepare_process()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

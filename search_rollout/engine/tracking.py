@@ -1,0 +1,272 @@
+"""Three ways to an engine's ids that end in the same trajectory.
+
+    manual          ids go to `/generate`, and ids come back
+    router_radix    text goes to a token router's `/generate`; its record is fetched once, by text
+    router_handler  messages go to a token router's `/v1/chat/completions`; its record is fetched once, by messages
+
+A router is not trusted: every reply carries its ids and how many the engine had read, and the record fetched at the end
+must be what came in the replies and what the environment added.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from search_rollout.config import ConfigError
+from search_rollout.engine.client import EngineClient, EngineError, GrowingIds, Reply
+from search_rollout.http_client import RequestFailed
+from search_rollout.protocols.base import Message
+from search_rollout.trajectory import Trajectory
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE_HEADER = "X-Search-R1-Trajectory"  # siblings of a group may say the same in different ids
+RECORD_PATHS = {
+    "router_radix": "/retrieve_from_text",
+    "router_handler": "/retrieve_from_messages_template",
+}
+_LOG_PROB_TOLERANCE = 1e-5  # a record may have passed through 32-bit numbers
+
+
+class RouterMismatch(EngineError):
+    """The router's record differs from what its replies carried; the message says where."""
+
+
+class Tracking(Protocol):
+    """How one rollout talks to the engine."""
+
+    async def complete(
+        self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
+    ) -> Reply:
+        """The engine's reply to the trajectory so far. Raises EngineError."""
+        ...
+
+    def tell(self, message: Message) -> None:
+        """What the environment says before the next reply."""
+        ...
+
+    async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
+        """Raises RouterMismatch if the finished trajectory is not what the router recorded."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What it keeps beside the trajectory, up to the last turn that no abort cut, as JSON values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        ...
+
+
+class ManualTracking:
+    """See `Tracking`."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+        self._ids = GrowingIds()
+
+    async def complete(
+        self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
+    ) -> Reply:
+        """Sends all ids."""
+        body = {"sampling_params": params, **_log_prob_fields(trajectory)}
+        reply = await self._engine.generate(body, headers, aborted, self._ids.as_json(trajectory.ids))
+        return _checked(reply, trajectory, aborted)
+
+    def tell(self, message: Message) -> None:
+        """Nothing to keep: the ids stand in the trajectory."""
+
+    async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
+        """Nothing to compare: the trajectory is made of the replies."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class RadixTracking:
+    """See `Tracking`; keeps the text as the router knows it."""
+
+    def __init__(self, engine: EngineClient, prompt: str) -> None:
+        self._engine = engine
+        self._text = prompt
+        self._known = ""  # the text up to the last reply
+
+    async def complete(
+        self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
+    ) -> Reply:
+        """Sends all text."""
+        body = {"text": self._text, "sampling_params": params, **_log_prob_fields(trajectory)}
+        reply = _checked(await self._engine.generate(body, headers, aborted), trajectory, aborted)
+        if reply.finish != "abort":  # a router keeps no such reply
+            self._known = self._text = self._text + reply.text
+        return reply
+
+    def tell(self, message: Message) -> None:
+        """Adds its text."""
+        self._text += message.text
+
+    async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
+        """Fetches the record of the text up to the last reply."""
+        if self._known:
+            await _verify(self._engine, "router_radix", {"text": self._known}, trajectory, headers)
+
+    def state(self) -> dict[str, Any]:
+        """The text, and how much of it the router knows."""
+        return {"text": self._text, "known": self._known}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `state`."""
+        self._text, self._known = state["text"], state["known"]
+
+
+class HandlerTracking:
+    """See `Tracking`; keeps the messages, assistant turns as the router gave them."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any],
+    ) -> None:
+        self._engine = engine
+        self._messages = [dict(message) for message in messages]
+        self._known = 0  # messages up to the last reply
+        self._shared = {"tools": list(tools), "chat_template_kwargs": dict(template_kwargs)}
+
+    async def complete(
+        self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
+    ) -> Reply:
+        """Sends all messages."""
+        body = {"messages": self._messages, **self._shared, **_chat_fields(params, trajectory)}
+        reply = _checked(await self._engine.chat(body, headers, aborted), trajectory, aborted)
+        if reply.finish == "abort":  # a router keeps no such reply
+            return reply
+        if reply.message is None:
+            raise EngineError("The router's chat completion has no message.")
+        self._messages.append(reply.message)
+        self._known = len(self._messages)
+        return reply
+
+    def tell(self, message: Message) -> None:
+        """Adds its messages, each tool message with the id of its call where there is one."""
+        calls = self._messages[-1].get("tool_calls") or []
+        for place, one in enumerate(message.messages):
+            call_id = {"tool_call_id": calls[place]["id"]} if one["role"] == "tool" and place < len(calls) else {}
+            self._messages.append({**one, **call_id})
+
+    async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
+        """Fetches the record of the messages up to the last reply."""
+        if self._known:
+            body = {"messages": self._messages[: self._known], **self._shared}
+            await _verify(self._engine, "router_handler", body, trajectory, headers)
+
+    def state(self) -> dict[str, Any]:
+        """The messages, and how many of them the router knows."""
+        return {"messages": list(self._messages), "known": self._known}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `state`."""
+        self._messages, self._known = list(state["messages"]), state["known"]
+
+
+async def check_router(engine: EngineClient, mode: str) -> None:
+    """Raises ConfigError if the router has no record to fetch for this TOKEN_TRACKING_MODE."""
+    path = RECORD_PATHS[mode]
+    try:
+        await engine.post(path, {"text": ""} if mode == "router_radix" else {"messages": []}, {})
+    except RequestFailed as failure:
+        if failure.status == 400 and mode == "router_handler":
+            return  # as it should: there are no messages
+        if failure.status in (400, 404, 405, 422, 501):
+            raise ConfigError(
+                f"TOKEN_TRACKING_MODE={mode} needs a router with {path}, and the one that slime uses has none "
+                f"({failure}). Start `python -m token_router`, and give slime its --sglang-router-ip and "
+                "--sglang-router-port."
+            ) from failure
+        raise EngineError(str(failure)) from failure
+
+
+def unscored_log_probs(reply: Reply, trajectory: Trajectory) -> list[float]:
+    """The engine's log-probabilities of the trajectory's unscored ids, from the reply to them.
+
+    Raises EngineError if they are not there.
+    """
+    if not (trajectory.track_log_probs and trajectory.unscored):
+        return []
+    scores = reply.prompt_scores or []
+    log_probs = [log_prob for _, log_prob in scores]
+    if [token for token, _ in scores] != trajectory.response_ids[-trajectory.unscored :]:
+        raise EngineError(f"LOSS_MASK_MODE=simple: {trajectory.unscored} ids were to be scored, {len(scores)} came.")
+    if not all(isinstance(log_prob, float) and math.isfinite(log_prob) for log_prob in log_probs):
+        raise EngineError("LOSS_MASK_MODE=simple: the engine scored an observation with what is not a finite number.")
+    return log_probs
+
+
+def _log_prob_fields(trajectory: Trajectory) -> dict[str, Any]:
+    """What a request asks about log-probabilities; those of unscored ids need the position before them as well."""
+    fields: dict[str, Any] = {"return_logprob": trajectory.track_log_probs}
+    if trajectory.track_log_probs and trajectory.unscored:
+        fields["logprob_start_len"] = trajectory.length - trajectory.unscored - 1
+    return fields
+
+
+def _chat_fields(params: Mapping[str, Any], trajectory: Trajectory) -> dict[str, Any]:
+    """SGLang's sampling parameters under the names of chat completions; those without one keep their own."""
+    names = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
+    fields = {names.get(key, key): value for key, value in params.items()}
+    asked = _log_prob_fields(trajectory)
+    return {**fields, "logprobs": asked.pop("return_logprob"), **asked}
+
+
+def _checked(reply: Reply, trajectory: Trajectory, aborted: Callable[[], bool]) -> Reply:
+    """The reply, if the engine read as many ids as the trajectory has. Raises RouterMismatch."""
+    sent = trajectory.length
+    if reply.prompt_tokens not in (None, sent) and not (reply.finish == "abort" and aborted()):
+        raise RouterMismatch(f"The engine read {reply.prompt_tokens} ids where the trajectory has {sent}.")
+    return reply
+
+
+async def _verify(
+    engine: EngineClient, mode: str, body: Mapping[str, Any], trajectory: Trajectory, headers: Mapping[str, str]
+) -> None:
+    try:
+        record = await engine.post(RECORD_PATHS[mode], body, headers)
+        difference = _difference(record, trajectory)
+    except RequestFailed as failure:
+        raise RouterMismatch(f"The router has no record of the trajectory: {failure}") from failure
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RouterMismatch(f"The router's record is not in the form of {RECORD_PATHS[mode]}: {error!r}") from error
+    if difference:
+        raise RouterMismatch(f"The router's record differs from its replies: {difference}")
+
+
+def _difference(record: Mapping[str, Any], trajectory: Trajectory) -> str | None:
+    """Where a record departs from the trajectory up to its last reply; None if nowhere."""
+    tail = trajectory.segments[-1].tokens if trajectory.segments[-1].source == "environment" else 0
+    end = len(trajectory.response_ids) - tail
+    ids = trajectory.prompt_ids + trajectory.response_ids[:end]
+    sampled = [int(segment.source == "model") for segment in trajectory.segments for _ in range(segment.tokens)]
+    mask = [0] * len(trajectory.prompt_ids) + sampled[:end]
+    if len(record["tokens"]) != len(ids):
+        return f"{len(record['tokens'])} tokens, {len(ids)} expected"
+    if record["tokens"] != ids:
+        place = next(
+            place for place, (one, other) in enumerate(zip(record["tokens"], ids, strict=True)) if one != other
+        )
+        return f"token {place} is {record['tokens'][place]}, {ids[place]} expected"
+    if list(record["loss_mask"]) != mask:
+        return f"{sum(record['loss_mask'])} sampled tokens in another place, or not {sum(mask)}"
+    if trajectory.log_probs is not None and not trajectory.simple_mask:
+        ours = [0.0] * len(trajectory.prompt_ids) + trajectory.log_probs[:end]
+        theirs = record["rollout_logp"]
+        if theirs is None or len(theirs) != len(ours):
+            return "log-probabilities are missing"
+        if any(abs(one - other) > _LOG_PROB_TOLERANCE for one, other in zip(theirs, ours, strict=True)):
+            return "log-probabilities have other values"
+    return None

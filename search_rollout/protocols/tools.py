@@ -1,0 +1,164 @@
+"""The protocol in OpenAI messages: the model calls tools, and answers in a turn without a call.
+
+The prompt is rendered by the tokenizer's own template with the tools in it. What a turn's calls bring is appended as
+the template's own tool messages, rendered alone: earlier turns are never rendered again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from search_rollout.protocols.base import Action, Message, SearchCall
+from search_rollout.protocols.chat_template import decode, next_turn_ids, strip_end
+from search_rollout.protocols.observation import Neutralise, fit, render_result
+from search_rollout.protocols.prompts import SEARCH_TOOL
+from search_rollout.protocols.tool_formats import ToolCall, ToolFormat, parse_turn
+from search_rollout.search.searcher import SearchResult
+
+CORRECTION = "That turn did not come to an end of its own. Think briefly, then call a tool or give the answer."
+
+# Classes of mistakes in a call, and what the model reads about each.
+MISTAKES = {
+    "unreadable_call": 'A call must be one JSON object with "name" and "arguments".',
+    "unknown_tool": "There is no tool of that name.",
+    "wrong_arguments": "The arguments do not fit the tool's schema.",
+    "empty_query": "A query must not be empty.",
+    "too_many": "Too many calls in one turn, or queries in one call; this one was not run.",
+}
+
+
+class ToolProtocol:
+    """See `RolloutProtocol`: the turns of one rollout with these tools."""
+
+    stop_strings: tuple[str, ...] = ()  # the model's own end of turn ends it
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        neutralise: Neutralise,
+        max_obs_tokens: int,
+        template_kwargs: Mapping[str, Any],
+        *,
+        tools: Sequence[Mapping[str, Any]],
+        form: ToolFormat,
+        max_calls: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._neutralise = neutralise
+        self._max_obs_tokens = max_obs_tokens
+        self._template_kwargs = template_kwargs
+        self._query_names = {tool["function"]["name"]: query_parameter(tool) for tool in tools}
+        self._form = form
+        self._max_calls = max_calls
+
+    def parse(self, turn: str, *, think_opened: bool, ended: bool) -> Action:
+        """Calls are searches; a turn that ends without one is the answer."""
+        parsed = parse_turn(self._form, strip_end(self._tokenizer, turn), think_opened=think_opened)
+        if parsed is None or not ended:
+            return Action("invalid")
+        if not parsed.calls:
+            return Action("answer", parsed.content)
+        calls = tuple(self._search_call(call, place) for place, call in enumerate(parsed.calls))
+        return Action("search", parsed.content, calls)
+
+    def observe(self, action: Action, results: Sequence[SearchResult], last_id: int) -> Message:
+        """One tool message for each call, together at most `max_obs_tokens`; a correction if any could not be run."""
+        left = iter(results)
+        bodies = [self._tool_text(call, [next(left) for _ in call.queries]) for call in action.calls]
+
+        def messages(bodies: Sequence[str]) -> list[dict[str, Any]]:
+            return [{"role": "tool", "content": body} for body in bodies]
+
+        def render(bodies: Sequence[str]) -> list[int]:
+            return next_turn_ids(self._tokenizer, messages(bodies), last_id, **self._template_kwargs)
+
+        ids, bodies = fit(bodies, render, self._max_obs_tokens)
+        text, wrong = decode(self._tokenizer, ids), any(call.error for call in action.calls)
+        return Message(ids, text, "correction" if wrong else "observation", tuple(messages(bodies)))
+
+    def correct(self, last_id: int, ended_turn: bool) -> Message:
+        """A user turn."""
+        message = {"role": "user", "content": CORRECTION}
+        ids = next_turn_ids(self._tokenizer, [message], last_id, **self._template_kwargs)
+        return Message(ids, decode(self._tokenizer, ids), "correction", (message,))
+
+    def _search_call(self, call: ToolCall, place: int) -> SearchCall:
+        """The call as queries, or the first thing that is wrong with it."""
+        if call.arguments is None:
+            return _mistake("unreadable_call")
+        if place >= self._max_calls:
+            return _mistake("too_many")
+        parameter = self._query_names.get(call.name)
+        if parameter is None:
+            return _mistake("unknown_tool")
+        value = call.arguments.get(parameter.name)
+        queries = value if parameter.several else [value]
+        if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
+            return _mistake("wrong_arguments")
+        if len(queries) > self._max_calls:
+            return _mistake("too_many")
+        if not queries or not all(query.strip() for query in queries):
+            return _mistake("empty_query")
+        return SearchCall(tuple(query.strip() for query in queries))
+
+    def _tool_text(self, call: SearchCall, results: Sequence[SearchResult]) -> str:
+        if call.error:
+            return json.dumps({"error": call.error, "message": call.message})
+        texts = [render_result(result, self._neutralise) for result in results]
+        if len(texts) == 1:
+            return texts[0]
+        return "\n\n".join(
+            f'Results for "{self._neutralise(result.query)}":\n{text}'
+            for result, text in zip(results, texts, strict=True)
+        )
+
+
+class QueryParameter(NamedTuple):
+    """Where a tool takes its query, or its queries."""
+
+    name: str
+    several: bool
+
+
+def query_parameter(tool: Mapping[str, Any]) -> QueryParameter | None:
+    """The parameter of a tool that holds what to search for: the first that is a string or an array of strings.
+
+    None if there is none: then the tool cannot be run here.
+    """
+    properties = tool["function"].get("parameters", {}).get("properties", {})
+    for name, schema in properties.items():
+        if schema.get("type") == "string":
+            return QueryParameter(name, False)
+        if schema.get("type") == "array" and schema.get("items", {}).get("type", "string") == "string":
+            return QueryParameter(name, True)
+    return None
+
+
+def tools_of(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tools that came with a sample, as a list or as JSON; the search tool if none did.
+
+    Raises ValueError if they are not in OpenAI's form.
+    """
+    tools = metadata.get("tools")
+    tools = json.loads(tools or "null") if isinstance(tools, str) else _plain(tools)
+    if tools is None or tools == []:
+        return [SEARCH_TOOL]
+    tools = [{"type": "function", "function": dict(tool.get("function", tool))} for tool in tools]
+    for tool in tools:
+        if not isinstance(tool["function"].get("name"), str):
+            raise ValueError(f"a tool has no name: {tool}")
+        query_parameter(tool)
+    return tools
+
+
+def _plain(value: Any) -> Any:
+    """JSON values as they were before parquet made arrays of lists, and gave all objects of a list the same keys."""
+    if hasattr(value, "tolist"):  # a numpy array or scalar
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _mistake(error: str) -> SearchCall:
+    return SearchCall((), error, MISTAKES[error])

@@ -1,0 +1,111 @@
+"""Client of one retriever server's `POST /retrieve`.
+
+A rollout asks in bursts, and a request costs more than a query. So queries that wait at the same time go out in one
+request: nobody waits for company, but while all MAX_REQUESTS are on their way, those who come later gather.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from search_rollout.http_client import JsonClient, RequestFailed, ServiceRefused
+from search_rollout.search.searcher import Passage
+
+MAX_REQUESTS = 16  # on their way at once
+MAX_QUERIES = 16  # of a request
+ONE_QUERYS_FAULT = (400, 413, 414, 422, 500)  # what a server may say to many because of one
+
+Waiting = tuple[str, asyncio.Future[list[Passage]]]
+
+
+class LocalRetriever:
+    """See `PassageSource`. Tries everything once; `timeout_s` bounds a request."""
+
+    def __init__(self, url: str, *, topk: int, timeout_s: float, api_key: str = "") -> None:
+        self.url = url.rstrip("/").removesuffix("/retrieve")
+        self.namespace = f"local topk={topk}"
+        self._client = JsonClient(self.url, timeout_s=timeout_s, retries=0, pause_s=0.0)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._topk = topk
+        self._waiting: deque[Waiting] = deque()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    def __str__(self) -> str:
+        return f"{self.url}/retrieve"
+
+    async def find(self, query: str) -> list[Passage]:
+        """The `topk` best passages. Raises RequestFailed."""
+        answer: asyncio.Future[list[Passage]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((query, answer))
+        self._schedule()
+        return await answer
+
+    async def close(self) -> None:
+        """Ends what is under way and closes the connections."""
+        for request in self._requests:
+            request.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
+        await self._client.close()
+
+    def _schedule(self) -> None:
+        if self._waiting and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._send)  # behind whoever else searches in this turn of the loop
+
+    def _send(self) -> None:
+        self._scheduled = False
+        while self._waiting and len(self._requests) < MAX_REQUESTS:
+            together = [self._waiting.popleft() for _ in range(min(MAX_QUERIES, len(self._waiting)))]
+            wanted = [(query, answer) for query, answer in together if not answer.done()]  # else called off
+            if wanted:
+                request = asyncio.create_task(self._answer(wanted))
+                self._requests.add(request)
+                request.add_done_callback(self._finished)
+
+    def _finished(self, request: asyncio.Task[None]) -> None:
+        self._requests.discard(request)
+        self._schedule()
+
+    async def _answer(self, wanted: list[Waiting]) -> None:
+        """Gives each its passages, or the failure."""
+        try:
+            found = await self._retrieve([query for query, _ in wanted])
+            for (_, answer), passages in zip(wanted, found, strict=True):
+                if not answer.done():
+                    answer.set_result(passages)
+        except Exception as failure:  # whatever it is, it belongs to those who wait
+            if len(wanted) > 1 and isinstance(failure, RequestFailed) and failure.status in ONE_QUERYS_FAULT:
+                await asyncio.gather(*(self._answer([one]) for one in wanted))
+            for _, answer in wanted:
+                if not answer.done():
+                    answer.set_exception(failure)
+        finally:
+            for _, answer in wanted:
+                answer.cancel()  # nothing, unless this client is being closed
+
+    async def _retrieve(self, queries: list[str]) -> list[list[Passage]]:
+        body = {"queries": queries, "topk": self._topk, "return_scores": True}
+        try:
+            answer = await self._client.post("/retrieve", body, self._headers)
+        except RequestFailed as failure:
+            if failure.status in (401, 403):
+                raise ServiceRefused(f"{failure}. Set RETRIEVAL_API_KEY to the key of this retriever.") from failure
+            raise
+        try:
+            results = answer["result"]
+            if len(results) != len(queries):
+                raise ValueError(f"{len(results)} results for {len(queries)} queries")
+            return [[_passage(item) for item in result[: self._topk]] for result in results]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as wrong:
+            message = f"{self.url}/retrieve answered in a shape that is not /retrieve's: {wrong!r}"
+            raise RequestFailed(message[:300]) from wrong
+
+
+def _passage(item: dict[str, Any]) -> Passage:
+    """From `{"document": {…}, "score": …}` or the document itself, with `contents` or `title` and `text`."""
+    document = item.get("document", item)
+    contents = document["contents"] if "contents" in document else f"{document.get('title', '')}\n{document['text']}"
+    if not isinstance(contents, str):
+        raise TypeError("a document's contents are not a string")
+    return Passage.from_contents(contents)

@@ -1,0 +1,152 @@
+"""The whole demo with real server processes, on a tiny model and a tiny world; and what an interruption leaves."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from demo_helpers import save_model
+from fakes import tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+CAPITALS = {"Kenya": "Nairobi", "Ghana": "Accra", "Peru": "Lima", "Cuba": "Havana"}
+pytestmark = [pytest.mark.slow, pytest.mark.model]
+
+
+def demo_command(tmp_path: Path) -> list[str]:
+    """A demo of two GRPO steps that takes seconds: the warm start lets the tiny model learn the traces by heart."""
+    model = save_model(tmp_path / "model", tiny_tokenizer())
+    world = tmp_path / "world"
+    world.mkdir()
+    passages, questions = [], []
+    for number, (country, capital) in enumerate(CAPITALS.items()):
+        text = f"The capital of {country} is {capital}."
+        passages.append({"id": f"p{number}", "contents": f'"{country}"\n{text}'})
+        hop = {"query": f"capital of {country}", "passage_id": f"p{number}", "found": capital}
+        question = {"id": f"q{number}", "text": f"Capital of {country}?", "answers": [capital], "hops": [hop]}
+        questions.append(question)
+    for name, rows in {"corpus": passages, "train": questions, "held_out": questions}.items():
+        (world / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = {
+        "--model": model,
+        "--world": world,
+        "--cache": tmp_path / "cache",
+        "--runs": tmp_path / "runs",
+        "--dtype": "float32",
+        "--warm-start-steps": 60,
+        "--warm-learning-rate": 5e-3,
+        "--learning-rate": 1e-3,
+        "--steps": 2,
+    }
+    return [sys.executable, "-m", "demo.train", *(str(part) for pair in arguments.items() for part in pair)]
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="module", params=["generate", "chat"])
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess]:
+    """The folder of a finished run in one of the API modes, and what it printed."""
+    place = tmp_path_factory.mktemp("finished")
+    command = [*demo_command(place), "--api-mode", request.param]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert folder.parent == place / "runs"
+    return folder, done
+
+
+def test_two_steps_leave_a_summary_a_report_and_no_process(finished: tuple[Path, Any]) -> None:
+    folder, done = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 2 and summary["stopped"] == "steps" and summary["seconds"] > 0
+    for phase in ("before", "after"):
+        assert set(summary[phase]) >= {"exact_match", "valid_format", "searches_per_question"}
+        assert summary[phase]["questions"] == 4
+    steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2]
+    assert all(step["unrecorded"] == 0.0 and "zero_variance_groups" in step for step in steps)
+    if summary["config"]["api_mode"] == "generate":  # a tool call is longer than a turn of the tiny model may be
+        assert any(step["groups_trained"] for step in steps)  # there was something to learn from
+        assert summary["mean_abs_delta_logprob"] <= 1e-4  # both sides in float32
+    phases = {json.loads(line)["phase"] for line in (folder / "trajectories.jsonl").read_text().splitlines()}
+    assert phases == {"untrained", "before", "step 1", "after"}
+    assert "<html" in (folder / "report.html").read_text()
+    for words in ("step  1  reward", "exact match", "valid format", "searches", "|train-rollout logprob|"):
+        assert words in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
+    finished: tuple[Path, Any], phase: str
+) -> None:
+    folder, _ = finished
+    serve = [sys.executable, "-m", "demo.serve", str(folder), "--phase", phase]
+    cache = str(folder.parent.parent / "cache")
+    with subprocess.Popen([*serve, "--cache", cache], cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            lines: list[str] = []
+            while not lines or "Ctrl-C" not in lines[-1]:
+                lines.append(server.stdout.readline())
+                assert lines[-1], lines  # it ended too early
+            check, ask, evaluate = (shlex.split(line) for line in lines if " -m " in line)
+            checked = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, timeout=120)
+            asked = subprocess.run(
+                [*ask, "--ask", "Capital of Peru?"], cwd=ROOT, capture_output=True, text=True, timeout=120
+            )
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+    assert checked.returncode == 0 and "one rollout" in checked.stdout, checked.stdout
+    assert (done.returncode, server.returncode) == (0, 0), done.stderr
+    results = json.loads((folder / f"evaluation-{phase}" / "results.json").read_text())["results"]["demo"]
+    table = json.loads((folder / "summary.json").read_text())[phase]
+    names = {"em": "exact_match", "valid_format": "valid_format", "searches": "searches_per_question"}
+    names |= {"reward": "reward", "response_tokens": "response_length"}
+    assert {name: round(results[key]["mean"], 4) for key, name in names.items()} == {
+        name: table[name] for name in names.values()
+    }
+    outcomes = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+    expected = {row["id"]: row["exact_match"] for row in outcomes if row["phase"] == phase}
+    trajectories = (folder / f"evaluation-{phase}" / "trajectories.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in trajectories]
+    assert {record["metadata"]["question_id"]: record["scores"]["em"] for record in records} == expected
+    assert asked.stdout.startswith("question: Capital of Peru?\n") and "answer: " in asked.stdout
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_what_was_done_and_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
+    command = demo_command(tmp_path)
+    command[command.index("--steps") + 1] = "100000"
+    if how == signal.SIGTERM:  # as a script starts what runs in its background: SIGINT is ignored there
+        command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step  2"):
+            break
+    children = children_of(process.pid)
+    assert children
+    process.send_signal(how)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    folder = Path(out.splitlines()[-1])
+    assert json.loads((folder / "summary.json").read_text())["stopped"] == "interrupted"
+    assert (folder / "report.html").is_file()
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{child}") for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{child}") for child in children)

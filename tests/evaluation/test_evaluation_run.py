@@ -1,0 +1,209 @@
+"""`python -m evaluation.run` from the command line to its files, between a fake engine and a fake retriever."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from evaluation_helpers import CAPITALS, Geographer, fresh_state, records_of, save_tokenizer, serving, write_data  # noqa: F401
+from fakes import FakeEngine, FakeRetriever, Turn
+
+from evaluation import run
+
+ROOT = Path(__file__).resolve().parents[2]
+Evaluate = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("model"))
+
+
+def arguments(
+    folder: Path, model: Path, engine: FakeEngine, retriever: FakeRetriever, *more: object, data: Path | None = None
+) -> list[str]:
+    places = ["--model", model, "--engine", f"http://127.0.0.1:{engine.port}", "--output", folder / "out"]
+    data = data or write_data(folder / "test.jsonl")
+    return [str(part) for part in (*places, "--search", f"local:{retriever.url}", "--data", data, *more)]
+
+
+def test_a_run_leaves_trajectories_results_and_a_plot(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path / "test.jsonl", sources=("nq", "bamboogle"))
+    with serving(Geographer(wrong=("Peru",))) as (engine, retriever):
+        assert run.main(arguments(tmp_path, tokenizer_folder, engine, retriever, data=data)) == 0
+    records = records_of(tmp_path / "out")
+    assert len({record["id"] for record in records}) == 8
+    for record in records:
+        assert {"index", "prompt", "tokens", "response", "loss_mask", "reward", "label"} <= record.keys()
+        assert record["status"] == "completed" and record["data_source"] in ("nq", "bamboogle")
+        assert len(record["loss_mask"]) == len(record["rollout_log_probs"]) == record["response_length"]
+        assert record["metadata"]["search_r1"]["stop_reason"] == "answered"
+        # Right: 1. Wrong in a valid format: .2, as in training. The documents name Nairobi only.
+        question = record["metadata"]["question"]
+        assert record["reward"] == (0.2 if "Peru" in question else 1.0)
+        assert record["scores"]["gold_found"] == float("Kenya" in question)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    for name, count in {"nq": 4, "bamboogle": 4, "average": 8}.items():
+        assert results[name]["questions"] == count
+        assert results[name]["em"]["mean"] == 0.75 and results[name]["gold_found"]["mean"] == 0.25
+        assert results[name]["turns"]["mean"] == 2 and results[name]["searches"]["mean"] == 1
+    assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr()
+    assert "average of 2 sets" in shown.out and "arXiv:2503.09516" in shown.out
+    assert "Traceback" not in shown.err
+
+
+def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, tokenizer_folder: Path) -> None:
+    with serving(Geographer()) as (engine, retriever):
+        command = arguments(tmp_path, tokenizer_folder, engine, retriever)
+        assert run.main(command) == 0
+        path = tmp_path / "out" / "trajectories.jsonl"
+        first, second, third, _ = path.read_text().splitlines()
+        path.write_text(f"{first}\n{second}\n{third[:100]}")  # killed in the middle of a line
+        asked = len(engine.requests)
+        assert run.main(command) == 0
+        assert len(engine.requests) - asked == 2 * 2  # two questions, two turns each
+        assert path.read_text().splitlines()[:2] == [first, second]
+        assert len(records_of(tmp_path / "out")) == 4
+        assert run.main(command) == 0  # nothing left to ask
+        assert len(engine.requests) - asked == 4
+
+
+def test_a_run_with_other_settings_is_refused(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Geographer()) as (engine, retriever):
+        command = arguments(tmp_path, tokenizer_folder, engine, retriever)
+        assert run.main(command) == 0
+        before = (tmp_path / "out" / "trajectories.jsonl").read_bytes()
+        assert run.main([*command, "--temperature", "0.5"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "holds a run with other settings" in error and "temperature was 0.0 and is now 0.5" in error
+    assert (tmp_path / "out" / "trajectories.jsonl").read_bytes() == before
+
+
+def test_what_was_given_up_counts_as_wrong_and_is_asked_again(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Geographer(status=400)
+    with serving(model) as (engine, retriever):
+        command = arguments(tmp_path, tokenizer_folder, engine, retriever)
+        assert run.main(command) == 1
+        assert "4 of 4 questions were given up" in capsys.readouterr().err.splitlines()[-1]
+        results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["nq"]
+        assert results["em"]["mean"] == 0 and results["gave_up"]["mean"] == 1
+        model.status = 200
+        assert run.main(command) == 0
+    assert [record["scores"]["em"] for record in records_of(tmp_path / "out")] == [1.0] * 4
+
+
+def test_a_retriever_in_trouble_is_told(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEARCH_R1_SEARCH_RETRIES", "0")
+    from aiohttp import web
+
+    with serving(Geographer()) as (engine, retriever):
+        retriever.trouble = lambda number: web.Response(status=500)
+        assert run.main(arguments(tmp_path, tokenizer_folder, engine, retriever)) == 0
+    assert "warning: 4 of 4 searches failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("searches", [False, True])
+def test_closed_book_asks_without_a_word_about_searching_and_never_searches(
+    tmp_path: Path, tokenizer_folder: Path, searches: bool
+) -> None:
+    model = Geographer(searches=searches)
+    with serving(model) as (engine, retriever):
+        command = arguments(tmp_path, tokenizer_folder, engine, retriever, "--closed_book")
+        assert run.main(command) == 0
+        assert retriever.queries == []
+        assert len(engine.requests) == 4  # one turn each
+    assert len(model.prompts) == 4 and not any("search" in prompt for prompt in model.prompts)
+    scores = [record["scores"] for record in records_of(tmp_path / "out")]
+    assert [row["em"] for row in scores] == [0.0 if searches else 1.0] * 4
+    assert [row["truncated"] for row in scores] == [1.0 if searches else 0.0] * 4
+
+
+def test_settings_come_from_the_file_that_training_had(tmp_path: Path, tokenizer_folder: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("max_turns: 2\ntopk: 7\nllm_api_mode: chat\n")
+    with serving(Geographer()) as (engine, retriever):
+        more = ("--custom_config_path", tmp_path / "settings.yaml", "--max_response_len", 33)
+        assert run.main(arguments(tmp_path, tokenizer_folder, engine, retriever, *more)) == 0
+        assert {request["sampling_params"]["max_new_tokens"] for request in engine.requests} == {33}
+        assert {request["sampling_params"]["temperature"] for request in engine.requests} == {0.0}
+    config = json.loads((tmp_path / "out" / "settings.json").read_text())["config"]
+    assert (config["max_turns"], config["topk"], config["llm_api_mode"]) == (2, 7, "generate")
+    assert "google_api_key" not in config
+
+
+WRONG = [
+    (["--engine", "http://127.0.0.1:1"], "The engine at http://127.0.0.1:1 cannot be reached"),
+    (["--engine", "https://host/v1"], "'https://host/v1' is not an address of the form http://HOST:PORT"),
+    (["--search", "local:http://127.0.0.1:1"], "The retriever at http://127.0.0.1:1 cannot be reached"),
+    (["--search", "bing"], "--search is 'bing'; it must be local:URL, google or none"),
+    (["--search", "google"], "GOOGLE_API_KEY"),
+    (["--mode", "chat"], "--mode is chat, but the data was prepared for xml"),
+    (["--data", "none.parquet"], "Cannot read none.parquet"),
+    (["--data", "none.csv"], "none.csv is neither .parquet nor .jsonl"),
+    (["--custom_config_path", "none.yaml"], "Cannot read none.yaml"),
+    (["--apply_chat_template_kwargs", "{"], "--apply_chat_template_kwargs is not JSON"),
+]
+
+
+@pytest.mark.parametrize(("flags", "sentence"), WRONG)
+def test_what_is_wrong_is_one_sentence(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], sentence: str
+) -> None:
+    with serving(Geographer()) as (engine, retriever):
+        assert run.main(arguments(tmp_path, tokenizer_folder, engine, retriever, *flags)) == 1
+        assert engine.requests == []
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and len(shown.splitlines()) == 1 and sentence in shown
+
+
+def test_two_processes_do_not_share_a_folder(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Geographer()) as (engine, retriever):
+        command = arguments(tmp_path, tokenizer_folder, engine, retriever)
+        assert run.main(command) == 0
+        with (tmp_path / "out" / "trajectories.jsonl").open("a") as other:
+            import fcntl
+
+            fcntl.flock(other, fcntl.LOCK_EX)
+            assert run.main(command) == 1
+    assert "Another evaluation is writing to" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_keeps_what_is_finished_and_says_so(tmp_path: Path, tokenizer_folder: Path) -> None:
+    model = Geographer()
+    answer = model.__call__
+
+    def slow(request: dict) -> Turn:
+        turn = answer(request)
+        if "Cuba" in model.tokenizer.decode(request["input_ids"]):
+            turn.delay_s = 60
+        return turn
+
+    with serving(slow) as (engine, retriever):
+        command = arguments(tmp_path, tokenizer_folder, engine, retriever)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "evaluation.run", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        path = tmp_path / "out" / "trajectories.jsonl"
+        while time.monotonic() < deadline and (not path.exists() or len(path.read_text().splitlines()) < 3):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert shown.splitlines()[-1] == "interrupted; the same command goes on from here" and "Traceback" not in shown
+    assert len(records_of(tmp_path / "out")) == len(CAPITALS) - 1

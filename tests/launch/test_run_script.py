@@ -1,0 +1,384 @@
+"""run_qwen2.5_3B.sh: what it tells slime, and that it stops what it started and nothing else."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launch_helpers import Checkout, answers, eventually, flags_of, interrupt
+from preflight_helpers import Machine, retriever_server
+
+from search_rollout.config import secret_keys, variables
+
+RUN = "run_qwen2.5_3B.sh"
+SPECIFIED = {  # by the README's "Key parameters", and by the issue
+    "--advantage-estimator": "grpo",
+    "--use-kl-loss": "",
+    "--kl-loss-coef": "0.00",
+    "--eps-clip": "0.2",
+    "--eps-clip-high": "0.28",
+    "--balance-data": "",
+    "--sglang-mem-fraction-static": "0.7",
+    "--rollout-batch-size": "32",
+    "--n-samples-per-prompt": "8",
+    "--global-batch-size": "256",
+    "--rollout-max-response-len": "512",
+    "--use-dynamic-batch-size": "",
+    "--max-tokens-per-gpu": "9216",
+    "--custom-generate-function-path": "generate_with_search.generate",
+    "--custom-rm-path": "generate_with_search.reward_func",
+    "--custom-reward-post-process-path": "generate_with_search.reward_post_process",
+    "--custom-rollout-log-function-path": "generate_with_search.log_rollout",
+    "--custom-eval-rollout-log-function-path": "generate_with_search.log_eval_rollout",
+    "--prompt-data": "/root/nq_search/train.parquet",
+    "--label-key": "reward_model",
+    "--num-layers": "36",  # from the file of slime that sets MODEL_ARGS
+}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def job(checkout: Checkout, *arguments: str, **variables: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The flags of train.py and the variables of the job, as a dry run shows them."""
+    run = checkout.run(RUN, "--dry-run", *arguments, **variables)
+    assert run.returncode == 0, run.stderr
+    argv = shlex.split(run.stdout.replace("\\\n", " "))
+    argv = argv[argv.index("submit") :]
+    runtime_env = json.loads(argv[argv.index("--runtime-env-json") + 1])
+    return flags_of(argv[argv.index("--") + 1 :]), runtime_env["env_vars"]
+
+
+def error_of(checkout: Checkout, *arguments: str, **variables: str) -> str:
+    """The one sentence of a run that does not start."""
+    run = checkout.run(RUN, "--dry-run", *arguments, **variables)
+    assert run.returncode == 1
+    errors = [line for line in run.stderr.splitlines() if not line.startswith("note: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: ")
+    return errors[0]
+
+
+# --- what train.py is told ---
+
+
+def test_slime_is_told_what_the_readme_specifies(checkout: Checkout) -> None:
+    flags, _ = job(checkout)
+    assert {name: flags.get(name) for name in SPECIFIED} == SPECIFIED
+
+
+def test_generate_mode_applies_the_chat_template_and_samples_at_0_8(checkout: Checkout) -> None:
+    flags, _ = job(checkout)
+    assert "--apply-chat-template" in flags and "--tool-key" not in flags
+    assert flags["--rollout-temperature"] == "0.8"
+    assert "--apply-chat-template" not in job(checkout, APPLY_CHAT_TEMPLATE="0")[0]
+
+
+def test_chat_mode_leaves_messages_as_they_are_and_samples_at_1(checkout: Checkout) -> None:
+    flags, environment = job(checkout, LLM_API_MODE="chat")
+    assert "--apply-chat-template" not in flags and flags["--tool-key"] == "tools"
+    assert flags["--rollout-temperature"] == "1.0"
+    assert environment["LLM_API_MODE"] == "chat"
+
+
+def test_every_path_and_number_can_be_given(checkout: Checkout) -> None:
+    wanted = {
+        "HF_CHECKPOINT": ("--hf-checkpoint", "/models/my model"),
+        "REF_LOAD": ("--ref-load", "/models/ref"),
+        "LOAD_DIR": ("--load", "/old"),
+        "SAVE_DIR": ("--save", "/new"),
+        "SAVE_INTERVAL": ("--save-interval", "7"),
+        "PROMPT_DATA": ("--prompt-data", "/my data.parquet"),
+        "NUM_NODES": ("--actor-num-nodes", "3"),
+        "NUM_GPUS": ("--actor-num-gpus-per-node", "4"),
+        "TENSOR_PARALLEL": ("--tensor-model-parallel-size", "4"),
+        "ROLLOUT_GPUS_PER_ENGINE": ("--rollout-num-gpus-per-engine", "1"),
+        "SGLANG_MEM_FRACTION_STATIC": ("--sglang-mem-fraction-static", "0.6"),
+        "NUM_ROLLOUT": ("--num-rollout", "5"),
+        "ROLLOUT_BATCH_SIZE": ("--rollout-batch-size", "16"),
+        "N_SAMPLES_PER_PROMPT": ("--n-samples-per-prompt", "4"),
+        "KL_LOSS_COEF": ("--kl-loss-coef", "0.001"),
+        "EPS_CLIP": ("--eps-clip", "0.1"),
+        "EPS_CLIP_HIGH": ("--eps-clip-high", "0.3"),
+        "LEARNING_RATE": ("--lr", "2e-6"),
+        "ROLLOUT_TEMPERATURE": ("--rollout-temperature", "0.9"),
+        "ROLLOUT_MAX_RESPONSE_LEN": ("--rollout-max-response-len", "700"),
+    }
+    flags, _ = job(checkout, **{name: value for name, (_, value) in wanted.items()})
+    assert {flag: flags[flag] for flag, _ in wanted.values()} == dict(wanted.values())
+    assert flags["--global-batch-size"] == "64"  # 16 x 4: one update a step, unless it is given
+
+
+def test_arguments_after_two_dashes_come_last_and_win(checkout: Checkout) -> None:
+    flags, _ = job(checkout, "--", "--lr", "5e-7", "--rollout-stop", "a b")
+    assert flags["--lr"] == "5e-7" and flags["--rollout-stop"] == "a b"
+
+
+def test_without_the_kl_loss_no_reference_model_is_asked_for(checkout: Checkout) -> None:
+    flags, _ = job(checkout, USE_KL_LOSS="0")
+    assert "--use-kl-loss" not in flags
+
+
+def test_evaluation_is_off_until_an_interval_is_set(checkout: Checkout) -> None:
+    assert [flag for flag in job(checkout)[0] if "eval" in flag] == ["--custom-eval-rollout-log-function-path"]
+    flags, _ = job(checkout, EVAL_INTERVAL="25", EVAL_DATA="/my test.parquet@[0:9]")
+    assert flags["--eval-interval"] == "25"
+    assert flags["--eval-prompt-data"] == "nq_test /my test.parquet@[0:9]"
+    assert flags["--eval-temperature"] == "0"
+
+
+def test_wandb_and_tensorboard_are_opt_in(checkout: Checkout) -> None:
+    assert not [flag for flag in job(checkout)[0] if "wandb" in flag or "tensorboard" in flag]
+    flags, environment = job(checkout, USE_WANDB="1", USE_TENSORBOARD="true", RUN_NAME="try", TENSORBOARD_DIR="/tb")
+    assert flags["--wandb-group"] == flags["--tb-experiment-name"] == "try"
+    assert environment["TENSORBOARD_DIR"] == "/tb"
+
+
+@pytest.mark.parametrize("arguments", ['parser.add_argument("--custom-config-path")', None])
+def test_a_slime_that_has_no_log_hooks_gets_our_series_by_its_rollout_function(
+    checkout: Checkout, arguments: str | None
+) -> None:
+    checkout.slime_arguments.unlink()
+    if arguments:
+        checkout.slime_arguments.write_text(arguments)
+    flags, _ = job(checkout)
+    assert not [flag for flag in flags if "log-function" in flag]
+    assert flags["--rollout-function-path"] == "generate_with_search.generate_rollout"
+
+
+def test_a_yaml_of_settings_is_passed_on(checkout: Checkout, tmp_path: Path) -> None:
+    path = tmp_path / "my settings.yaml"
+    assert "CUSTOM_CONFIG_PATH" in error_of(checkout, CUSTOM_CONFIG_PATH=str(path))
+    path.touch()
+    assert job(checkout, CUSTOM_CONFIG_PATH=str(path))[0]["--custom-config-path"] == str(path)
+
+
+def test_router_modes_name_the_router_and_manual_none(checkout: Checkout) -> None:
+    assert "--sglang-router-ip" not in job(checkout)[0]
+    url = {"TOKEN_ROUTER_URL": "http://10.0.0.1:31000/"}
+    flags, _ = job(checkout, TOKEN_TRACKING_MODE="router_radix", **url)
+    assert (flags["--sglang-router-ip"], flags["--sglang-router-port"]) == ("10.0.0.1", "31000")
+
+
+def test_trajectories_fit_a_gpus_tokens(checkout: Checkout) -> None:
+    name = "SEARCH_R1_MAX_CONTEXT_LENGTH"
+    assert job(checkout)[1][name] == "9216"
+    assert job(checkout, MAX_TOKENS_PER_GPU="20000")[1][name] == "16384"  # the setting's own default
+    assert job(checkout, **{name: "4096"})[1][name] == "4096"
+    assert "MAX_TOKENS_PER_GPU" in error_of(checkout, **{name: "16384"})
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [("0,1,2,3", "4"), ("5", "1"), ("GPU-a,GPU-b", "2")])
+def test_gpus_are_those_of_cuda_visible_devices(checkout: Checkout, visible: str, gpus: str) -> None:
+    flags, _ = job(checkout, CUDA_VISIBLE_DEVICES=visible, NUM_GPUS="")
+    assert flags["--actor-num-gpus-per-node"] == flags["--num-gpus-per-node"] == gpus
+    assert ("--sequence-parallel" in flags) == (gpus != "1")
+
+
+def test_without_cuda_visible_devices_the_machine_is_asked(checkout: Checkout) -> None:
+    assert "no GPU" in error_of(checkout, NUM_GPUS="", CUDA_VISIBLE_DEVICES="")
+    smi = checkout.python.parent / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: H100 (UUID: a)'\necho 'GPU 1: H100 (UUID: b)'\n")
+    smi.chmod(0o755)
+    assert job(checkout, NUM_GPUS="")[0]["--actor-num-gpus-per-node"] == "2"
+
+
+def test_slime_is_found_two_folders_up(checkout: Checkout) -> None:
+    inside = checkout.slime / "examples" / "search-r1"
+    inside.parent.mkdir()
+    checkout.path.rename(inside)
+    checkout.path = inside
+    _, environment = job(checkout, SLIME_DIR="")
+    assert str(checkout.slime) in environment["PYTHONPATH"].split(":")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("SLIME_DIR", "/nowhere", "no slime in '/nowhere': set SLIME_DIR"),
+        ("MODEL_ARGS_FILE", "/nowhere", "set MODEL_ARGS_FILE"),
+        ("PYTHON", "python9", "no Python 'python9'"),
+        ("NUM_GPUS", "two", "NUM_GPUS has value 'two'; it must be a whole number"),
+        ("NUM_GPUS", "3", "set them so that it can"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(
+    checkout: Checkout, variable: str, value: str, complaint: str
+) -> None:
+    assert complaint in error_of(checkout, **{variable: value})
+
+
+def test_an_unknown_option_is_refused(checkout: Checkout) -> None:
+    assert "unknown option '--dryrun'" in error_of(checkout, "--dryrun")
+
+
+# --- what reaches the job ---
+
+
+def test_the_job_finds_the_plugin_megatron_and_slime(checkout: Checkout) -> None:
+    _, environment = job(checkout, MEGATRON_DIR="/the megatron", PYTHONPATH="/mine")
+    wanted = ["/the megatron", str(checkout.path), str(checkout.slime), "/mine"]
+    assert environment["PYTHONPATH"].split(":") == wanted
+
+
+def test_all_settings_reach_the_job_but_no_key_is_shown(checkout: Checkout) -> None:
+    secret = {variables()[key]: "s3cret" for key in secret_keys()}
+    given = {name: f"value of {name}" for name in variables().values() if name not in secret}
+    given |= {"SEARCH_R1_MAX_CONTEXT_LENGTH": "4000", "LLM_API_MODE": "chat"}
+    run = checkout.run(RUN, "--dry-run", **given, **secret)
+    assert "s3cret" not in run.stdout + run.stderr
+    _, environment = job(checkout, **given, **secret)
+    assert {name: environment.get(name) for name in given} == given
+
+
+@pytest.mark.slow
+def test_what_a_dry_run_prints_is_what_a_run_does(checkout: Checkout) -> None:
+    variables = {"HF_CHECKPOINT": "/it's a $model", "RUN_NAME": 'a "name"', "USE_WANDB": "1"}
+    printed = checkout.run(RUN, "--dry-run", **variables)
+    assert checkout.run(RUN, **variables).returncode == 0
+    [train] = checkout.calls("train")
+    submitted = shlex.split(printed.stdout.replace("\\\n", " "))
+    assert submitted[submitted.index("--") + 3 :] == train["argv"]
+    started, _ = printed.stdout.split("ray job submit")
+    assert shlex.split(started.replace("\\\n", " "))[1:] == checkout.calls("ray-start")[0]["argv"][:-1]  # but --block
+
+
+@pytest.mark.slow
+def test_a_run_shows_the_log_and_leaves_nothing_behind(checkout: Checkout) -> None:
+    run = checkout.run(RUN, GOOGLE_API_KEY="s3cret")
+    assert run.returncode == 0, run.stderr
+    assert "step 1 of the training" in run.stdout
+    [train] = checkout.calls("train")
+    assert train["environment"]["GOOGLE_API_KEY"] == "s3cret"  # inherited from Ray
+    assert train["environment"]["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert not any("s3cret" in str(call["argv"]) for call in checkout.calls("ray"))
+    assert flags_of(checkout.calls("ray-start")[0]["argv"])["--num-gpus"] == "2"
+    assert checkout.processes() == []
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_fails_the_script(checkout: Checkout) -> None:
+    run = checkout.run(RUN, TRAIN="3")
+    assert run.returncode == 1
+    assert "did not succeed" in run.stderr and "step 1 of the training" in run.stdout
+    assert checkout.processes() == []
+
+
+@pytest.mark.slow
+def test_a_broken_log_stream_does_not_end_the_job(checkout: Checkout) -> None:
+    with checkout.start(RUN, TRAIN="on", RAY_LOGS_BREAK_OFF="1") as process:
+        eventually(lambda: len(checkout.calls("ray-job-status")) >= 2)
+        assert process.poll() is None
+
+
+# --- stopping ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_stops_the_job_and_its_ray_and_nothing_else(checkout: Checkout, how: signal.Signals) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        with checkout.start(RUN, TRAIN="on") as process:
+            eventually(lambda: checkout.calls("train"))
+            if how == signal.SIGINT:
+                interrupt(process)
+            else:
+                process.send_signal(how)
+            assert process.wait(timeout=30) == 128 + how
+        assert checkout.processes() == []
+        assert len(checkout.calls("ray-job-stop")) == 1
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_ray_that_does_not_start_is_told(checkout: Checkout) -> None:
+    run = checkout.run(RUN, RAY_FAILS="1")
+    assert run.returncode == 1
+    assert "some traceback of Ray" in run.stderr and "RAY_ADDRESS" in run.stderr
+    assert checkout.calls("ray-job-submit") == []
+
+
+@pytest.mark.slow
+def test_a_running_cluster_is_joined_and_left_running(checkout: Checkout) -> None:
+    url = f"http://127.0.0.1:{checkout.dashboard_port}"
+    command = [checkout.python, checkout.path / "launch/contain.py", checkout.python.parent / "ray", "start"]
+    command += ["--dashboard-port", str(checkout.dashboard_port)]
+    with subprocess.Popen(command, env=checkout.environment) as ray:
+        try:
+            eventually(lambda: answers(checkout.dashboard_port))
+            assert "a Ray runs already" in checkout.run(RUN).stderr  # and is not joined unless asked to
+            assert checkout.run(RUN, RAY_ADDRESS=url).returncode == 0
+            with checkout.start(RUN, RAY_ADDRESS=url, TRAIN="on") as process:
+                eventually(lambda: len(checkout.calls("train")) == 2)
+                interrupt(process)
+                assert process.wait(timeout=30) == 130
+            assert len(checkout.calls("ray-job-stop")) == 1
+            assert len(checkout.calls("ray-start")) == 1
+            assert ray.poll() is None
+        finally:
+            ray.terminate()
+    assert checkout.processes() == []
+
+
+def test_a_key_reaches_a_running_cluster_by_a_file_only(checkout: Checkout, tmp_path: Path) -> None:
+    cluster = {"RAY_ADDRESS": "http://10.0.0.1:8265"}
+    error = error_of(checkout, GOOGLE_API_KEY="s3cret", **cluster)
+    assert "GOOGLE_API_KEY_FILE" in error and "s3cret" not in error
+    _, environment = job(checkout, GOOGLE_API_KEY_FILE=str(tmp_path / "key"), **cluster)
+    assert environment["GOOGLE_API_KEY_FILE"] == str(tmp_path / "key") and "GOOGLE_API_KEY" not in environment
+
+
+# --- preflight ---
+
+
+def test_a_mistake_that_preflight_finds_keeps_ray_from_starting(checkout: Checkout) -> None:
+    run = checkout.run(RUN, PREFLIGHT="1", HF_CHECKPOINT="/no such model")
+    assert run.returncode == 1
+    assert "✗ model    folder            there is no folder /no such model" in run.stdout
+    assert "mend them, or go on without it: PREFLIGHT=0" in run.stderr.splitlines()[-1]
+    assert checkout.calls("ray") == []
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--check"])
+def test_a_dry_run_and_a_check_of_the_settings_look_at_nothing_else(checkout: Checkout, option: str) -> None:
+    run = checkout.run(RUN, option, PREFLIGHT="1", HF_CHECKPOINT="/no such model")
+    assert run.returncode == 0 and "✗" not in run.stdout
+
+
+@pytest.mark.slow
+def test_what_preflight_finds_right_is_trained(checkout: Checkout, tmp_path: Path) -> None:
+    (checkout.slime / "slime").mkdir(exist_ok=True)
+    (checkout.slime / "slime" / "__init__.py").touch()
+    with retriever_server(tmp_path / "retriever") as url:
+        machine = Machine(tmp_path / "machine", url)
+        ours = {**machine.environment, **checkout.environment}
+        ours |= {name: machine.environment[name] for name in ("RETRIEVAL_SERVER_URL", "PREFLIGHT")}
+        ours["PATH"] = f"{checkout.python.parent}:{machine.environment['PATH']}"
+        run = checkout.run(RUN, **{**ours, "PYTHON": ""})
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(checkout.calls("train")) == 1
+    shown = run.stdout.partition("step 1 of the training")[0]
+    assert " skipped (" in shown.splitlines()[-1] and "✗" not in shown
+
+
+# --- the settings ---
+
+
+def test_help_and_documentation_have_every_setting(checkout: Checkout) -> None:
+    settings = (checkout.path / "launch/settings.sh").read_text()
+    defaults = dict(re.findall(r'^: "\$\{([A-Z0-9_]+):=(.*)\}" +# ', settings, flags=re.MULTILINE))
+    assert len(defaults) == settings.count('\n: "${')
+    assert set(re.findall(r"^  ([A-Z0-9_]+) .*\[", checkout.run(RUN, "--help").stdout, re.MULTILINE)) == set(defaults)
+    page = (Path(__file__).parents[2] / "docs/TRAINING.md").read_text()
+    rows = dict(re.findall(r"^\| `([A-Z0-9_]+)` \|(?: `?([^`|]+?)`?)? \| [^|]* \|$", page, flags=re.MULTILINE))
+    plain = {name: default for name, default in defaults.items() if "$" not in default}
+    assert {name: rows.get(name) for name in plain} == plain
+    assert set(defaults) <= set(rows)
