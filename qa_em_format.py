@@ -157,12 +157,12 @@ def _surrounds_gold(said: list[str], gold: list[str]) -> float:
 
 def any_holds_gold(passages: Iterable[str], golds: Sequence[str]) -> bool:
     """Whether a normalised gold answer stands, as whole words, in a normalised passage."""
-    wanted = [f" {normalized} " for normalized in map(normalize_answer, golds) if normalized]
-    for passage in passages:
-        bare = passage.lower().translate(_NO_PUNCTUATION)
-        if any(all(word in bare for word in gold.split()) for gold in wanted):  # else no need for the slow part
-            found = f" {_without_articles(bare)} "
-            if any(gold in found for gold in wanted):
+    wanted = [gold for gold in map(normalize_answer, golds) if gold]
+    for text in "\0".join(passages).lower().translate(_NO_PUNCTUATION).split("\0"):
+        likely = [gold for gold in wanted if all(word in text for word in gold.split())]
+        if likely:  # else no need for the slow part
+            whole = f" {_without_articles(text)} "
+            if any(f" {gold} " in whole for gold in likely):
                 return True
     return False
 

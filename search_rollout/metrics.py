@@ -121,7 +121,7 @@ def _read(sample: Any, record: RolloutRecord, reward_key: str | None) -> _Row:
         sample.group_index,
         _reward(sample.reward, reward_key),
         record.score or {},
-        {origin: record.search_counts[origin] for origin in ("queries", "cache", "shared", "failed")},
+        {origin: int(record.search_counts[origin]) for origin in ("queries", "cache", "shared", "failed")},
         [normalised(result.query) for result in record.searches],
         [result.seconds for result in record.searches if result.origin != "cache"],
         record.model_turns,

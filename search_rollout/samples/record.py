@@ -100,13 +100,11 @@ class RolloutRecord:
     @property
     def valid_format(self) -> bool:
         """Whether it is (search turn, observation)* answer turn, each turn clean, with nothing else anywhere."""
-        kinds = [span.kind for span in self.spans]
-        alternating = ["turn", "observation"] * (len(self.turns) - 1) + ["turn"]
         return (
             self.answer is not None
-            and kinds == alternating
             and all(turn.is_clean and turn.action == "search" for turn in self.turns[:-1])
             and self.turns[-1].is_clean
+            and [span.kind for span in self.spans] == ["turn", *["observation", "turn"] * (len(self.turns) - 1)]
         )
 
     @property
@@ -222,26 +220,26 @@ def _read(found: Mapping[str, Any]) -> RolloutRecord:
         found["trajectory_id"],
         [Span(kind, tokens) for kind, tokens in found["spans"]],
         [_read_turn(turn) for turn in found["turns"]],
-        {origin: int(count) for origin, count in found["search_counts"].items()},
+        found["search_counts"],
         float(found["search_seconds"]),
     )
 
 
 def _read_turn(found: Mapping[str, Any]) -> Turn:
-    queries = list(found.get("queries", ()))
-    results = [
-        SearchResult(
-            query,
-            [Passage._make(texts) for texts in one["passages"]],
-            one["error"],
-            float(one["seconds"]),
-            one["origin"],
-        )
-        for query, one in zip(queries, found.get("results", ()), strict=bool(found.get("results")))
-    ]
+    queries, results = list(found.get("queries", ())), found.get("results", ())
     return Turn(
-        found["action"], found.get("answer"), queries, list(found.get("mistakes", ())), found.get("fault"), results
+        found["action"],
+        found.get("answer"),
+        queries,
+        list(found.get("mistakes", ())),
+        found.get("fault"),
+        [_read_result(query, one) for query, one in zip(queries, results, strict=True)] if results else [],
     )
+
+
+def _read_result(query: str, found: Mapping[str, Any]) -> SearchResult:
+    passages = list(map(Passage._make, found["passages"]))
+    return SearchResult(query, passages, found["error"], float(found["seconds"]), found["origin"])
 
 
 def _read_version_1(found: Mapping[str, Any]) -> RolloutRecord:
