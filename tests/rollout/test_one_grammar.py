@@ -64,16 +64,18 @@ def template(opened: tuple[bool, bool]) -> str:
     )
 
 
-def turns(choose: random.Random, mode: str, opened: tuple[bool, bool]) -> Iterator[str]:
-    """Turns of one rollout: sound ones, and soup that now and then is one."""
+def turns(choose: random.Random, mode: str, opened: tuple[bool, bool], sound: list[bool]) -> Iterator[str]:
+    """Turns of one rollout: sound ones, and soup that now and then is one. `sound` grows by whether each is sound."""
     number = 0
     while True:
         begun = opened[0] if number == 0 else opened[1] and mode == "chat"
         if choose.random() < 0.5:
             turn = choose.choice(SOUND[mode])
-            turn = turn.removeprefix("<think>") if begun and choose.random() < 0.8 else turn
+            sound.append(not begun or choose.random() < 0.8)
+            turn = turn.removeprefix("<think>") if begun and sound[-1] else turn
         else:
             turn = "".join(choose.choices(PIECES[mode], k=choose.randint(1, 7))) or " "
+            sound.append(False)
         yield turn + (END if mode == "chat" or choose.random() < 0.1 else "")
         number += 1
 
@@ -136,11 +138,13 @@ async def test_what_the_rollout_acted_on_is_what_is_recorded_and_scored(mode: st
     count, faults, endings = 0, set(), set()
     while count < TURNS:
         runtime.search = search = Search()  # type: ignore[assignment]
-        sample, stop, seen = await rolled_out(runtime, args, prompt, turns(choose, mode, OPENED[opened]))
+        sound: list[bool] = []
+        sample, stop, seen = await rolled_out(runtime, args, prompt, turns(choose, mode, OPENED[opened], sound))
         record = record_of(sample)
         assert record is not None
         compare(record, stop, seen, search.queries)
         assert sample.reward == expected_reward(record), sample.response
+        assert record.valid_format or not all(sound) or stop is not StopReason.ANSWERED
         compare_with_bare_text(mode, sample, record, OPENED[opened])
         count += record.model_turns
         faults |= {turn.fault for turn in record.turns}
