@@ -4,7 +4,7 @@
 # make test-slow      the long ones: whole programs, outages, processes killed at random (6 minutes)
 # make test-sglang    one real model behind the demo's engine and behind SGLang on the CPU, which it installs (6 GB)
 # make check   ruff, mypy, shellcheck
-# make docs    the documentation site, in site/
+# make docs    the documentation site, in build/docs/site
 # make bench   all benchmarks (benchmarks/RESULTS.md)
 # Each sets up what it needs in .venv, once. Options of the demo: make demo ARGS="--minutes 5 --seed 1"
 
@@ -58,12 +58,14 @@ check: $(STAMP)
 	.venv/bin/mypy
 	.venv/bin/shellcheck $(SHELL_SCRIPTS)
 
-# Copies of all pages, at their paths, so that the links between them stay right; zensical checks each link.
+# Copies of all pages, at their paths, so that the links between them stay right; zensical checks each link. It runs in a
+# folder of its own: its cache is `.cache`, which it empties.
 docs: .venv/.docs
-	@rm -rf .cache/pages && mkdir -p .cache/pages
-	@git ls-files '*.md' 'docs/*' | tar --create --files-from - | tar --extract --directory .cache/pages
-	@.venv/bin/zensical build --strict --clean
-	@echo "open site/index.html in a browser"
+	@rm -rf build/docs && mkdir -p build/docs/pages
+	@git ls-files '*.md' 'docs/*' | tar --create --files-from - | tar --extract --directory build/docs/pages
+	@cp zensical.toml build/docs
+	@cd build/docs && ../../.venv/bin/zensical build --strict
+	@echo "open build/docs/site/index.html in a browser"
 
 .venv/.docs: $(STAMP)
 	$(PIP) --editable '.[docs]'
@@ -74,4 +76,4 @@ bench: $(STAMP)
 	  .venv/bin/python benchmarks/bench_$$script.py || exit; done
 
 clean:
-	rm -rf .venv .venv-sglang .cache build site
+	rm -rf .venv .venv-sglang .cache build
