@@ -73,7 +73,7 @@ docs: .venv/.docs
 
 bench: $(STAMP)
 	@for script in rollout token_router data_and_reward search_client retriever index_types gpu_search; do \
-	  .venv/bin/python benchmarks/bench_$$script.py || exit; done
+	  .venv/bin/python -m benchmarks.bench_$$script || exit; done
 
 clean:
 	rm -rf .venv .venv-sglang .cache build
