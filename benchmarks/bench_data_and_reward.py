@@ -1,10 +1,10 @@
-"""Data preparation beside a plain rewrite of the same rows, and scoring a trajectory beside normalising its text.
+"""Data preparation beside a plain rewrite of the same rows, and scoring a trajectory beside normalising its passages.
 
     python -m benchmarks.bench_data_and_reward [--json FILE]
 
 Preparation: oai_format_data_preprocess.py on 50,000 rows in the shape of Search-R1's data set, and the least that any
 tool does: read the lines, write a parquet file. Scoring: reward_func's part without slime, on trajectories with 0 to 3
-searches of three passages, some with the answer in them, and SQuAD's normalisation of the same text; CPU of one core.
+searches of three passages, some with the answer in them, and SQuAD's normalisation of their passages; CPU of one core.
 """
 
 import json
@@ -20,6 +20,10 @@ from typing import Any
 from benchmarks.reporting import ROOT, finish, parser, print_table
 from qa_em_format import normalize_answer, score_trajectory
 from search_rollout.config import REWARD_PRESETS
+from search_rollout.protocols.xml import parse_turn
+from search_rollout.samples.record import RolloutRecord, Span, Turn, read_record
+from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.trajectory import StopReason
 
 ROWS = 50_000
 TRAJECTORIES = 2_000
@@ -76,36 +80,42 @@ def preparation(form: str, folder: Path) -> dict[str, float]:
     return {"rows_per_s": ROWS / seconds, "peak_mib": int(peak[1]) / 1024, "file_mib": size}
 
 
-def trajectory(searches: int, choose: random.Random) -> tuple[list[dict[str, Any]], list[str]]:
-    """Recorded segments as in sample.metadata, and the gold answers."""
+def trajectory(searches: int, choose: random.Random) -> tuple[dict[str, Any], list[str]]:
+    """A rollout's record as in sample.metadata, and the gold answers."""
     words = "the place lies in a highland of its country and was founded by settlers who came from an island".split()
     gold = f"{choose.choice(words).title()} {choose.randrange(1000)}"
     found = choose.random() < 0.5
     thought = f"<think>{' '.join(choose.choices(words, k=40))}.</think>\n"
-    segments = []
-    for number in range(searches):
-        passages = [f'Doc {n}(Title: "A place") {" ".join(choose.choices(words, k=100))}.' for n in (1, 2, 3)]
-        if found and number == searches - 1:
-            passages[-1] += f" It was {gold}, they say."
-        segments.append({"source": "model", "text": f"{thought}<search>where is it</search>", "kind": "turn"})
-        observation = "\n\n<information>" + "\n".join(passages) + "</information>\n\n"
-        segments.append({"source": "environment", "text": observation, "kind": "observation"})
-    answer = gold if found else "Nairobi"
-    segments.append({"source": "model", "text": f"{thought}<answer>{answer}</answer>", "kind": "turn"})
-    return segments, [gold, "another name of it"]
+    turns = [Turn.of(parse_turn(f"{thought}<search>where is it</search>")) for _ in range(searches)]
+    for number, turn in enumerate(turns, start=1):
+        passages = [Passage("A place", f"{' '.join(choose.choices(words, k=100))}.") for _ in range(3)]
+        if found and number == searches:
+            passages[-1] = Passage("A place", f"{passages[-1].text} It was {gold}, they say.")
+        turn.results = [SearchResult("where is it", passages)]
+    turns.append(Turn.of(parse_turn(f"{thought}<answer>{gold if found else 'Nairobi'}</answer>")))
+    spans = [Span("turn", 60), Span("observation", 400)] * searches + [Span("turn", 60)]
+    return RolloutRecord(StopReason.ANSWERED, spans=spans, turns=turns).as_json(), [gold, "another name of it"]
 
 
 def scoring(searches: int, preset: str) -> float:
-    """Trajectories a second of CPU time; `preset` "normalise": only SQuAD's normalisation of their text."""
+    """Trajectories a second of CPU time; `preset` "normalise": only SQuAD's normalisation of the passages."""
     choose = random.Random(0)
-    scored = [trajectory(searches, choose) for _ in range(TRAJECTORIES)]
+    recorded = [trajectory(searches, choose) for _ in range(TRAJECTORIES)]
     scores = {} if preset == "normalise" else REWARD_PRESETS[preset]._asdict()
     began = time.process_time()
-    for segments, golds in scored:
-        if scores:
-            score_trajectory(segments, golds, **scores)
-        else:
-            normalize_answer("".join(segment["text"] for segment in segments))
+    for found, golds in recorded:
+        record = read_record(found)
+        if not scores:
+            normalize_answer("\n".join(f"{passage.title}\n{passage.text}" for passage in record.passages))
+            continue
+        score_trajectory(
+            record.answer,
+            golds,
+            valid_format=record.valid_format,
+            searched=record.searched,
+            passages=(f"{passage.title}\n{passage.text}" for passage in record.passages),
+            **scores,
+        )
     return TRAJECTORIES / (time.process_time() - began)
 
 
@@ -128,7 +138,7 @@ def main() -> int:
     time_of_rewrites = prepared["rewrite"]["rows_per_s"] / prepared["chat"]["rows_per_s"]
     time_of_normalising = scored["normalise"][3] / scored["default"][3]
     print(f"\npreparing chat data takes {time_of_rewrites:.2f} times the time of a plain rewrite")
-    print(f"scoring 3 searches takes {time_of_normalising:.2f} times the time of normalising their text")
+    print(f"scoring 3 searches takes {time_of_normalising:.2f} times the time of normalising the passages")
     ratios = {"preparation_to_rewrite": time_of_rewrites, "scoring_to_normalising": time_of_normalising}
     bounds = [
         (f"preparation takes at most {peak:.0f} MiB (bound: {MOST_MIB})", peak <= MOST_MIB),

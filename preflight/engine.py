@@ -12,8 +12,10 @@ from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, one_li
 from preflight.probe import TIMEOUT_S, get
 from preflight.setup import Setup
 from search_rollout.config import ConfigError
-from search_rollout.engine.client import EngineClient, EngineError, Reply, call_params
+from search_rollout.engine.client import EngineClient, call_params
+from search_rollout.engine.sglang_reply import EngineError, Reply
 from search_rollout.protocols.chat_template import decode, encode
+from search_rollout.samples.record import record_of
 
 KEPT_BY_SGLANG = 6  # SGLang refuses prompts that come nearer to its context length than this many tokens
 ROLLOUT_TIMEOUT_S = 200.0
@@ -124,19 +126,21 @@ def one_rollout(setup: Setup) -> Finding:
         return wrong(f"no rollout within {ROLLOUT_TIMEOUT_S:.0f} s", "read the engine's log: does it generate at all?")
     finally:
         logging.getLogger().removeHandler(warnings)
-    info = sample.metadata["search_r1"]
-    if info["gave_up"]:
-        found = f"the sample was discarded ({info['stop_reason']}): {warnings.last}"
+    record = record_of(sample)
+    assert record is not None  # written by generate_with_search
+    if record.discarded:
+        found = f"the sample was discarded ({record.stop.value}): {warnings.last}"
         return wrong(found, "correct this: training ignores such samples")
     if problem := _misaligned(sample, len(tokenizer)):
         return wrong(problem, "this is a bug: please report it")
-    counts = info["search_counts"]
+    counts = record.search_counts
     summary = (
-        f"{info['stop_reason']}; turns: {info['turns']}, searches: {counts['queries']}, reward: {sample.reward:.2f}; "
-        f"{sum(sample.loss_mask)} of {sample.response_length} tokens are trained; {time.monotonic() - began:.1f} s"
+        f"{record.stop.value}; turns: {record.model_turns}, searches: {counts['queries']}, "
+        f"reward: {sample.reward:.2f}; {sum(sample.loss_mask)} of {sample.response_length} tokens are trained; "
+        f"{time.monotonic() - began:.1f} s"
     )
     if counts["failed"]:
-        reason = next(search["error"] for search in info["searches"] if search["error"])
+        reason = next(result.error for result in record.searches if result.error)
         return wrong(f"searches failed: {counts['failed']}, such as {reason} ({summary})", "see the group search")
     if not counts["queries"]:
         remedy = "this is usual for a small model before its training; otherwise look at the prompt"
