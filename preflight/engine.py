@@ -79,17 +79,18 @@ def stop_strings(setup: Setup) -> Finding:
     tokenizer = setup.tokenizer
     params = call_params({"temperature": 0}, STOP_TOKENS, STOPS)
     try:
-        ids = _generate(setup, {"input_ids": encode(tokenizer, QUESTION), "sampling_params": params}).ids
+        reply = _generate(setup, {"input_ids": encode(tokenizer, QUESTION), "sampling_params": params})
     except EngineError as error:
         raise Blocked(f"the engine gives no reply: {one_line(error, 100)}") from error
-    stopped = next((end for end in range(1, len(ids) + 1) if _has_stop(decode(tokenizer, ids[:end]))), None)
-    if stopped is None:
-        return skipped("the reply contains none of the stop strings")
-    if len(ids) - stopped > OVERSHOOT:
+    count = len(reply.ids)
+    stopped = next((end for end in range(1, count + 1) if _has_stop(decode(tokenizer, reply.ids[:end]))), count)
+    if count - stopped > OVERSHOOT:
         return wrong(
-            f"the engine ignores `stop`: {len(ids) - stopped} tokens follow the first stop string",
+            f"the engine ignores `stop`: {count - stopped} tokens follow the first stop string",
             "use an engine that obeys sampling_params.stop; else the model writes its own documents after </search>",
         )
+    if reply.ended_turn or reply.finish == "length":
+        return skipped("the reply ended in another way, before a stop string")
     return fine(f"the engine stops at a stop string (token {stopped} of the reply)")
 
 

@@ -2,18 +2,16 @@
 
 import csv
 import shutil
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, one_line, skipped, wrong
 from preflight.model import count_weights
 from preflight.packages import version_of
-from preflight.probe import get, is_taken, nearest_folder
+from preflight.probe import get, is_taken, nearest_folder, run
 from preflight.setup import Setup
 
 SMI_TIMEOUT_S = 15.0
-QUERY = "--query-gpu=index,uuid,name,memory.total,memory.used"
 USED_MIB = 1024  # a GPU with less in use counts as free: the driver itself takes a few hundred
 BYTES_A_PARAMETER = 14  # in a checkpoint: bf16 weights, Adam's float32 weights and two moments
 SHM_BYTES = 8 * 2**30  # Ray's objects and NCCL live in /dev/shm
@@ -32,27 +30,12 @@ def find_gpus(setup: Setup) -> list[Gpu]:
     if setup["RAY_ADDRESS"]:
         raise Blocked("RAY_ADDRESS is set: the cluster has the GPUs")
     remedy = "run this where the GPUs are, or set RAY_ADDRESS to a cluster that has them"
-    try:
-        done = _nvidia_smi(setup, QUERY, "--format=csv,noheader,nounits")
-    except FileNotFoundError as error:
-        raise Mistake("there is no nvidia-smi", remedy) from error
-    except subprocess.TimeoutExpired as error:
-        raise Mistake(f"nvidia-smi does not answer within {SMI_TIMEOUT_S:.0f} s", remedy) from error
+    command = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.used", "--format=csv,noheader,nounits"]
+    done = run(command, setup.environment, SMI_TIMEOUT_S, remedy)
     rows = [row for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if len(row) == 5]
     if done.returncode or not rows:
         raise Mistake(f"nvidia-smi finds no GPU: {one_line(done.stderr or done.stdout, 100)}", remedy)
     return [Gpu(number, uuid, name, _mib(total), _mib(used)) for number, uuid, name, total, used in rows]
-
-
-def _nvidia_smi(setup: Setup, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["nvidia-smi", *arguments],
-        env=setup.environment,
-        capture_output=True,
-        text=True,
-        timeout=SMI_TIMEOUT_S,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def gpus(setup: Setup) -> Finding:
@@ -95,7 +78,8 @@ def gpu_memory(setup: Setup) -> Finding:
 
 def _processes(setup: Setup, uuids: set[str]) -> str:
     """The processes that hold memory of these GPUs; empty where the driver does not say, as in containers."""
-    done = _nvidia_smi(setup, "--query-compute-apps=gpu_uuid,pid,process_name", "--format=csv,noheader")
+    command = ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid,process_name", "--format=csv,noheader"]
+    done = run(command, setup.environment, SMI_TIMEOUT_S)
     rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
     return ", ".join(f"process {row[1]} ({row[2]})" for row in rows if len(row) == 3 and row[0] in uuids)
 

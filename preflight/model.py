@@ -3,7 +3,6 @@
 import math
 import os
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from preflight.checkpoint_files import (
     weight_files,
 )
 from preflight.findings import Finding, Mistake, doubtful, fine, one_line, skipped, wrong
-from preflight.probe import unwritable
+from preflight.probe import run, unwritable
 from preflight.setup import Setup, load_tokenizer
 
 DOWNLOAD = "download it, for example:\n    hf download Qwen/Qwen2.5-3B-Instruct --local-dir {}"
@@ -95,13 +94,10 @@ def read_model_args(path: str) -> dict[str, str]:
     if not Path(path).is_file():
         raise Mistake(f"there is no file {path}", remedy)
     command = ["bash", "-c", 'source "$1" >&2 && printf "%s\\0" "${MODEL_ARGS[@]}"', "bash", path]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=BASH_TIMEOUT_S, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired as error:
-        raise Mistake(f"{path} takes more than {BASH_TIMEOUT_S:.0f} s in bash", remedy) from error
-    words = os.fsdecode(done.stdout).split("\0")[:-1]
+    done = run(command, os.environ, BASH_TIMEOUT_S, remedy)
+    words = done.stdout.split("\0")[:-1]
     if done.returncode or not any(words):
-        raise Mistake(f"{path} sets no MODEL_ARGS {one_line(os.fsdecode(done.stderr))}".rstrip(), remedy)
+        raise Mistake(f"{path} sets no MODEL_ARGS {one_line(done.stderr)}".rstrip(), remedy)
     pairs = zip(words, [*words[1:], ""], strict=True)
     return {word: "" if value.startswith("--") else value for word, value in pairs if word.startswith("--")}
 

@@ -3,11 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, one_line, pip_install, skipped, wrong
+from preflight.probe import run
 from preflight.setup import ROOT, Setup
 
 OURS = ("aiohttp", "tenacity", "chardet")
@@ -39,20 +39,11 @@ def find_packages(setup: Setup) -> dict[str, str]:
     """The version of each package that PYTHON finds. Raises Mistake."""
     python = setup["PYTHON"]
     folders = [setup["MEGATRON_DIR"], str(ROOT), setup["SLIME_DIR"], setup.environment.get("PYTHONPATH")]
+    command = [python, "-c", LOOK, *OURS, *SLIMES, *LOGGERS.values(), "slime"]
+    path = ":".join(filter(None, folders))
+    done = run(command, {**setup.environment, "PYTHONPATH": path}, PYTHON_TIMEOUT_S, SET_PYTHON)
     try:
-        done = subprocess.run(
-            [python, "-c", LOOK, *OURS, *SLIMES, *LOGGERS.values(), "slime"],
-            env={**setup.environment, "PYTHONPATH": ":".join(filter(None, folders))},
-            capture_output=True,
-            text=True,
-            timeout=PYTHON_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
         return json.loads(done.stdout)
-    except FileNotFoundError as error:
-        raise Mistake(f"there is no Python {python!r}", SET_PYTHON) from error
-    except subprocess.TimeoutExpired as error:
-        raise Mistake(f"{python} took more than {PYTHON_TIMEOUT_S:.0f} s to look for packages", SET_PYTHON) from error
     except ValueError as error:
         raise Mistake(f"{python} fails: {one_line(done.stderr)}", SET_PYTHON) from error
 

@@ -1,15 +1,29 @@
-"""Quick looks at servers, ports and folders: each ends within TIMEOUT_S, whatever is there."""
+"""Quick looks at programs, servers, ports and folders: each ends in time, whatever is there."""
 
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from preflight.findings import one_line
+from preflight.findings import Mistake, one_line
 
 TIMEOUT_S = 5.0
+
+
+def run(
+    command: Sequence[str], environment: Mapping[str, str], timeout_s: float, remedy: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program. Raises Mistake if there is none, or it takes too long; its exit status is the caller's matter."""
+    settings: dict[str, Any] = {"capture_output": True, "text": True, "errors": "surrogateescape"}
+    try:
+        return subprocess.run(command, env=environment, timeout=timeout_s, stdin=subprocess.DEVNULL, **settings)
+    except FileNotFoundError as error:
+        raise Mistake(f"there is no program {command[0]!r}", remedy) from error
+    except subprocess.TimeoutExpired as error:
+        raise Mistake(f"{command[0]} did not finish within {timeout_s:.0f} s", remedy) from error
 
 
 class Answer(NamedTuple):

@@ -2,9 +2,6 @@
 
 import argparse
 import ast
-import functools
-import os
-import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,6 +10,7 @@ from typing import Any, TypeVar
 
 from preflight.checkpoint_files import BadFile, text_config
 from preflight.findings import Blocked, Mistake, one_line
+from preflight.probe import run
 from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, load_config
 
 T = TypeVar("T")
@@ -43,7 +41,7 @@ class Setup:
             self.environment = launch_environment(environment)
         except Mistake as error:
             self.launch_error, self.environment = str(error), dict(environment)
-        self._defaults = plugin_defaults()  # before the groups' threads: Python 3.11 parses in one thread at a time
+        self.defaults = plugin_defaults()  # before the groups' threads: Python 3.11 parses in one thread at a time
         self._lock = threading.Lock()
         self._made: dict[Callable[[Setup], Any], Future[Any]] = {}
 
@@ -95,25 +93,16 @@ class Setup:
         """The settings of rollouts as slime's workers will have them; with a made-up key if web search has none."""
         return self.need(read_config, "a setting of the rollouts has a wrong value")
 
-    @functools.cached_property
+    @property
     def lacks_google_key(self) -> bool:
-        """Whether the settings are right except for the key of web search, which has a row of its own."""
-        try:
-            self.load_config()
-        except ConfigError:
-            try:
-                return self.load_config(with_some_key=True).search_backend == "google"
-            except ConfigError:
-                pass
-        return False
+        """Whether web search has no key, which has a row of its own."""
+        return self.config.search_backend == "google" and not self.google_key
 
-    def load_config(self, *, with_some_key: bool = False) -> SearchConfig:
-        """Raises ConfigError."""
-        settings, environment = dict(self.yaml), dict(self.environment)
-        if with_some_key:
-            settings.pop("google_api_key", None)
-            environment["GOOGLE_API_KEY"] = f"not {PLACEHOLDER_KEY}"
-        return load_config(self._defaults, environment, argparse.Namespace(**settings))
+    @property
+    def google_key(self) -> str:
+        """GOOGLE_API_KEY, or the file that holds it; empty if neither is given."""
+        given = (self.yaml.get("google_api_key"), *map(self.environment.get, ("GOOGLE_API_KEY", "GOOGLE_API_KEY_FILE")))
+        return next((str(key) for key in given if key and key != PLACEHOLDER_KEY), "")
 
     # --- the model ---
 
@@ -130,8 +119,9 @@ class Setup:
 
 def read_config(setup: Setup) -> SearchConfig:
     """As `Setup.config`. Raises Mistake."""
+    settings = {**setup.yaml, **({} if setup.google_key else {"google_api_key": f"not {PLACEHOLDER_KEY}"})}
     try:
-        return setup.load_config(with_some_key=setup.lacks_google_key)
+        return load_config(setup.defaults, setup.environment, argparse.Namespace(**settings))
     except ConfigError as error:
         raise Mistake(str(error), "README.md, section Settings, lists the values of each setting") from error
 
@@ -159,19 +149,10 @@ def load_tokenizer(setup: Setup) -> Any:
 
 def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment with every setting of launch/settings.sh in it. Raises Mistake."""
-    command = ["bash", "-c", READ_SETTINGS, "bash", str(ROOT)]
-    try:
-        done = subprocess.run(
-            command, env=dict(environment), capture_output=True, timeout=BASH_TIMEOUT_S, stdin=subprocess.DEVNULL
-        )
-    except FileNotFoundError as error:
-        raise Mistake("there is no bash") from error
-    except subprocess.TimeoutExpired as error:
-        raise Mistake(f"launch/settings.sh took more than {BASH_TIMEOUT_S:.0f} s: does nvidia-smi hang?") from error
+    done = run(["bash", "-c", READ_SETTINGS, "bash", str(ROOT)], environment, BASH_TIMEOUT_S)
     if done.returncode != 0:
-        raise Mistake(one_line(os.fsdecode(done.stderr)).removeprefix("error: "))
-    entries = (os.fsdecode(entry) for entry in done.stdout.split(b"\0") if b"=" in entry)
-    return dict(entry.split("=", 1) for entry in entries)
+        raise Mistake(one_line(done.stderr).removeprefix("error: "))
+    return dict(entry.split("=", 1) for entry in done.stdout.split("\0") if "=" in entry)
 
 
 def plugin_defaults() -> dict[str, Any]:
