@@ -1,12 +1,12 @@
-# make demo    train a small language model to search, on this machine's CPU
-# make demo-chat    the same with messages and tool calls
-# make test    the tests, 3 minutes on two cores; only some: make test ARGS="tests/search -x"
-# make test-slow      the long ones: whole programs, outages, processes killed at random (6 minutes)
-# make test-sglang    one real model behind the demo's engine and behind SGLang on the CPU, which it installs (6 GB)
-# make check   ruff, mypy, shellcheck
-# make docs    the documentation site, in build/docs/site
-# make bench   all benchmarks (benchmarks/RESULTS.md)
-# Each sets up what it needs in .venv, once. Options of the demo: make demo ARGS="--minutes 5 --seed 1"
+## make demo    train a small language model to search, on this machine's CPU
+## make demo-chat    the same with messages and tool calls
+## make test    the tests, 3 minutes on two cores; only some: make test ARGS="tests/search -x"
+## make test-slow      the long ones: whole programs, outages, processes killed at random (5 minutes)
+## make test-sglang    one real model behind the demo's engine and behind SGLang on the CPU, which it installs (6 GB)
+## make check   ruff, mypy, shellcheck
+## make docs    the documentation site, in build/docs/site
+## make bench   all benchmarks (benchmarks/RESULTS.md)
+## Each sets up what it needs in .venv, once. Options of the demo: make demo ARGS="--minutes 5 --seed 1"
 
 PYTHON ?= python3
 ARGS ?=
@@ -20,7 +20,7 @@ SHELL_SCRIPTS := .ci/run $(shell find . -name "*.sh" -not -path "./.venv*/*")
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^## //p' Makefile
 
 install: $(STAMP)
 
@@ -45,7 +45,7 @@ test: $(STAMP)
 	@$(PYTEST) -m "not slow and not engine" $(ARGS)
 
 test-slow: $(STAMP)
-	@echo "one dot per test; about 6 minutes on two cores"
+	@echo "one dot per test; about 5 minutes on two cores"
 	@$(PYTEST) -m "slow and not engine" $(ARGS)
 
 test-sglang: $(STAMP)
