@@ -20,7 +20,7 @@ from search_rollout.samples.record import record_of
 KEPT_BY_SGLANG = 6  # SGLang refuses prompts that come nearer to its context length than this many tokens
 ROLLOUT_TIMEOUT_S = 200.0
 TEXT = "Naïve café: 東京 123,456 <search>"  # tokenizers split it differently
-QUESTION = "What is the capital of Kenya?"
+BEGINNING = "Once upon a time, there was a"  # which every model goes on with
 STOPS = ("a", "e", "i", "o", " ")  # the first words of almost any reply contain one of them
 STOP_TOKENS, OVERSHOOT = 64, 8  # tokens asked for, and allowed after a stop: speculative decoding adds a few at a time
 NO_ANSWER = "the engine does not answer"
@@ -79,7 +79,7 @@ def stop_strings(setup: Setup) -> Finding:
     tokenizer = setup.tokenizer
     params = call_params({"temperature": 0}, STOP_TOKENS, STOPS)
     try:
-        reply = _generate(setup, {"input_ids": encode(tokenizer, QUESTION), "sampling_params": params})
+        reply = _generate(setup, {"input_ids": encode(tokenizer, BEGINNING), "sampling_params": params})
     except EngineError as error:
         raise Blocked(f"the engine gives no reply: {one_line(error, 100)}") from error
     count = len(reply.ids)

@@ -15,7 +15,16 @@ from preflight.groups import run_groups
 from preflight.setup import Setup
 
 
-class Stopping(Geographer):
+class Storyteller(Geographer):
+    """Also goes on with a story, and heeds no stop string in it."""
+
+    def __call__(self, request: dict) -> Turn:
+        if self.tokenizer.decode(request["input_ids"]).startswith("Once upon a time"):
+            return Turn("think of a search, and then of an answer.")
+        return super().__call__(request)
+
+
+class Stopping(Storyteller):
     """Ends each reply with the first stop string in it, as an engine must."""
 
     def __call__(self, request: dict) -> Turn:
@@ -67,7 +76,7 @@ async def test_an_engine_of_another_model_or_with_a_short_context_is_found(machi
 
 @pytest.mark.usefixtures("fresh_state")
 def test_an_engine_that_ignores_stop_strings_is_found(machine: Machine) -> None:
-    with serving(Geographer()) as (engine, retriever):
+    with serving(Storyteller()) as (engine, retriever):
         finding = engine_rows(machine, engine, retriever.url)["stop strings"]
         assert any(request["sampling_params"]["temperature"] == 0 for request in engine.requests)
     assert finding.mark == "✗" and "ignores `stop`" in finding.found and "</search>" in finding.remedy
