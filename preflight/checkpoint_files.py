@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from preflight.findings import Mistake
 
-class BadFile(ValueError):
+
+class BadFile(Mistake):
     """A file is missing or damaged; the message names it."""
 
 

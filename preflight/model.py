@@ -141,8 +141,7 @@ def load(setup: Setup) -> Finding:
 
 def reference(setup: Setup) -> Finding:
     path = Path(setup["REF_LOAD"])
-    resumes = any(setup[name] and is_megatron(Path(setup[name])) for name in ("LOAD_DIR", "SAVE_DIR"))
-    if not setup.is_on("USE_KL_LOSS") and resumes:
+    if not setup.is_on("USE_KL_LOSS") and _resumes_from(setup):
         return skipped("not needed: training resumes, without KL loss")
     if not path.exists():
         return wrong(f"there is no {path} (REF_LOAD)", f"convert the model for Megatron:\n{conversion(setup)}")

@@ -83,18 +83,15 @@ def slime(setup: Setup) -> Finding:
     if "slime" not in setup.need(find_packages):
         problem = f"{setup['PYTHON']} cannot import slime"
         return wrong(problem, pip_install("--editable", str(folder), python=setup["PYTHON"]))
-    version = _version_in(folder)
+    match = re.search(r'version="([^"]+)"', _text(folder / "setup.py"))
+    version, types = match[1] if match else "unknown", _text(folder / "slime" / "utils" / "types.py")
     known = "covered by the contract tests" if version in TESTED_SLIME else "not listed in docs/SLIME_VERSIONS.md"
-    types = folder / "slime" / "utils" / "types.py"
-    text = types.read_text(encoding="utf-8") if types.is_file() else ""
-    features = [meaning for name, meaning in FEATURES.items() if name in text]
-    return fine(f"{folder}, version {version or 'unknown'}, {known}" + (f"; {', '.join(features)}" if features else ""))
+    features = [meaning for name, meaning in FEATURES.items() if name in types]
+    return fine("; ".join([f"{folder}, version {version}, {known}", *features]))
 
 
-def _version_in(folder: Path) -> str:
-    setup_file = folder / "setup.py"
-    match = re.search(r'version="([^"]+)"', setup_file.read_text(encoding="utf-8")) if setup_file.is_file() else None
-    return match[1] if match else ""
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def ray(setup: Setup) -> Finding:

@@ -21,7 +21,6 @@ QUERY = "Who wrote Hamlet?"
 TIMEOUT_S = 10.0  # per search
 START = f"start it:\n    {shlex.quote(str(ROOT / 'local_dense_retriever/start_server.sh'))}"
 CORRECT_URL = f"correct RETRIEVAL_SERVER_URL, or {START}"
-REPLAY = "SEARCH_CACHE_MODE=replay: nothing is searched"
 NOT_READY = "a retriever is not ready"
 
 
@@ -38,7 +37,7 @@ def find_servers(setup: Setup) -> list[Server]:
     if config.search_backend != "local":
         raise Blocked("SEARCH_BACKEND is google")
     if config.caching == "replay":
-        raise Blocked(REPLAY)
+        raise Blocked("SEARCH_CACHE_MODE=replay: nothing is searched")
     bases = [url.rstrip("/").removesuffix("/retrieve") for url in config.retrieval_urls]
     servers = []
     for url, answer in zip(bases, get_all([f"{base}/ready" for base in bases]), strict=True):
@@ -109,19 +108,22 @@ def corpus(setup: Setup) -> Finding:
     return fine(f"the same number of passages on {len(servers)} servers")
 
 
-def first_search(setup: Setup) -> Finding:
-    config = setup.config
-    if config.caching == "replay":
-        return skipped(REPLAY)
-    if config.search_backend == "google":
-        return _search_web(setup)
-    counts = []
-    for server in setup.need(find_servers, NOT_READY):
-        [passages] = _find(config, server.url, [QUERY])
+def first_passages(setup: Setup) -> dict[str, list[Passage]]:
+    """What each server, by its URL, finds for QUERY. Raises Mistake."""
+    servers = setup.need(find_servers, NOT_READY)
+    found = {server.url: _find(setup.config, server.url, [QUERY])[0] for server in servers}
+    for url, passages in found.items():
         if not passages or not all(passage.text.strip() for passage in passages):
+            problem = f"{url} answers {QUERY!r} with {'an empty passage' if passages else 'nothing'}"
             remedy = "look at its corpus: each line needs `contents`, which is a title and, on the next line, the text"
-            return wrong(f"{server.url} answers {QUERY!r} with {'an empty passage' if passages else 'nothing'}", remedy)
-        counts.append(f"{len(passages)} passages")
+            raise Mistake(problem, remedy)
+    return found
+
+
+def first_search(setup: Setup) -> Finding:
+    if setup.config.search_backend == "google" and setup.config.caching != "replay":
+        return _search_web(setup)
+    counts = [f"{len(passages)} passages" for passages in setup.once(first_passages).values()]
     return fine(f"{QUERY!r}: {', '.join(counts)}")
 
 
@@ -144,21 +146,16 @@ def _search_web(setup: Setup) -> Finding:
 
 def known_answer(setup: Setup) -> Finding:
     """Searches for passages by their own text: they are not found if index and corpus do not belong together."""
-    config, notes = setup.config, []
-    if config.search_backend == "google" or config.caching == "replay":
-        return skipped("only for a retriever server")
-    for server in setup.need(find_servers, NOT_READY):
-        if not server.about:
-            return skipped(f"{server.url} may be a server of web search, where each query costs money")
-        try:
-            [passages] = _find(config, server.url, [QUERY])
-        except Mistake as mistake:
-            raise Blocked("searching fails") from mistake
-        found = _find(config, server.url, [f"{passage.title}\n{passage.text}" for passage in passages])
-        among = sum(passage in hits for passage, hits in zip(passages, found, strict=True))
-        first = sum(passage in hits[:1] for passage, hits in zip(passages, found, strict=True))
-        said = f"{server.url}: searched by their own text, {first} of {len(passages)} passages come first"
-        if not among:
+    notes = []
+    for url, about in setup.need(find_servers, NOT_READY):
+        if not about:
+            return skipped(f"{url} may be a server of web search, where each query costs money")
+        passages = setup.need(first_passages, "searching fails")[url]
+        found = _find(setup.config, url, [f"{passage.title}\n{passage.text}" for passage in passages])
+        pairs = list(zip(passages, found, strict=True))
+        first = sum(passage in hits[:1] for passage, hits in pairs)
+        said = f"{url}: searched by their own text, {first} of {len(passages)} passages come first"
+        if not any(passage in hits for passage, hits in pairs):
             return wrong(
                 f"{said}, and none is found at all",
                 "index and corpus, or index and encoder, do not belong together: run local_dense_retriever/verify.py",

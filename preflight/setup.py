@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from preflight.checkpoint_files import BadFile, text_config
+from preflight.checkpoint_files import text_config
 from preflight.findings import Blocked, Mistake, one_line
 from preflight.probe import run
 from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, load_config
@@ -129,10 +129,7 @@ def read_config(setup: Setup) -> SearchConfig:
 def load_tokenizer(setup: Setup) -> Any:
     """As `Setup.tokenizer`. Raises Mistake."""
     folder = setup["HF_CHECKPOINT"]
-    try:
-        rows = text_config(Path(folder)).get("vocab_size") or 0
-    except BadFile as error:
-        raise Blocked("HF_CHECKPOINT is not a model folder") from error
+    rows = text_config(Path(folder)).get("vocab_size") or 0
     from transformers import AutoTokenizer  # which takes seconds
 
     try:
