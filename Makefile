@@ -1,22 +1,26 @@
-# make demo    train a small language model to search, on this machine's CPU
-# make demo-chat    the same with messages and tool calls
-# make test    all tests; test-fast leaves out the run of the demo
-# make test-sglang    one real model behind the demo's engine and behind SGLang on the CPU, which it installs (6 GB)
-# make bench   all benchmarks (benchmarks/RESULTS.md)
-# make check   ruff, mypy, shellcheck
-# Each sets up what it needs in .venv, once. Options of the demo: make demo ARGS="--minutes 5 --seed 1"
+## make demo    train a small language model to search, on this machine's CPU
+## make demo-chat    the same with messages and tool calls
+## make test    the tests, 3 minutes on two cores; only some: make test ARGS="tests/search -x"
+## make test-slow      the long ones: whole programs, outages, processes killed at random (5 minutes)
+## make test-sglang    one real model behind the demo's engine and behind SGLang on the CPU, which it installs (6 GB)
+## make check   ruff, mypy, shellcheck
+## make docs    the documentation site, in build/docs/site
+## make bench   all benchmarks (benchmarks/RESULTS.md)
+## Each sets up what it needs in .venv, once. Options of the demo: make demo ARGS="--minutes 5 --seed 1"
 
 PYTHON ?= python3
 ARGS ?=
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 STAMP := .venv/.installed
+# One process per core; the tests of a file stay together and share its servers. ARGS="-n 0" runs them in one process.
+PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 SHELL_SCRIPTS := .ci/run $(shell find . -name "*.sh" -not -path "./.venv*/*")
 
-.PHONY: help install demo demo-chat test test-fast test-sglang check bench clean
+.PHONY: help install demo demo-chat test test-slow test-sglang check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^## //p' Makefile
 
 install: $(STAMP)
 
@@ -37,10 +41,12 @@ demo-chat: $(STAMP)
 	@.venv/bin/python -m demo.train --api-mode chat $(ARGS)
 
 test: $(STAMP)
-	.venv/bin/python -m pytest -m "not engine" $(ARGS)
+	@echo "one dot per test; about 3 minutes on two cores; make test-slow runs the rest"
+	@$(PYTEST) -m "not slow and not engine" $(ARGS)
 
-test-fast: $(STAMP)
-	.venv/bin/python -m pytest -m "not slow and not engine" $(ARGS)
+test-slow: $(STAMP)
+	@echo "one dot per test; about 5 minutes on two cores"
+	@$(PYTEST) -m "slow and not engine" $(ARGS)
 
 test-sglang: $(STAMP)
 	@PYTHON=$(PYTHON) tests/engine/install_sglang_cpu.sh || echo "its tests are skipped; the demo's engine is tested"
@@ -52,14 +58,22 @@ check: $(STAMP)
 	.venv/bin/mypy
 	.venv/bin/shellcheck $(SHELL_SCRIPTS)
 
+# Copies of all pages, at their paths, so that the links between them stay right; zensical checks each link. It runs in a
+# folder of its own: its cache is `.cache`, which it empties.
+docs: .venv/.docs
+	@rm -rf build/docs && mkdir -p build/docs/pages
+	@git ls-files '*.md' 'docs/*' | tar --create --files-from - | tar --extract --directory build/docs/pages
+	@cp zensical.toml build/docs
+	@cd build/docs && ../../.venv/bin/zensical build --strict
+	@echo "open build/docs/site/index.html in a browser"
+
+.venv/.docs: $(STAMP)
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 bench: $(STAMP)
-	.venv/bin/python benchmarks/bench_rollout.py
-	.venv/bin/python benchmarks/bench_token_router.py
-	.venv/bin/python benchmarks/bench_data_and_reward.py
-	.venv/bin/python benchmarks/bench_search_client.py
-	.venv/bin/python benchmarks/bench_retriever.py
-	.venv/bin/python benchmarks/bench_index_types.py
-	.venv/bin/python benchmarks/bench_gpu_search.py
+	@for script in rollout token_router data_and_reward search_client retriever index_types gpu_search; do \
+	  .venv/bin/python -m benchmarks.bench_$$script || exit; done
 
 clean:
-	rm -rf .venv .venv-sglang .cache
+	rm -rf .venv .venv-sglang .cache build

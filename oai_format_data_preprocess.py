@@ -383,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is missing; install it with: pip install '.[data]'", file=sys.stderr)
+        print(f"error: {error.name} is missing; install it with: pip install -e '.[data]'", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

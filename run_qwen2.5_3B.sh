@@ -54,7 +54,7 @@ main() {
     quoted "${submit[@]}"
     exit 0
   fi
-  run_preflight
+  run_preflight "$@"
   clean_up_at_exit
   [[ -n "$RAY_ADDRESS" ]] || start_ray "${start[@]}"
   JOB_RUNS=1

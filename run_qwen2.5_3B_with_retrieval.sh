@@ -118,7 +118,7 @@ up() {
   trap 'exit 143' TERM
   start_retriever
   start_router
-  run_preflight
+  run_preflight "${TRAIN_ARGS[@]}"
   start_window training 1 training "${TRAIN_COMMAND[@]}"
   trap - EXIT HUP INT TERM # handed over
   say "training has begun in the tmux session $TMUX_SESSION: '$0 status', 'logs', 'attach', 'down'."

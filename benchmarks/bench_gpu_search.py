@@ -1,25 +1,20 @@
 """Exact search on a GPU over as many vectors as wiki-18 has: queries/s, and the fraction of memory bandwidth reached.
 
-    python benchmarks/bench_gpu_search.py [--rows 21015324] [--dim 768] [--json FILE]
+    python -m benchmarks.bench_gpu_search [--rows 21015324] [--dim 768] [--json FILE]
 
 Random vectors in fp16, made on the GPU (32 GB for wiki-18), searched by the retriever's own code, without its rescoring
 from the file. A pass over all vectors is bounded by memory bandwidth, which is measured here by a copy.
 Without a GPU it says so and does nothing. It has not been run on one yet.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from benchmarks.reporting import parser, print_table, write_json  # noqa: E402
-from local_dense_retriever.exact_index import coarse_search  # noqa: E402
+from benchmarks.reporting import finish, parser, print_table
+from local_dense_retriever.exact_index import coarse_search
 
 WIKI_18_ROWS, E5_DIM, CANDIDATES = 21_015_324, 768, 64
 BATCHES = (1, 64, 256)
@@ -75,7 +70,7 @@ def main() -> None:
     )
     print_table(("batch", "ms a pass", "queries/s", "of bandwidth"), rows)
     machine = {"gpu": torch.cuda.get_device_name(device), "rows": args.rows, "dim": args.dim}
-    write_json(args.json, {**machine, "copy_bytes_per_s": reached, "batches": figures})
+    finish(args, {**machine, "copy_bytes_per_s": reached, "batches": figures}, [])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which index to take: bytes, time and recall of FAISS's types over real embeddings.
 
-    python benchmarks/bench_index_types.py [--embed_only] [--json FILE]
+    python -m benchmarks.bench_index_types [--embed_only] [--json FILE]
 
 117,791 definitions of WordNet and 1,000 of its example sentences as queries, encoded by MiniLM (384 numbers, bfloat16
 for speed). Each type is built by the index builder's own code and loaded as the server does. Vectors and indexes are
@@ -15,29 +15,25 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-
-from benchmarks.reporting import parser, print_table, verdict, write_json  # noqa: E402
-from benchmarks.wordnet_corpus import write_wordnet  # noqa: E402
-from demo.models import encoder_folder  # noqa: E402
-from local_dense_retriever.corpus import Corpus  # noqa: E402
-from local_dense_retriever.embedding import PartialEmbeddings, embed  # noqa: E402
-from local_dense_retriever.encoder import Encoder  # noqa: E402
-from local_dense_retriever.exact_index import ExactIndex  # noqa: E402
-from local_dense_retriever.faiss_index import FaissIndex  # noqa: E402
-from local_dense_retriever.flat_file import FlatFile, read_flat_header  # noqa: E402
-from local_dense_retriever.index_factory import write_converted  # noqa: E402
-from local_dense_retriever.index_note import IndexNote  # noqa: E402
-from local_dense_retriever.rescored_index import RescoredIndex  # noqa: E402
-from local_dense_retriever.searcher import VectorIndex  # noqa: E402
+from benchmarks.reporting import ROOT, finish, parser, print_table
+from benchmarks.wordnet_corpus import write_wordnet
+from demo.models import encoder_folder
+from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.embedding import PartialEmbeddings, embed
+from local_dense_retriever.encoder import Encoder
+from local_dense_retriever.exact_index import ExactIndex
+from local_dense_retriever.faiss_index import FaissIndex
+from local_dense_retriever.flat_file import FlatFile, read_flat_header
+from local_dense_retriever.index_factory import write_converted
+from local_dense_retriever.index_note import IndexNote
+from local_dense_retriever.rescored_index import RescoredIndex
+from local_dense_retriever.searcher import VectorIndex
 
 FOLDER = ROOT / ".cache" / "wordnet"
 QUERIES, BATCH = 1000, 64
@@ -136,13 +132,14 @@ def recall(found: NDArray, truth: NDArray, k: int) -> float:
     return float(np.mean([len(set(a[:k]) & set(b[:k])) / k for a, b in zip(found, truth, strict=True)]))
 
 
-def main() -> None:
+def main() -> int:
+    """Prints the table; returns 1 if the bound is missed."""
     options = parser(__doc__)
     options.add_argument("--embed_only", action="store_true", help="make the embeddings, and stop")
     args = options.parse_args()
     flat, queries = embeddings()
     if args.embed_only:
-        return
+        return 0
     truth = np.argsort(-(queries @ flat.read(0, flat.rows).T), axis=1)[:, :10]
 
     rows = [
@@ -152,31 +149,20 @@ def main() -> None:
     for kind in KINDS:
         path, build_s = built(flat, kind)
         rows.append(measure(str(kind), path, build_s, partial(load, path, kind, flat), queries, truth))
-    report(rows, flat.dim * 4, args.json)
-
-
-def report(rows: list[Figures], flat_bytes: int, json_path: Path | None) -> None:
     header = ("type", "bytes/vector", "of flat", "build s", "queries/s", "recall@3", "recall@10")
-    print_table(
-        header,
-        [
-            (
-                row.name,
-                f"{row.bytes_per_vector:.0f}",
-                f"1/{flat_bytes / row.bytes_per_vector:.1f}",
-                f"{row.build_s:.0f}",
-                f"{row.queries_per_s:.0f}",
-                f"{row.recall_3:.3f}",
-                f"{row.recall_10:.3f}",
-            )
-            for row in rows
-        ],
-    )
+    flat_bytes = flat.dim * 4
+    print_table(header, [cells(row, flat_bytes) for row in rows])
     best = max((row.recall_3 for row in rows if row.bytes_per_vector <= flat_bytes * SMALL), default=0.0)
-    print(verdict(f"recall@3 {best:.3f} at 1/8 of flat or less (at least {LEAST_RECALL})", best >= LEAST_RECALL))
-    figures: dict[str, Any] = {"types": [row._asdict() for row in rows], "best_recall_3_at_an_eighth": best}
-    write_json(json_path, figures)
+    figures = {"types": [row._asdict() for row in rows], "best_recall_3_at_an_eighth": best}
+    bound = (f"recall@3 {best:.3f} at 1/8 of flat or less (at least {LEAST_RECALL})", best >= LEAST_RECALL)
+    return finish(args, figures, [bound])
+
+
+def cells(row: Figures, flat_bytes: int) -> tuple[str, ...]:
+    size, rate = row.bytes_per_vector, row.queries_per_s
+    recalls = (f"{row.recall_3:.3f}", f"{row.recall_10:.3f}")
+    return row.name, f"{size:.0f}", f"1/{flat_bytes / size:.1f}", f"{row.build_s:.0f}", f"{rate:.0f}", *recalls
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

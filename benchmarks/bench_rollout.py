@@ -1,6 +1,6 @@
 """CPU that one trajectory costs outside the GPU: the plugin, and the tokenising that it makes the engine do.
 
-    python benchmarks/bench_rollout.py [--json FILE]
+    python -m benchmarks.bench_rollout [--json FILE]
 
 Two ways to roll out are measured in turns, at 256 concurrent trajectories, against an engine that answers at once:
 
@@ -14,24 +14,21 @@ spends in its tokenizer, counted apart.
 import argparse
 import asyncio
 import itertools
-import multiprocessing
 import statistics
 import sys
 import time
+from collections import Counter
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "slime_standin", ROOT):
-    sys.path.insert(0, str(folder))
+import aiohttp
+from aiohttp import web
+from transformers import AutoTokenizer
 
-import aiohttp  # noqa: E402
-from aiohttp import web  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
-
-from benchmarks.reporting import parser, print_table, verdict, write_json  # noqa: E402
-from demo.models import policy_folder  # noqa: E402
+from benchmarks.reporting import ROOT, finish, parser, print_table
+from benchmarks.servers import apart, engine_reply, serve
+from demo.models import policy_folder
+from evaluation.plugin import find_slime
 
 CONCURRENT, GROUP = 256, 8  # 32 prompts, 8 samples of each
 TURNS = (1, 2, 4, 8, 16)
@@ -49,11 +46,11 @@ LEAST_RATIO_AT_4, MOST_GROWTH_TO_16 = 2.0, 6.0
 # ---- The other process: an engine and a retriever that answer at once -----------------------------------------------
 
 
-def serve(model: str, pipe: Connection) -> None:
+def engine_and_retriever(model: str, pipe: Connection) -> None:
     """Sends the port, then, whenever asked, the seconds spent in the tokenizer since the last time."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     replies = {text: tokenizer.encode(text, add_special_tokens=False) for text in (SEARCH, ANSWER)}
-    calls: dict[str, int] = {}
+    calls: Counter[str] = Counter()
     records = itertools.count()
     spent = 0.0
 
@@ -66,38 +63,21 @@ def serve(model: str, pipe: Connection) -> None:
             ids = tokenizer.encode(body["text"], add_special_tokens=False)
             spent += time.thread_time() - began
         name, turns = request.headers["X-Search-R1-Trajectory"], body["sampling_params"]["custom_params"]["turns"]
-        calls[name] = calls.get(name, 0) + 1
+        calls[name] += 1
         text = ANSWER if calls[name] == turns else SEARCH
-        triples = [[-0.5, token, None] for token in replies[text]]
-        meta = {
-            "finish_reason": {"type": "stop", "matched": "</search>"},
-            "prompt_tokens": len(ids),
-            "output_token_logprobs": triples,
-        }
-        return web.json_response({"text": text, "output_ids": replies[text], "meta_info": meta})
+        return engine_reply(text, replies[text], len(ids))
 
     async def retrieve(request: web.Request) -> web.Response:
         queries = (await request.json())["queries"]
-        contents = f"{PASSAGE}Record {next(records)}."  # no two searches bring the same
-        return web.json_response(
-            {"result": [[{"document": {"contents": contents}, "score": 1.0}] * 3 for _ in queries]}
-        )
+        found = {"document": {"contents": f"{PASSAGE}Record {next(records)}."}, "score": 1.0}  # different every time
+        return web.json_response({"result": [[found] * 3 for _ in queries]})
 
-    async def main() -> None:
+    def tokenising() -> float:
         nonlocal spent
-        app = web.Application(client_max_size=2**28)
-        app.add_routes([web.post("/generate", generate), web.post("/retrieve", retrieve)])
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        pipe.send(runner.addresses[0][1])
-        while await asyncio.to_thread(pipe.recv):
-            pipe.send(spent)
-            spent = 0.0
-        await runner.cleanup()
+        since, spent = spent, 0.0
+        return since
 
-    asyncio.run(main())
+    serve({"/generate": generate, "/retrieve": retrieve}, pipe, tokenising)
 
 
 # ---- The two ways to roll out ----------------------------------------------------------------------------------------
@@ -189,43 +169,39 @@ async def measure(way: Any, args: argparse.Namespace, turns: int, pipe: Connecti
 def main() -> int:
     """Prints the table; returns 1 if a bound is missed."""
     args = parser(__doc__).parse_args()
+    find_slime()
     model = str(policy_folder(ROOT / ".cache"))
-    pipe, other_end = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(model, other_end), daemon=True)
-    server.start()
-    port = pipe.recv()
     rows, figures, ids_cost = [], [], {}
-    for turns in TURNS:
-        found: dict[str, list[tuple[float, float, float]]] = {"ids": [], "text": []}
-        for _ in range(5 if turns <= 4 else 2):
-            for name, way in (("ids", by_ids), ("text", by_text)):
-                found[name].append(asyncio.run(measure(way, slime_args(model, port, turns), turns, pipe)))
-        (ids_client, ids_engine, tokens), (text_client, text_engine, _) = (
-            [statistics.mean(column) for column in zip(*found[name], strict=True)] for name in ("ids", "text")
-        )
-        ratio = (text_client + text_engine) / (ids_client + ids_engine)
-        ids_cost[turns] = ids_client + ids_engine
-        milliseconds = [1000 * value for value in (ids_client, ids_engine, text_client, text_engine)]
-        rows.append([turns, f"{tokens:.0f}", *(f"{value:.2f}" for value in milliseconds), f"{ratio:.2f}"])
-        names = ("ids_client_ms", "ids_engine_ms", "text_client_ms", "text_engine_ms")
-        figures.append(
-            {"turns": turns, "tokens": tokens, **dict(zip(names, milliseconds, strict=True)), "ratio": ratio}
-        )
-        print(f"{turns} turns measured", file=sys.stderr)
-    pipe.send(False)
-    server.join(10)
+    with apart(engine_and_retriever, model) as pipe:
+        port = pipe.recv()
+        for turns in TURNS:
+            found: dict[str, list[tuple[float, float, float]]] = {"ids": [], "text": []}
+            for _ in range(5 if turns <= 4 else 2):
+                for name, way in (("ids", by_ids), ("text", by_text)):
+                    found[name].append(asyncio.run(measure(way, slime_args(model, port, turns), turns, pipe)))
+            (ids_client, ids_engine, tokens), (text_client, text_engine, _) = (
+                [statistics.mean(column) for column in zip(*found[name], strict=True)] for name in ("ids", "text")
+            )
+            ids_cost[turns] = ids_client + ids_engine
+            ratio = (text_client + text_engine) / ids_cost[turns]
+            milliseconds = [1000 * value for value in (ids_client, ids_engine, text_client, text_engine)]
+            rows.append([turns, f"{tokens:.0f}", *(f"{value:.2f}" for value in milliseconds), f"{ratio:.2f}"])
+            names = ("ids_client_ms", "ids_engine_ms", "text_client_ms", "text_engine_ms")
+            figures.append(
+                {"turns": turns, "tokens": tokens, **dict(zip(names, milliseconds, strict=True)), "ratio": ratio}
+            )
+            print(f"{turns} turns measured", file=sys.stderr)
     print(f"CPU milliseconds of one trajectory, {CONCURRENT} at once; mean of 5 runs of each, of 2 from 8 turns on\n")
     print_table(
         ["turns", "tokens", "ids: client", "engine tokenising", "text: client", "engine tokenising", "text / ids"], rows
     )
     ratio = next(figure["ratio"] for figure in figures if figure["turns"] == 4)
     growth = ids_cost[16] / ids_cost[4]
-    held = ratio >= LEAST_RATIO_AT_4, growth <= MOST_GROWTH_TO_16
-    print()
-    print(verdict(f"at 4 turns text costs {ratio:.2f} times ids (at least {LEAST_RATIO_AT_4})", held[0]))
-    print(verdict(f"16 turns cost {growth:.2f} times 4 turns by ids (at most {MOST_GROWTH_TO_16})", held[1]))
-    write_json(args.json, {"rows": figures, "ratio_at_4_turns": ratio, "growth_4_to_16": growth})
-    return 0 if all(held) else 1
+    bounds = [
+        (f"at 4 turns text costs {ratio:.2f} times ids (at least {LEAST_RATIO_AT_4})", ratio >= LEAST_RATIO_AT_4),
+        (f"16 turns cost {growth:.2f} times 4 turns by ids (at most {MOST_GROWTH_TO_16})", growth <= MOST_GROWTH_TO_16),
+    ]
+    return finish(args, {"rows": figures, "ratio_at_4_turns": ratio, "growth_4_to_16": growth}, bounds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """CPU that one search costs the client: the plugin's searcher, beside a new session for each query.
 
-    python benchmarks/bench_search_client.py [--json FILE]
+    python -m benchmarks.bench_search_client [--json FILE]
 
 1,000 searches, 256 at once, against a retriever on this machine that answers at once, in a process of its own:
 
@@ -13,7 +13,6 @@ The figures are this process's CPU time and the time on the clock, for each sear
 
 import asyncio
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -22,11 +21,10 @@ from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import aiohttp
 
-from benchmarks.reporting import parser, print_table, verdict, write_json
+from benchmarks.reporting import finish, parser, print_table
+from benchmarks.servers import apart
 from search_rollout.search.cache import SearchCache
 from search_rollout.search.local_retriever import LocalRetriever
 from search_rollout.search.searcher import Passage, Searcher
@@ -65,13 +63,12 @@ class Retriever(asyncio.Protocol):
 
 
 def serve(pipe: Connection) -> None:
-    """Sends its port; ends when told to."""
+    """Sends its port."""
 
     async def main() -> None:
         server = await asyncio.get_running_loop().create_server(Retriever, "127.0.0.1", 0, backlog=2048)
         pipe.send(server.sockets[0].getsockname()[1])
-        await asyncio.to_thread(pipe.recv)
-        server.close()
+        await server.serve_forever()
 
     asyncio.run(main())
 
@@ -144,14 +141,8 @@ async def compare(url: str, cache_file: str) -> dict[str, list[tuple[float, floa
 def main() -> int:
     """Prints the table; returns 1 if the bound is missed."""
     args = parser(__doc__).parse_args()
-    pipe, other_end = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(other_end,), daemon=True)
-    server.start()
-    url = f"http://127.0.0.1:{pipe.recv()}"
-    with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(compare(url, str(Path(folder) / "cache.db")))
-    pipe.send(True)
-    server.join(10)
+    with apart(serve) as pipe, tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(compare(f"http://127.0.0.1:{pipe.recv()}", str(Path(folder) / "cache.db")))
     medians = {
         name: [statistics.median(column) for column in zip(*figures, strict=True)] for name, figures in found.items()
     }
@@ -160,11 +151,9 @@ def main() -> int:
     rows = [[name, f"{cpu:.0f}", f"{clock:.0f}", f"{usual_cpu / cpu:.2f}"] for name, (cpu, clock) in medians.items()]
     print_table(["way", "CPU of the client", "clock", "new session / this, CPU"], rows)
     ratio = usual_cpu / medians["searcher"][0]
-    print()
-    print(verdict(f"a new session costs {ratio:.2f} times the searcher (at least {LEAST_RATIO})", ratio >= LEAST_RATIO))
     figures = {name: {"cpu_us": cpu, "clock_us": clock} for name, (cpu, clock) in medians.items()}
-    write_json(args.json, {"ways": figures, "ratio": ratio})
-    return 0 if ratio >= LEAST_RATIO else 1
+    text = f"a new session costs {ratio:.2f} times the searcher (at least {LEAST_RATIO})"
+    return finish(args, {"ways": figures, "ratio": ratio}, [(text, ratio >= LEAST_RATIO)])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""What all benchmarks share: a table on the terminal, and the same figures as JSON."""
+"""What all benchmarks print: tables, bounds that held or not, and the same figures as JSON."""
 
 import argparse
 import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers warn when a process is made after their first use
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -27,18 +30,17 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
             print("|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
 
 
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Figures with the machine and the day; nothing if no file was asked for."""
-    if path is None:
-        return
-    machine = {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
-    record = {"date": time.strftime("%Y-%m-%d"), "machine": machine, **figures}
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def verdict(text: str, held: bool) -> str:
-    """A line that says whether a bound held."""
-    return f"{'ok  ' if held else 'MISS'} {text}"
+def finish(args: argparse.Namespace, figures: dict[str, Any], bounds: Iterable[tuple[str, bool]]) -> int:
+    """Prints whether each bound held, writes --json with the machine and the day; returns the exit status."""
+    bounds = list(bounds)
+    print()
+    for text, held in bounds:
+        print(f"{'ok  ' if held else 'MISS'} {text}")
+    if args.json is not None:
+        machine = {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
+        record = {"date": time.strftime("%Y-%m-%d"), "machine": machine, **figures}
+        args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(held for _, held in bounds) else 1
 
 
 def _cpu_name() -> str:

@@ -59,6 +59,11 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
+    @property
+    def pid(self) -> int:
+        """The process id, once it is started."""
+        return self._process.pid
+
     def _wait_until_ready(self) -> None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
         deadline = time.monotonic() + self._timeout_s

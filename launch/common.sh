@@ -103,9 +103,9 @@ url_port() {
   fi
 }
 
-run_preflight() { # what it prints says what to mend
+run_preflight() { # gets the further arguments of train.py
   is_on "$PREFLIGHT" || return 0
-  ours preflight || die "preflight found mistakes; mend them, or go on without it: PREFLIGHT=0."
+  ours preflight -- "$@" || die "preflight found mistakes; mend them, or go on without it: PREFLIGHT=0."
 }
 
 # shellcheck source=launch/settings.sh

@@ -1,13 +1,13 @@
-"""Looks for mistakes before a training job holds any GPU: settings, model, data, search, machine.
+"""Checks the setup before a training job uses a GPU: settings, packages, machine, model, data, search.
 
     python -m preflight
-    python -m preflight --skip machine packages         away from the GPUs
-    python -m preflight --engine http://127.0.0.1:30000     with one real rollout
+    python -m preflight --skip machine packages             away from the GPUs
+    python -m preflight --engine http://127.0.0.1:30000     also makes one real rollout
 
-Settings are environment variables, those of the launch scripts (./run_qwen2.5_3B.sh --help) and those of the rollouts
-(README.md, Settings); what is not set has its default. Nothing is started or stopped. A row a check:
+It reads the environment variables of the launch scripts (./run_qwen2.5_3B.sh --help) and of the rollouts (README.md,
+Settings), with the same defaults. It starts and stops nothing. Each row is one check:
 
-    ✓  right      ✗  wrong, with the remedy      !  works, but look at it      –  skipped, with the reason
+    ✓  right      ✗  wrong, with the remedy      !  works, but may not be meant      –  skipped, with the reason
 
 The exit status is 1 if there is a ✗, or with --strict a !.
 """
@@ -21,20 +21,20 @@ import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from preflight.findings import run_groups
+from preflight.groups import run_groups
 from preflight.setup import Setup
 from preflight.table import Table
 
-GROUPS = {  # a module each
-    "settings": "values, and what they say about each other",
+GROUPS = {  # one module each
+    "settings": "values, and how they fit together",
     "packages": "slime, Ray, SGLang, Megatron and what the plugin needs",
     "machine": "GPUs, ports, Ray, disk, shared memory",
     "model": "the checkpoint, and its Megatron form",
     "template": "the chat template",
-    "data": "the prompts, and their gold answers",
-    "search": "retriever or web search, and the cache: a few searches are made, one with web search",
+    "data": "the prompts and their gold answers",
+    "search": "retriever or web search, and the cache; makes a few searches, or one paid web search",
     "router": "the token router, in router modes",
-    "engine": "a running engine, and a rollout on it; only with --engine",
+    "engine": "a running engine and one rollout on it; only with --engine",
 }
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
     began, table = time.monotonic(), Table(sys.stdout)
-    setup = Setup(os.environ, args.engine)
+    setup = Setup(os.environ, args.engine, args.train_args)
     skip = {*args.skip, *([] if args.engine else ["engine"])}
     for row in run_groups(setup, [name for name in GROUPS if name not in skip]):
         table.write(row)
@@ -59,11 +59,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=f"groups of checks:\n{groups}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--strict", action="store_true", help="a ! is a failure too")
+    parser.add_argument("--strict", action="store_true", help="fail on ! as well")
     parser.add_argument("--engine", metavar="URL", type=_url, help="http://HOST:PORT of a running SGLang or router")
     parser.add_argument(
-        "--skip", metavar="GROUP", nargs="+", action="extend", default=[], choices=GROUPS, help="leave out these groups"
+        "--skip", metavar="GROUP", nargs="+", action="extend", default=[], choices=GROUPS, help="skip these groups"
     )
+    parser.add_argument("train_args", metavar="-- ARGUMENT", nargs="*", help="further arguments for slime's train.py")
     return parser.parse_args(argv)
 
 
@@ -79,7 +80,7 @@ def _url(text: str) -> str:
 
 
 def prepare_process() -> None:
-    """Nothing but the table is printed: its rows say what the libraries and the plugin would warn of."""
+    """Silences the warnings of libraries and plugin: the rows of the table report what matters."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -94,6 +95,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever reads has read enough
+    except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,15 +1,14 @@
-"""What stands in a model's folder: config.json, headers of safetensors files, iterations of a Megatron checkpoint."""
+"""What is in a model folder: config.json, the headers of weight files, the iteration of a Megatron checkpoint."""
 
 import json
 import math
-import struct
 from pathlib import Path
 from typing import Any
 
-MAX_HEADER = 100 * 2**20  # bytes, as safetensors itself limits it
+from preflight.findings import Mistake
 
 
-class BadFile(ValueError):
+class BadFile(Mistake):
     """A file is missing or damaged; the message names it."""
 
 
@@ -34,7 +33,7 @@ def text_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of the weights; every one that an index names, there or not. Raises BadFile if there are none."""
+    """The weight files, including those that an index names but are missing. Raises BadFile if there are none."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
@@ -48,35 +47,27 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def count_parameters(files: list[Path]) -> int:
-    """The numbers in all files, read from their headers. Raises BadFile if one is missing or cut off."""
+    """The parameters in all files, from their headers. Raises BadFile if a file is missing or incomplete."""
     if missing := [path.name for path in files if not path.is_file()]:
         raise BadFile(f"{len(missing)} of {len(files)} weight files are missing: {', '.join(missing[:3])}")
-    return sum(_safetensors(path) if path.suffix == ".safetensors" else _pickle(path) for path in files)
+    return sum(map(_count, files))
 
 
-def _safetensors(path: Path) -> int:
+def _count(path: Path) -> int:
     size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        if head.startswith(b"version "):
-            raise BadFile(f"{path} is a Git LFS pointer and not the weights")
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        try:
-            header = json.loads(file.read(length)) if 0 < length <= MAX_HEADER else {}
-            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
-            ends = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-            numbers = sum(math.prod(tensor["shape"]) for tensor in tensors)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BadFile(f"{path} is damaged: its header cannot be read") from error
-    if not tensors or ends != size:
-        raise BadFile(f"{path} is damaged: it has {size:,} bytes, and its header says {ends:,}")
-    return numbers
+    if size < 1024:
+        with path.open("rb") as file:
+            if file.read(8) in (b"version ", b""):
+                raise BadFile(f"{path} has {size} bytes: it is a Git LFS pointer, or empty")
+    if path.suffix != ".safetensors":
+        return size // 2  # most have two bytes per parameter
+    from safetensors import SafetensorError, safe_open
 
-
-def _pickle(path: Path) -> int:
-    if path.stat().st_size < 1024:
-        raise BadFile(f"{path} has {path.stat().st_size} bytes: a Git LFS pointer, or nothing")
-    return path.stat().st_size // 2  # two bytes a number, mostly
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+    except SafetensorError as error:
+        raise BadFile(f"{path} is damaged: {error}") from error
 
 
 def is_megatron(folder: Path) -> bool:
@@ -85,7 +76,7 @@ def is_megatron(folder: Path) -> bool:
 
 
 def megatron_iteration(folder: Path) -> str:
-    """The iteration that a Megatron checkpoint goes on from, or "release". Raises BadFile."""
+    """The iteration that a Megatron checkpoint resumes from, or "release". Raises BadFile."""
     latest = folder / "latest_checkpointed_iteration.txt"
     try:
         name = latest.read_text(encoding="utf-8").strip()
@@ -93,5 +84,5 @@ def megatron_iteration(folder: Path) -> str:
         raise BadFile(f"{folder} has no latest_checkpointed_iteration.txt") from error
     inside = folder / (f"iter_{int(name):07d}" if name.isdecimal() else name)
     if not inside.is_dir() or not any(inside.iterdir()):
-        raise BadFile(f"{latest} names {name!r}, and {inside.name}/ is missing or empty: a checkpoint that was cut off")
+        raise BadFile(f"{latest} names {name!r}, but {inside.name}/ is missing or empty: an incomplete checkpoint")
     return name

@@ -1,16 +1,28 @@
-"""Checks of the prompt data: that its rows are what this mode of the rollouts takes."""
+"""Checks of the prompt data: its rows must be what this mode of the rollouts takes."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from preflight.data_files import Data, preparation, read_data
-from preflight.findings import Blocked, Check, Finding, Mistake, doubtful, fine, skipped, wrong
+from preflight.data_files import Data, read_data
+from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, skipped, wrong
 from preflight.setup import Setup
 from qa_em_format import gold_answers
 from search_rollout.protocols.chat_template import encode, render_prompt
 from search_rollout.protocols.tools import tools_of
 
 TAGS = ("<search>", "<answer>")
+UNUSABLE = "PROMPT_DATA cannot be used"
+UNFIT = "the prompts do not fit the mode"
+
+
+def read_prompts(setup: Setup) -> Data:
+    """PROMPT_DATA, with its columns. Raises Mistake."""
+    return require_columns(setup, read_data(setup, "PROMPT_DATA"))
+
+
+def fitting_prompts(setup: Setup) -> Data:
+    """PROMPT_DATA, with prompts for this mode. Raises Mistake."""
+    return require_prompts(setup, setup.need(read_prompts, UNUSABLE))
 
 
 def file(setup: Setup) -> Finding:
@@ -19,127 +31,103 @@ def file(setup: Setup) -> Finding:
 
 
 def rows(setup: Setup) -> Finding:
-    count, batch = _usable(setup).total, setup.number("ROLLOUT_BATCH_SIZE")
+    count, batch = setup.need(read_prompts, UNUSABLE).total, setup.number("ROLLOUT_BATCH_SIZE")
     if count < batch:
-        return wrong(
-            f"{count} rows are less than the {batch} prompts of a step",
-            f"set ROLLOUT_BATCH_SIZE to {count} or less, or use more data",
-        )
-    return fine(f"steps of {batch} prompts until one comes again: {count // batch:,}")
+        remedy = f"set ROLLOUT_BATCH_SIZE to {count} or less, or use more data"
+        return wrong(f"{count} rows are fewer than the {batch} prompts of a step", remedy)
+    return fine(f"{count // batch:,} steps of {batch} prompts before any repeats")
 
 
 def prompts(setup: Setup) -> Finding:
-    data = _usable(setup)
-    require_prompts(setup, data)
+    data = setup.once(fitting_prompts)
     return fine("texts" if isinstance(data.first[0]["prompt"], str) else "lists of messages")
 
 
-def answers(setup: Setup) -> Finding:
-    data = _usable(setup)
-    require_golds(setup, data)
+def gold_answer(setup: Setup) -> Finding:
+    data = require_golds(setup, setup.need(read_prompts, UNUSABLE))
     example = gold_answers(data.first[0]["reward_model"])[0]
     return fine(f"in each of the first {len(data.first)} rows, such as {example!r}")
 
 
-def length(setup: Setup) -> Finding:
-    data = _fitting(setup)
-    longest = longest_prompt(setup, data)
-    return fine(f"at most {longest} tokens in the first {len(data.first)} rows, of {setup.config.max_context_length}")
+def prompt_length(setup: Setup) -> Finding:
+    data = setup.need(fitting_prompts, UNFIT)
+    longest, limit = longest_prompt(setup, data), setup.config.max_context_length
+    return fine(f"at most {longest} tokens in the first {len(data.first)} rows; max_context_length is {limit}")
 
 
 def instructions(setup: Setup) -> Finding:
-    data = _fitting(setup)
+    data = setup.need(fitting_prompts, UNFIT)
     if setup.config.llm_api_mode == "chat":
-        return _tools(setup, data)
-    text = _words(data.first[0]["prompt"])
+        return _tools(data)
+    prompt = data.first[0]["prompt"]
+    text = prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
     if missing := [tag for tag in TAGS if tag not in text]:
-        return doubtful(
-            f"the first prompt does not name {' and '.join(missing)}: the model must guess how to search and answer",
-            f"make the data anew:\n{preparation(setup, data.name)}",
-        )
+        found = f"the first prompt does not mention {' and '.join(missing)}: the model must guess how to use them"
+        return doubtful(found, data.remedy)
     return fine("the first prompt explains the tags")
+
+
+def _tools(data: Data) -> Finding:
+    try:
+        given = [tools_of(_metadata(row)) for row in data.first if _metadata(row).get("tools") is not None]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        return wrong(f"the tools of a row are not in OpenAI's form: {error}", data.remedy)
+    if not given:
+        found = "the rows have no tools: the model gets search(queries), but its prompt may explain tags instead"
+        return doubtful(found, data.remedy)
+    return fine(f"the tools are {', '.join(tool['function']['name'] for tool in given[0])}")
 
 
 def evaluation(setup: Setup) -> Finding:
     if not setup.number("EVAL_INTERVAL"):
         return skipped("EVAL_INTERVAL is 0")
-    data = read_data(setup, "EVAL_DATA")
-    for require in (require_columns, require_prompts, require_golds, longest_prompt):
-        require(setup, data)
+    data = require_columns(setup, read_data(setup, "EVAL_DATA"))
+    longest_prompt(setup, require_golds(setup, require_prompts(setup, data)))
     return fine(f"{data.path}: {data.total:,} rows, every {setup['EVAL_INTERVAL']} steps")
 
 
-def read_prompts(setup: Setup) -> Data:
-    """PROMPT_DATA, with its columns. Raises Mistake."""
-    data = read_data(setup, "PROMPT_DATA")
-    require_columns(setup, data)
-    return data
+# --- requirements on the first rows; each raises Mistake ---
 
 
-def _usable(setup: Setup) -> Data:
-    """As `read_prompts`; raises Blocked where that finds a mistake."""
-    try:
-        return setup.once(read_prompts)
-    except (Mistake, ModuleNotFoundError) as mistake:
-        raise Blocked("PROMPT_DATA cannot be used") from mistake
-
-
-def _fitting(setup: Setup) -> Data:
-    """As `_usable`; raises Blocked where `prompts` finds a mistake, too."""
-    data = _usable(setup)
-    try:
-        require_prompts(setup, data)
-    except Mistake as mistake:
-        raise Blocked("the prompts do not fit the mode") from mistake
-    return data
-
-
-# --- what must hold of the first rows; each raises Mistake ---
-
-
-def require_columns(setup: Setup, data: Data) -> None:
+def require_columns(setup: Setup, data: Data) -> Data:
     for number, row in enumerate(data.first):
         missing = [name for name in ("prompt", "reward_model") if not isinstance(row, dict) or row.get(name) is None]
         if missing:
-            raise Mistake(
-                f"row {number} of {data.path} has no {' and no '.join(missing)}",
-                f"make the data anew:\n{preparation(setup, data.name)}",
-            )
+            raise Mistake(f"row {number} of {data.path} has no {' and no '.join(missing)}", data.remedy)
+    return data
 
 
-def require_prompts(setup: Setup, data: Data) -> None:
+def require_prompts(setup: Setup, data: Data) -> Data:
     is_chat, applied = setup.config.llm_api_mode == "chat", setup.is_on("APPLY_CHAT_TEMPLATE")
-    anew = f"make the data anew:\n{preparation(setup, data.name)}"
     for number, row in enumerate(data.first):
-        prompt = row["prompt"]
+        prompt, its = row["prompt"], f"the prompt of row {number} is"
         if isinstance(prompt, str):
             if is_chat:
-                raise Mistake(f"the prompt of row {number} is a text; LLM_API_MODE=chat needs messages", anew)
+                raise Mistake(f"{its} a text; LLM_API_MODE=chat needs messages", data.remedy)
             if applied:
-                found = f"the prompt of row {number} is a text; APPLY_CHAT_TEMPLATE=1 needs messages"
-                raise Mistake(found, f"set APPLY_CHAT_TEMPLATE=0 if that text is the whole prompt, or {anew}")
+                remedy = f"set APPLY_CHAT_TEMPLATE=0 if that text is the whole prompt, or {data.remedy}"
+                raise Mistake(f"{its} a text; APPLY_CHAT_TEMPLATE=1 needs messages", remedy)
         elif not _are_messages(prompt):
-            raise Mistake(f"the prompt of row {number} is neither a text nor messages with role and content", anew)
+            raise Mistake(f"{its} neither a text nor messages with role and content", data.remedy)
         elif not is_chat and not applied:
-            found = f"the prompt of row {number} is a list of messages, and no chat template is applied to it"
+            found = f"{its} a list of messages, but no chat template is applied to it"
             raise Mistake(found, "set APPLY_CHAT_TEMPLATE=1")
+    return data
 
 
-def require_golds(setup: Setup, data: Data) -> None:
-    without = [
-        number for number, row in enumerate(data.first) if not any(map(str.strip, gold_answers(row["reward_model"])))
-    ]
-    if without:
+def require_golds(setup: Setup, data: Data) -> Data:
+    golds = [gold_answers(row["reward_model"]) for row in data.first]
+    if without := [number for number, gold in enumerate(golds) if not any(map(str.strip, gold))]:
         raise Mistake(
-            f"{len(without)} of the first {len(data.first)} rows have no gold answer in reward_model; the first is "
-            f"row {without[0]}",
-            f'it must be {{"ground_truth": {{"target": [answers]}}}}; make the data anew:\n'
-            f"{preparation(setup, data.name)}",
+            f"{len(without)} of the first {len(golds)} rows have no gold answer in reward_model, starting with row "
+            f"{without[0]}",
+            f'it must be {{"ground_truth": {{"target": [answers]}}}}; {data.remedy}',
         )
+    return data
 
 
 def longest_prompt(setup: Setup, data: Data) -> int:
-    """In tokens; raises Mistake if it leaves no room for an observation and an answer."""
+    """In tokens. Raises Mistake if it leaves no room for an observation and an answer."""
     config, tokenizer = setup.config, setup.tokenizer
     if not tokenizer.chat_template and not isinstance(data.first[0]["prompt"], str):
         raise Blocked("there is no chat template")
@@ -147,8 +135,8 @@ def longest_prompt(setup: Setup, data: Data) -> int:
     kept = config.max_obs_tokens + config.answer_reserve_tokens
     if longest + kept > config.max_context_length:
         raise Mistake(
-            f"a prompt has {longest} tokens: of max_context_length={config.max_context_length} less than {kept} are "
-            "left, which one observation and an answer need",
+            f"a prompt has {longest} tokens; max_context_length={config.max_context_length} then leaves less than the "
+            f"{kept} that one observation and an answer need",
             "raise max_context_length (SEARCH_R1_MAX_CONTEXT_LENGTH or the YAML), or leave out long prompts",
         )
     return longest
@@ -162,46 +150,18 @@ def _are_messages(prompt: Any) -> bool:
     )
 
 
-def _words(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
-
-
 def _rendered(setup: Setup, row: Mapping[str, Any]) -> str:
-    """A row's prompt as the model's text."""
+    """A row's prompt as the text that the model reads."""
     if isinstance(row["prompt"], str):
         return row["prompt"]
     tools = tools_of(_metadata(row)) if setup.config.llm_api_mode == "chat" else []
     return render_prompt(setup.tokenizer, row["prompt"], tools, **setup.template_kwargs)
 
 
-def _tools(setup: Setup, data: Data) -> Finding:
-    try:
-        given = [tools_of(_metadata(row)) for row in data.first if _metadata(row).get("tools") is not None]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        return wrong(
-            f"the tools of a row are not in OpenAI's form: {error}",
-            f"make the data anew:\n{preparation(setup, data.name)}",
-        )
-    if not given:
-        return doubtful(
-            "the rows have no tools: the model gets search(queries), and its prompt may explain tags instead",
-            f"make the data anew:\n{preparation(setup, data.name)}",
-        )
-    return fine(f"the tools are {', '.join(tool['function']['name'] for tool in given[0])}")
-
-
 def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row's metadata with the tools beside it, as --tool-key puts them there."""
+    """The row's metadata, with the tools in it as --tool-key puts them there."""
     metadata = dict(row.get("metadata") or {})
     return metadata if row.get("tools") is None else {**metadata, "tools": row["tools"]}
 
 
-CHECKS = (
-    Check("file", file),
-    Check("rows", rows),
-    Check("prompts", prompts),
-    Check("gold answers", answers),
-    Check("prompt length", length),
-    Check("instructions", instructions),
-    Check("evaluation", evaluation),
-)
+CHECKS = (file, rows, prompts, gold_answer, prompt_length, instructions, evaluation)

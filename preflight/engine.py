@@ -1,90 +1,124 @@
-"""Checks of a running engine (--engine URL): its limits, its tokenizer, and one real rollout by the plugin itself."""
+"""Checks of a running engine (--engine URL): its limits, its tokenizer, its stops, and one rollout by the plugin."""
 
 import asyncio
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from preflight.data import read_prompts
-from preflight.findings import Blocked, Check, Finding, Mistake, doubtful, fine, one_line, skipped, wrong
+from preflight.data import UNUSABLE, read_prompts
+from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, one_line, skipped, wrong
 from preflight.probe import TIMEOUT_S, get
 from preflight.setup import Setup
 from search_rollout.config import ConfigError
-from search_rollout.http_client import JsonClient, RequestFailed
-from search_rollout.protocols.chat_template import encode
+from search_rollout.engine.client import EngineClient, call_params
+from search_rollout.engine.sglang_reply import EngineError, Reply
+from search_rollout.protocols.chat_template import decode, encode
 from search_rollout.samples.record import record_of
 
-KEPT_BY_SGLANG = 6  # tokens below its context length at which it refuses prompts
+KEPT_BY_SGLANG = 6  # SGLang refuses prompts that come nearer to its context length than this many tokens
 ROLLOUT_TIMEOUT_S = 200.0
-TEXT = "Naïve café: 東京 123,456 <search>"  # which tokenizers split differently
+TEXT = "Naïve café: 東京 123,456 <search>"  # tokenizers split it differently
+BEGINNING = "Once upon a time, there was a"  # which every model goes on with
+STOPS = ("a", "e", "i", "o", " ")  # the first words of almost any reply contain one of them
+STOP_TOKENS, OVERSHOOT = 64, 8  # tokens asked for, and allowed after a stop: speculative decoding adds a few at a time
+NO_ANSWER = "the engine does not answer"
+
+
+def find_engine(setup: Setup) -> str:
+    """The address of an engine that answers. Raises Mistake."""
+    if not setup.engine:
+        raise Blocked("only with --engine URL")
+    answer = get(f"{setup.engine}/health")
+    if answer.trouble:
+        raise Mistake(f"{setup.engine}: {answer.trouble}", "correct --engine, or start the engine")
+    if answer.status not in (200, 404):  # an engine may have no /health
+        remedy = "wait until the engine is ready, or read its log"
+        raise Mistake(f"{setup.engine}/health answers {answer.status}", remedy)
+    return setup.engine
 
 
 def address(setup: Setup) -> Finding:
-    answer = get(f"{_url(setup)}/health")
-    if answer.trouble:
-        return wrong(f"{_url(setup)}: {answer.trouble}", "correct --engine, or start the engine")
-    if answer.status not in (200, 404):  # who has no /health may still be an engine
-        return wrong(f"{_url(setup)}/health answers {answer.status}", "wait until the engine is ready, or read its log")
-    return fine(_url(setup))
+    return fine(setup.once(find_engine))
 
 
-def context(setup: Setup) -> Finding:
-    _require_answer(setup)
-    body, needed = get(f"{_url(setup)}/v1/models").body, setup.config.max_context_length + KEPT_BY_SGLANG
+def context_length(setup: Setup) -> Finding:
+    body = get(f"{setup.need(find_engine, NO_ANSWER)}/v1/models").body
+    longest, needed = setup.config.max_context_length, setup.config.max_context_length + KEPT_BY_SGLANG
     try:
         length = int(body["data"][0]["max_model_len"])
     except (KeyError, IndexError, TypeError, ValueError):
-        return skipped("the engine does not say its context length")
+        return skipped("the engine does not report its context length")
     if length < needed:
         return wrong(
-            f"the engine takes {length} tokens, and trajectories of {setup.config.max_context_length} need {needed}: "
-            "SGLang refuses prompts that come nearer",
-            f"give the engine --context-length {needed} or more, or lower max_context_length to "
+            f"the engine takes {length} tokens, but trajectories of {longest} need {needed}: SGLang keeps some free",
+            f"start the engine with --context-length {needed} or more, or lower max_context_length to "
             f"{length - KEPT_BY_SGLANG}",
         )
-    return fine(f"{length} tokens, of which {needed} are needed")
+    return fine(f"{length} tokens; {needed} are needed")
 
 
 def vocabulary(setup: Setup) -> Finding:
-    _require_answer(setup)
     ours = encode(setup.tokenizer, TEXT)
-    body = {
-        "text": TEXT,
-        "sampling_params": {"max_new_tokens": 1, "temperature": 0},
-        "return_logprob": True,
-        "logprob_start_len": 0,
-    }
+    body = {"text": TEXT, "sampling_params": {"max_new_tokens": 1, "temperature": 0}, "logprob_start_len": 0}
+    try:
+        theirs = [token for token, _ in _generate(setup, body).prompt_scores or []]
+    except EngineError:
+        theirs = []
+    if not theirs:
+        return skipped("the engine does not report how it splits text; rollouts send ids")
+    # The first id of a prompt has no log-probability, and a beginning-of-text id may stand before ours.
+    if theirs[1 - len(ours) :] != ours[1:]:
+        problem = "the engine splits text into other ids than the tokenizer of HF_CHECKPOINT"
+        return wrong(problem, "start the engine on HF_CHECKPOINT, or on a checkpoint of the same model")
+    return fine("the engine splits text as the tokenizer of HF_CHECKPOINT does")
 
-    async def ask() -> Any:
-        client = JsonClient(_url(setup), timeout_s=2 * TIMEOUT_S, retries=0, pause_s=0.0)
+
+def stop_strings(setup: Setup) -> Finding:
+    tokenizer = setup.tokenizer
+    params = call_params({"temperature": 0}, STOP_TOKENS, STOPS)
+    try:
+        reply = _generate(setup, {"input_ids": encode(tokenizer, BEGINNING), "sampling_params": params})
+    except EngineError as error:
+        raise Blocked(f"the engine gives no reply: {one_line(error, 100)}") from error
+    count = len(reply.ids)
+    stopped = next((end for end in range(1, count + 1) if _has_stop(decode(tokenizer, reply.ids[:end]))), count)
+    if count - stopped > OVERSHOOT:
+        return wrong(
+            f"the engine ignores `stop`: {count - stopped} tokens follow the first stop string",
+            "use an engine that obeys sampling_params.stop; else the model writes its own documents after </search>",
+        )
+    if reply.ended_turn or reply.finish == "length":
+        return skipped("the reply ended in another way, before a stop string")
+    return fine(f"the engine stops at a stop string (token {stopped} of the reply)")
+
+
+def _has_stop(text: str) -> bool:
+    return any(stop in text for stop in STOPS)
+
+
+def _generate(setup: Setup, body: Mapping[str, Any]) -> Reply:
+    """One reply. Raises EngineError."""
+    url = setup.need(find_engine, NO_ANSWER)
+
+    async def ask() -> Reply:
+        client = EngineClient(url, timeout_s=4 * TIMEOUT_S, retries=0)
         try:
-            return await client.post("/generate", body)
+            return await client.generate({**body, "return_logprob": True}, {}, lambda: False)
         finally:
             await client.close()
 
-    try:
-        theirs = [item[1] for item in asyncio.run(ask())["meta_info"]["input_token_logprobs"]]
-    except (RequestFailed, KeyError, IndexError, TypeError):
-        return skipped("the engine does not tell how it splits a text; the rollout sends ids")
-    if theirs[-len(ours) :] != ours:  # it may put a beginning-of-text before them
-        return wrong(
-            "the engine splits a text into other ids than the tokenizer of HF_CHECKPOINT",
-            "start the engine on HF_CHECKPOINT, or on a checkpoint of the same model",
-        )
-    return fine("the engine splits a text as the tokenizer of HF_CHECKPOINT does")
+    return asyncio.run(ask())
 
 
-def rollout(setup: Setup) -> Finding:
-    _require_answer(setup)
-    try:
-        row = setup.once(read_prompts).first[0]
-    except (Mistake, ModuleNotFoundError) as mistake:
-        raise Blocked("PROMPT_DATA cannot be used") from mistake
+def one_rollout(setup: Setup) -> Finding:
+    setup.need(find_engine, NO_ANSWER)
+    row = setup.need(read_prompts, UNUSABLE).first[0]
     if setup.lacks_google_key:
         raise Blocked("GOOGLE_API_KEY is not set")
-    tokenizer, said, began = setup.tokenizer, _Warnings(), time.monotonic()
-    logging.getLogger().addHandler(said)
+    tokenizer, warnings, began = setup.tokenizer, _Warnings(), time.monotonic()
+    logging.getLogger().addHandler(warnings)
     try:
         sample = asyncio.run(asyncio.wait_for(_roll_out(setup, tokenizer, row), ROLLOUT_TIMEOUT_S))
     except ConfigError as error:
@@ -92,14 +126,14 @@ def rollout(setup: Setup) -> Finding:
     except TimeoutError:
         return wrong(f"no rollout within {ROLLOUT_TIMEOUT_S:.0f} s", "read the engine's log: does it generate at all?")
     finally:
-        logging.getLogger().removeHandler(said)
+        logging.getLogger().removeHandler(warnings)
     record = record_of(sample)
-    assert record is not None  # ours
+    assert record is not None  # written by generate_with_search
     if record.discarded:
-        found = f"the rollout was discarded ({record.stop.value}): {said.last}"
-        return wrong(found, "mend that: in training such samples are not trained")
-    if problem := _misaligned(setup, sample):
-        return wrong(problem, "this is not expected: please report it")
+        found = f"the sample was discarded ({record.stop.value}): {warnings.last}"
+        return wrong(found, "correct this: training ignores such samples")
+    if problem := _misaligned(sample, len(tokenizer)):
+        return wrong(problem, "this is a bug: please report it")
     counts = record.search_counts
     summary = (
         f"{record.stop.value}; turns: {record.model_turns}, searches: {counts['queries']}, "
@@ -108,23 +142,21 @@ def rollout(setup: Setup) -> Finding:
     )
     if counts["failed"]:
         reason = next(result.error for result in record.searches if result.error)
-        return wrong(f"searches failed: {counts['failed']}, such as {reason} ({summary})", "see the rows of search")
+        return wrong(f"searches failed: {counts['failed']}, such as {reason} ({summary})", "see the group search")
     if not counts["queries"]:
-        return doubtful(
-            f"the model did not search: {summary}",
-            "usual for a small model before its training; else look at the prompt",
-        )
+        remedy = "this is usual for a small model before its training; otherwise look at the prompt"
+        return doubtful(f"the model did not search: {summary}", remedy)
     return fine(summary)
 
 
 async def _roll_out(setup: Setup, tokenizer: Any, row: dict[str, Any]) -> Any:
-    """One Sample by the hooks of the plugin, as slime calls them."""
+    """One Sample by the plugin's hooks, called as slime calls them."""
     from evaluation import plugin
 
     plugin.find_slime()
     args = plugin.plugin_args(
         model=setup["HF_CHECKPOINT"],
-        engine_url=_url(setup),
+        engine_url=setup.need(find_engine),
         settings={**setup.yaml, **dataclasses.asdict(setup.config), "engine_retries": 0},
         temperature=float(setup["ROLLOUT_TEMPERATURE"]),
         max_response_len=setup.number("ROLLOUT_MAX_RESPONSE_LEN"),
@@ -138,22 +170,22 @@ async def _roll_out(setup: Setup, tokenizer: Any, row: dict[str, Any]) -> Any:
         await generate_with_search.close()
 
 
-def _misaligned(setup: Setup, sample: Any) -> str:
-    """What does not hold of a Sample, though it must; empty if all does."""
+def _misaligned(sample: Any, vocabulary_size: int) -> str:
+    """Which invariant of a Sample is broken; empty if none is."""
     size, log_probs = sample.response_length, sample.rollout_log_probs
     if len(sample.loss_mask) != size or len(sample.tokens) <= size:
-        return f"{len(sample.tokens)} tokens, {len(sample.loss_mask)} of the loss mask, response of {size}: not aligned"
+        return f"{len(sample.tokens)} tokens, a loss mask of {len(sample.loss_mask)}, a response of {size}: not aligned"
     if log_probs is not None and len(log_probs) != size:
         return f"{len(log_probs)} log-probabilities for a response of {size} tokens"
     if not any(sample.loss_mask):
         return "no token of the response would be trained"
-    if max(sample.tokens) >= len(setup.tokenizer):
-        return f"the engine sampled id {max(sample.tokens)}, and the tokenizer has {len(setup.tokenizer)}"
+    if max(sample.tokens) >= vocabulary_size:
+        return f"the engine sampled id {max(sample.tokens)}, but the tokenizer has {vocabulary_size}"
     return ""
 
 
 class _Warnings(logging.Handler):
-    """Keeps what the plugin warned of last: the reason why a sample was given up."""
+    """Keeps the plugin's last warning: the reason why a sample was discarded."""
 
     last = "no reason was logged"
 
@@ -165,20 +197,4 @@ class _Warnings(logging.Handler):
         self.last = one_line(f"{record.getMessage()} {error!r}" if error else record.getMessage())
 
 
-def _url(setup: Setup) -> str:
-    if not setup.engine:
-        raise Blocked("only with --engine URL")
-    return setup.engine
-
-
-def _require_answer(setup: Setup) -> None:
-    if setup.once(address).mark == "✗":
-        raise Blocked("the engine does not answer")
-
-
-CHECKS = (
-    Check("address", lambda setup: setup.once(address)),
-    Check("context length", context),
-    Check("vocabulary", vocabulary),
-    Check("one rollout", rollout),
-)
+CHECKS = (address, context_length, vocabulary, stop_strings, one_rollout)

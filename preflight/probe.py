@@ -1,19 +1,33 @@
-"""Short questions to servers: a GET that is over in time, whatever answers or does not."""
+"""Quick looks at programs, servers, ports and folders: each ends in time, whatever is there."""
 
 import asyncio
+import os
 import socket
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import aiohttp
-
-from preflight.findings import one_line
+from preflight.findings import Mistake, one_line
 
 TIMEOUT_S = 5.0
 
 
+def run(
+    command: Sequence[str], environment: Mapping[str, str], timeout_s: float, remedy: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program. Raises Mistake if there is none, or it takes too long; its exit status is the caller's matter."""
+    settings: dict[str, Any] = {"capture_output": True, "text": True, "errors": "surrogateescape"}
+    try:
+        return subprocess.run(command, env=environment, timeout=timeout_s, stdin=subprocess.DEVNULL, **settings)
+    except FileNotFoundError as error:
+        raise Mistake(f"there is no program {command[0]!r}", remedy) from error
+    except subprocess.TimeoutExpired as error:
+        raise Mistake(f"{command[0]} did not finish within {timeout_s:.0f} s", remedy) from error
+
+
 class Answer(NamedTuple):
-    """What came of a GET: a status and the JSON if it was any; else, in words, why nothing came."""
+    """The result of a GET: its status, and its body if that is JSON; or in words why there is no answer."""
 
     status: int = 0
     body: Any = None
@@ -25,35 +39,35 @@ def get(url: str) -> Answer:
 
 
 def get_all(urls: Sequence[str]) -> list[Answer]:
-    """All at the same time."""
+    """Asks all URLs at the same time."""
+    import aiohttp  # here, so that the checks of machine that need no server run without it
+
+    async def get_one(session: aiohttp.ClientSession, url: str) -> Answer:
+        try:
+            async with session.get(url, allow_redirects=False) as response:
+                try:
+                    return Answer(response.status, await response.json(content_type=None))
+                except ValueError:
+                    return Answer(response.status)
+        except TimeoutError:
+            return Answer(trouble=f"no answer within {TIMEOUT_S:.0f} s")
+        except aiohttp.ClientConnectorDNSError:
+            return Answer(trouble="the host is not known")
+        except aiohttp.ClientConnectorError:
+            return Answer(trouble="nothing listens there")
+        except (aiohttp.ClientError, ValueError) as error:
+            return Answer(trouble=f"the answer is not HTTP ({one_line(error, 80)})")
 
     async def ask() -> list[Answer]:
         limits = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=limits, trust_env=False) as session:
-            return await asyncio.gather(*(_get(session, url) for url in urls))
+            return await asyncio.gather(*(get_one(session, url) for url in urls))
 
     return asyncio.run(ask())
 
 
-async def _get(session: aiohttp.ClientSession, url: str) -> Answer:
-    try:
-        async with session.get(url, allow_redirects=False) as response:
-            try:
-                return Answer(response.status, await response.json(content_type=None))
-            except ValueError:
-                return Answer(response.status)
-    except TimeoutError:
-        return Answer(trouble=f"no answer within {TIMEOUT_S:.0f} s")
-    except aiohttp.ClientConnectorDNSError:
-        return Answer(trouble="the host is not known")
-    except aiohttp.ClientConnectorError:
-        return Answer(trouble="nothing listens there")
-    except (aiohttp.ClientError, ValueError) as error:
-        return Answer(trouble=f"it does not answer in HTTP ({one_line(error, 80)})")
-
-
 def is_taken(port: int) -> bool:
-    """Whether a program of this machine listens there, at any of its addresses."""
+    """Whether a program on this machine listens there, at any of its addresses."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that lingers does not count
         try:
@@ -61,3 +75,16 @@ def is_taken(port: int) -> bool:
         except OSError:
             return True
     return False
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest of its parents that exists."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def unwritable(path: Path) -> str:
+    """Why a folder cannot be made or written; empty if it can."""
+    there = nearest_folder(path)
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written"

@@ -3,7 +3,7 @@
 import asyncio
 import shlex
 
-from preflight.findings import Check, Finding, fine, skipped, wrong
+from preflight.findings import Finding, fine, skipped, wrong
 from preflight.setup import ROOT, Setup
 from search_rollout.config import ConfigError
 from search_rollout.engine.client import EngineClient
@@ -13,10 +13,10 @@ from search_rollout.engine.tracking import check_router
 TIMEOUT_S = 5.0
 
 
-def router(setup: Setup) -> Finding:
+def token_router(setup: Setup) -> Finding:
     mode, url = setup.config.token_tracking_mode, setup["TOKEN_ROUTER_URL"].rstrip("/")
     if mode == "manual":
-        return skipped("TOKEN_TRACKING_MODE=manual needs none")
+        return skipped("TOKEN_TRACKING_MODE=manual needs no router")
 
     async def ask() -> None:
         client = EngineClient(url, timeout_s=TIMEOUT_S, retries=0)
@@ -33,8 +33,8 @@ def router(setup: Setup) -> Finding:
     except EngineError as error:
         return wrong(f"{url} does not answer: {error}", remedy)
     except ConfigError as error:
-        return wrong(f"{url} is no token router: {error}", remedy)
-    return fine(f"{url} keeps the ids that {mode} asks for")
+        return wrong(f"{url} is not a token router: {error}", remedy)
+    return fine(f"{url} keeps the ids that {mode} needs")
 
 
-CHECKS = (Check("token router", router),)
+CHECKS = (token_router,)

@@ -2,25 +2,14 @@
 
 import asyncio
 import importlib.util
-import os
 import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from preflight.checkpoint_files import BadFile, text_config
-from preflight.findings import (
-    Blocked,
-    Check,
-    Finding,
-    Mistake,
-    doubtful,
-    fine,
-    pip_install,
-    skipped,
-    wrong,
-)
-from preflight.probe import get_all
+from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, pip_install, skipped, wrong
+from preflight.probe import get_all, unwritable
 from preflight.setup import ROOT, Setup
 from search_rollout.config import SearchConfig
 from search_rollout.http_client import RequestFailed
@@ -29,35 +18,21 @@ from search_rollout.search.local_retriever import LocalRetriever
 from search_rollout.search.searcher import Passage
 
 QUERY = "Who wrote Hamlet?"
-TIMEOUT_S = 10.0  # of a search
+TIMEOUT_S = 10.0  # per search
 START = f"start it:\n    {shlex.quote(str(ROOT / 'local_dense_retriever/start_server.sh'))}"
+CORRECT_URL = f"correct RETRIEVAL_SERVER_URL, or {START}"
+NOT_READY = "a retriever is not ready"
 
 
 class Server(NamedTuple):
-    """A retriever server that is ready, with what it says of itself: nothing, if it is not one of ours."""
+    """A retriever server that is ready, and its own description: empty if it is not one of ours."""
 
     url: str
     about: dict[str, Any]
 
 
-def retriever(setup: Setup) -> Finding:
-    servers = setup.once(find_servers)
-    if any(not server.about for server in servers):
-        quiet = ", ".join(server.url for server in servers if not server.about)
-        return doubtful(
-            f"{quiet} answers, but not at /ready: not a local_dense_retriever, which could say whether it is loaded",
-            "make sure that it is; the rows below show whether it finds anything",
-        )
-    return fine("; ".join(f"{server.url}: {_size(server.about)}" for server in servers))
-
-
-def _size(about: dict[str, Any]) -> str:
-    rows = about.get("rows")
-    return f"{rows:,} passages" if isinstance(rows, int) else "ready"
-
-
 def find_servers(setup: Setup) -> list[Server]:
-    """Those of RETRIEVAL_SERVER_URL. Raises Mistake if one is not ready, Blocked if none is used."""
+    """The servers of RETRIEVAL_SERVER_URL. Raises Mistake if one is not ready, Blocked if none is used."""
     config = setup.config
     if config.search_backend != "local":
         raise Blocked("SEARCH_BACKEND is google")
@@ -68,88 +43,94 @@ def find_servers(setup: Setup) -> list[Server]:
     for url, answer in zip(bases, get_all([f"{base}/ready" for base in bases]), strict=True):
         body = answer.body if isinstance(answer.body, dict) else {}
         if answer.trouble:
-            raise Mistake(f"{url}: {answer.trouble}", f"correct RETRIEVAL_SERVER_URL, or {START}")
+            raise Mistake(f"{url}: {answer.trouble}", CORRECT_URL)
         if answer.status == 503 and "loading" in body:
             raise Mistake(f"{url} is still loading {body['loading']}", "wait for it, or read its log")
         if answer.status not in (200, 404, 405) or (answer.status == 200 and body.get("status") != "ready"):
-            raise Mistake(
-                f"{url}/ready answers {answer.status}, as no retriever does",
-                f"correct RETRIEVAL_SERVER_URL, or {START}",
-            )
+            raise Mistake(f"{url}/ready answers {answer.status}: this is not a retriever", CORRECT_URL)
         servers.append(Server(url, body if answer.status == 200 else {}))
     return servers
 
 
+def retriever(setup: Setup) -> Finding:
+    servers = setup.once(find_servers)
+    if quiet := ", ".join(server.url for server in servers if not server.about):
+        found = f"{quiet} answers, but has no /ready: it is not a local_dense_retriever, and may not be loaded yet"
+        return doubtful(found, "make sure that it is; the next rows show whether it finds anything")
+    return fine("; ".join(f"{server.url}: {_size(server.about)}" for server in servers))
+
+
+def _size(about: dict[str, Any]) -> str:
+    rows = about.get("rows")
+    return f"{rows:,} passages" if isinstance(rows, int) else "ready"
+
+
 def index(setup: Setup) -> Finding:
-    known = [server for server in _ready(setup) if server.about.get("dimension")]  # BM25 has 0: no vectors
+    # BM25 has no vectors, and reports 0 dimensions.
+    known = [server for server in setup.need(find_servers, NOT_READY) if server.about.get("dimension")]
     if not known:
-        return skipped("no server says that it has vectors")
+        return skipped("no server reports vectors")
     name, dimension = setup.environment.get("RETRIEVER_NAME"), _encoder_dimension(setup)
     for url, about in known:
         if name and about.get("encoder", name) != name:
-            return wrong(
-                f"{url} searches with the encoder {about['encoder']}, and RETRIEVER_NAME={name}",
-                f"correct RETRIEVER_NAME, or stop that server and {START}",
-            )
+            problem = f"{url} searches with the encoder {about['encoder']}, but RETRIEVER_NAME={name}"
+            return wrong(problem, f"correct RETRIEVER_NAME, or stop that server and {START}")
         if dimension and about["dimension"] != dimension:
             return wrong(
-                f"the index of {url} has {about['dimension']} dimensions, and RETRIEVER_MODEL makes {dimension}",
-                "give the RETRIEVER_MODEL that the index was built with, or build it anew",
+                f"the index of {url} has {about['dimension']} dimensions, but RETRIEVER_MODEL makes {dimension}",
+                "set RETRIEVER_MODEL to the model that the index was built with, or build the index again",
             )
     if len({(about["dimension"], about.get("encoder")) for _, about in known}) > 1:
         said = "; ".join(f"{url} {about['dimension']} {about.get('encoder', '')}".strip() for url, about in known)
         return doubtful(f"the servers have different indexes: {said}", "serve the same index from all of them")
     about = known[0].about
     encoder = f", encoder {about['encoder']}" if "encoder" in about else ""
-    return fine(f"{about['dimension']} dimensions{encoder}, {about.get('backend', 'backend not said')}")
+    return fine(f"{about['dimension']} dimensions{encoder}, {about.get('backend', 'unknown backend')}")
 
 
 def _encoder_dimension(setup: Setup) -> int | None:
-    """Of RETRIEVER_MODEL, if it is a folder here."""
+    """The dimension of RETRIEVER_MODEL, if that is a folder here."""
     try:
         size = text_config(Path(setup.environment.get("RETRIEVER_MODEL") or "/none")).get("hidden_size")
-    except BadFile:  # a name on the hub, mostly
+    except BadFile:  # usually a name on the hub
         return None
     return size if isinstance(size, int) else None
 
 
 def corpus(setup: Setup) -> Finding:
-    servers = _ready(setup)
+    servers = setup.need(find_servers, NOT_READY)
     if len(servers) == 1:
         return skipped("there is one server")
     counts = {server.url: server.about.get("rows") for server in servers}
     if len(set(counts.values())) > 1:
-        return wrong(
-            f"different corpora: {'; '.join(f'{url} has {rows} passages' for url, rows in counts.items())}",
-            "serve the same corpus from all of them: the rollouts take them for one",
-        )
+        problem = f"different corpora: {'; '.join(f'{url} has {rows} passages' for url, rows in counts.items())}"
+        return wrong(problem, "serve the same corpus from all of them: rollouts ask any of them")
     return fine(f"the same number of passages on {len(servers)} servers")
 
 
-def first_search(setup: Setup) -> Finding:
-    config = setup.config
-    if config.caching == "replay":
-        return skipped("SEARCH_CACHE_MODE=replay: nothing is searched")
-    if config.search_backend == "google":
-        return _search_web(setup)
-    counts = []
-    for server in _ready(setup):
-        [passages] = _find(config, server.url, [QUERY])
+def first_passages(setup: Setup) -> dict[str, list[Passage]]:
+    """What each server, by its URL, finds for QUERY. Raises Mistake."""
+    servers = setup.need(find_servers, NOT_READY)
+    found = {server.url: _find(setup.config, server.url, [QUERY])[0] for server in servers}
+    for url, passages in found.items():
         if not passages or not all(passage.text.strip() for passage in passages):
-            return wrong(
-                f"{server.url} answers {QUERY!r} with {'an empty passage' if passages else 'nothing'}",
-                "look at its corpus: each line needs `contents`, a title and below it the text",
-            )
-        counts.append(f"{len(passages)} passages")
+            problem = f"{url} answers {QUERY!r} with {'an empty passage' if passages else 'nothing'}"
+            remedy = "look at its corpus: each line needs `contents`, which is a title and, on the next line, the text"
+            raise Mistake(problem, remedy)
+    return found
+
+
+def first_search(setup: Setup) -> Finding:
+    if setup.config.search_backend == "google" and setup.config.caching != "replay":
+        return _search_web(setup)
+    counts = [f"{len(passages)} passages" for passages in setup.once(first_passages).values()]
     return fine(f"{QUERY!r}: {', '.join(counts)}")
 
 
 def _search_web(setup: Setup) -> Finding:
     if setup.lacks_google_key:
-        return wrong(
-            "SEARCH_BACKEND=google, and GOOGLE_API_KEY is not set",
-            "set GOOGLE_API_KEY to a key of serper.dev, or SEARCH_BACKEND=local for a retriever of your own",
-        )
+        remedy = "set GOOGLE_API_KEY to a key from serper.dev, or SEARCH_BACKEND=local for your own retriever"
+        return wrong("SEARCH_BACKEND=google, but GOOGLE_API_KEY is not set", remedy)
     from google_search_server import from_config
 
     config = setup.config
@@ -159,50 +140,39 @@ def _search_web(setup: Setup) -> Finding:
     except RequestFailed as failure:
         return wrong(str(failure), "correct GOOGLE_API_KEY, or SEARCH_R1_GOOGLE_ENDPOINT")
     if not passages:
-        return wrong(f"{QUERY!r} finds nothing", "look at SEARCH_R1_GOOGLE_ENDPOINT: is that the results API?")
+        return wrong(f"{QUERY!r} finds nothing", "check SEARCH_R1_GOOGLE_ENDPOINT: is it the results API?")
     return fine(f"{QUERY!r}: {len(passages)} passages, by one call (about ${config.google_usd_per_1000 / 1000:.4f})")
 
 
 def known_answer(setup: Setup) -> Finding:
-    """A passage that is asked for by its own text must be found: it is not where index and corpus do not belong."""
-    config = setup.config
-    if config.search_backend == "google" or config.caching == "replay":
-        return skipped("only for a retriever server")
+    """Searches for passages by their own text: they are not found if index and corpus do not belong together."""
     notes = []
-    for server in _ready(setup):
-        if not server.about:
-            return skipped(f"{server.url} may be a server of web search, where each query costs")
-        try:
-            [passages] = _find(config, server.url, [QUERY])
-        except Mistake as mistake:
-            raise Blocked("searching fails") from mistake
-        found = _find(config, server.url, [f"{passage.title}\n{passage.text}" for passage in passages])
-        among = sum(passage in hits for passage, hits in zip(passages, found, strict=True))
-        first = sum(passage in hits[:1] for passage, hits in zip(passages, found, strict=True))
-        said = f"{server.url}: of {len(passages)} passages asked for by their own text, {first} come first"
-        if not among:
+    for url, about in setup.need(find_servers, NOT_READY):
+        if not about:
+            return skipped(f"{url} may be a server of web search, where each query costs money")
+        passages = setup.need(first_passages, "searching fails")[url]
+        found = _find(setup.config, url, [f"{passage.title}\n{passage.text}" for passage in passages])
+        pairs = list(zip(passages, found, strict=True))
+        first = sum(passage in hits[:1] for passage, hits in pairs)
+        said = f"{url}: searched by their own text, {first} of {len(passages)} passages come first"
+        if not any(passage in hits for passage, hits in pairs):
             return wrong(
                 f"{said}, and none is found at all",
-                "index and corpus, or index and encoder, do not belong together: see local_dense_retriever/verify.py",
+                "index and corpus, or index and encoder, do not belong together: run local_dense_retriever/verify.py",
             )
         if first < len(passages):
-            return doubtful(
-                said,
-                "the index is approximate, or passages stand twice in the corpus: see local_dense_retriever/verify.py",
-            )
+            remedy = "the index is approximate, or the corpus has duplicates: run local_dense_retriever/verify.py"
+            return doubtful(said, remedy)
         notes.append(said)
     return fine("; ".join(notes))
 
 
-def pages(setup: Setup) -> Finding:
+def web_pages(setup: Setup) -> Finding:
     if setup.config.search_backend != "google" or not setup.config.google_full_pages:
         return skipped("pages are not read")
     if importlib.util.find_spec("trafilatura") is None:
-        return wrong(
-            "google_full_pages is on, and Python has no package trafilatura",
-            f"install it:\n{pip_install('trafilatura')}",
-        )
-    return fine("trafilatura is there")
+        return wrong("google_full_pages is on, but Python has no package trafilatura", pip_install("trafilatura"))
+    return fine("trafilatura is installed")
 
 
 def cache(setup: Setup) -> Finding:
@@ -211,24 +181,17 @@ def cache(setup: Setup) -> Finding:
         return skipped("SEARCH_CACHE is not set" if not config.search_cache else "SEARCH_CACHE_MODE=off")
     path = Path(config.search_cache)
     if not path.is_absolute():
-        return doubtful(
-            f"SEARCH_CACHE={path} is a relative path, and Ray's workers run in another folder",
-            f"set SEARCH_CACHE={path.absolute()}",
-        )
+        found = f"SEARCH_CACHE={path} is a relative path, but Ray's workers run in another folder"
+        return doubtful(found, f"set SEARCH_CACHE={path.absolute()}")
     if not path.exists() and config.caching != "replay":
-        return _new_cache(path)
+        if problem := unwritable(path.parent):
+            return wrong(f"SEARCH_CACHE={path}: {problem}", "set SEARCH_CACHE to a file that you may write")
+        return fine(f"{path} will be created")
     try:
         asyncio.run(SearchCache(str(path), "", max_age_s=1.0, read_only=True).close())
     except CacheError as error:
-        return wrong(str(error), "set SEARCH_CACHE to a file that this plugin has made, or to a new one without replay")
+        return wrong(str(error), "set SEARCH_CACHE to a file that this plugin made, or to a new one without replay")
     return fine(f"{path}, {config.caching}")
-
-
-def _new_cache(path: Path) -> Finding:
-    there = next(parent for parent in path.parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return wrong(f"SEARCH_CACHE={path} cannot be made in {there}", "set SEARCH_CACHE to a file that you may write")
-    return fine(f"{path} will be made")
 
 
 def budget(setup: Setup) -> Finding:
@@ -238,25 +201,14 @@ def budget(setup: Setup) -> Finding:
     made = calls_made(config.search_cache) if config.caching != "off" else 0
     used = f"{made:,} of SEARCH_BUDGET={config.search_budget:,} calls are used"
     if made >= config.search_budget:
-        return wrong(f"{used}: every search would fail", "raise SEARCH_BUDGET, or set it to 0 for no limit")
+        return wrong(f"{used}: every search would fail", "raise SEARCH_BUDGET, or set it to 0 for unlimited")
     if made >= 0.8 * config.search_budget:
-        return doubtful(used, "raise SEARCH_BUDGET if that is too little")
+        return doubtful(used, "raise SEARCH_BUDGET if that is not enough")
     return fine(used)
 
 
-# --- helpers ---
-
-
-def _ready(setup: Setup) -> list[Server]:
-    """As `find_servers`; raises Blocked where that finds a mistake."""
-    try:
-        return setup.once(find_servers)
-    except Mistake as mistake:
-        raise Blocked("a retriever is not ready") from mistake
-
-
 def _find(config: SearchConfig, url: str, queries: list[str]) -> list[list[Passage]]:
-    """The passages for each query, by the very client of the rollouts. Raises Mistake."""
+    """The passages for each query, found by the rollouts' own client. Raises Mistake."""
     client = LocalRetriever(url, topk=config.topk, timeout_s=TIMEOUT_S, api_key=config.retrieval_api_key)
 
     async def find() -> list[list[Passage]]:
@@ -265,7 +217,7 @@ def _find(config: SearchConfig, url: str, queries: list[str]) -> list[list[Passa
     try:
         return asyncio.run(_closing(find, client.close))
     except RequestFailed as failure:
-        raise Mistake(str(failure), "look at the log of that server; a key goes into RETRIEVAL_API_KEY") from failure
+        raise Mistake(str(failure), "read that server's log; a key belongs in RETRIEVAL_API_KEY") from failure
 
 
 async def _closing(work: Callable[[], Awaitable[Any]], close: Callable[[], Awaitable[None]]) -> Any:
@@ -275,13 +227,4 @@ async def _closing(work: Callable[[], Awaitable[Any]], close: Callable[[], Await
         await close()
 
 
-CHECKS = (
-    Check("retriever", retriever),
-    Check("index", index),
-    Check("corpus", corpus),
-    Check("first search", first_search),
-    Check("known answer", known_answer),
-    Check("web pages", pages),
-    Check("cache", cache),
-    Check("budget", budget),
-)
+CHECKS = (retriever, index, corpus, first_search, known_answer, web_pages, cache, budget)

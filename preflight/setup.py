@@ -1,45 +1,47 @@
-"""What is looked at: the settings as the launch scripts and the plugin read them, and what several checks share."""
+"""What is checked: the settings as the launch scripts and the plugin read them, and what several checks share."""
 
 import argparse
 import ast
-import functools
-import os
-import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 from preflight.checkpoint_files import text_config
 from preflight.findings import Blocked, Mistake, one_line
+from preflight.probe import run
 from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, load_config
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
-BASH_TIMEOUT_S = 20.0  # it asks nvidia-smi, which may take seconds
+BASH_TIMEOUT_S = 20.0  # it calls nvidia-smi, which may take seconds
 
-# The scripts' own way to their settings, which are then the environment; it changes nothing where they have run it.
+# Reads the settings as the scripts do, and prints the environment. A second pass over the scripts' own changes nothing.
 READ_SETTINGS = 'set -euo pipefail; HERE="$1"; source "$HERE/launch/common.sh"; bound_trajectories; env -0'
-
-
-class LaunchError(Exception):
-    """The settings of the launch scripts cannot be read; the message is their own sentence."""
+TOKENIZER_REMEDY = "copy the model's tokenizer files there (tokenizer.json, tokenizer_config.json)"
 
 
 class Setup:
-    """Read-only; shared by the threads of all groups. A property that cannot be had raises Blocked."""
+    """The setup under test: read-only, and shared by the threads of all groups.
 
-    def __init__(self, environment: Mapping[str, str], engine: str | None = None) -> None:
-        """`engine` is the address of one that runs, for a rollout."""
+    A function that makes something from it raises Mistake. `once` is for the check that reports this mistake, `need`
+    for all other checks.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], engine: str | None = None, train_args: Sequence[str] = ()
+    ) -> None:
+        """`engine`: address of a running engine, for one rollout. `train_args`: more arguments of slime's train.py."""
         self.engine = engine
-        self.launch_error: LaunchError | None = None
+        self.train_args = train_args
+        self.launch_error = ""
         try:
             self.environment = launch_environment(environment)
-        except LaunchError as error:
-            self.launch_error, self.environment = error, dict(environment)
-        self._defaults = plugin_defaults()  # here, not in the groups' threads: Python 3.11 parses in one at a time
+        except Mistake as error:
+            self.launch_error, self.environment = str(error), dict(environment)
+        self.defaults = plugin_defaults()  # before the groups' threads: Python 3.11 parses in one thread at a time
         self._lock = threading.Lock()
         self._made: dict[Callable[[Setup], Any], Future[Any]] = {}
 
@@ -50,7 +52,7 @@ class Setup:
         return self.environment[name]
 
     def once(self, make: "Callable[[Setup], T]") -> T:
-        """What `make` returns or raises for this setup: made once, whichever check of whichever group asks first."""
+        """What `make` returns or raises for this setup; it is called once, whichever check asks first."""
         with self._lock:
             is_first = make not in self._made
             made = self._made.setdefault(make, Future())
@@ -60,6 +62,13 @@ class Setup:
             except Exception as error:
                 made.set_exception(error)
         return made.result()
+
+    def need(self, make: "Callable[[Setup], T]", why: str = "") -> T:
+        """As `once`, but raises Blocked where another check reports the mistake; `why` replaces the mistake's words."""
+        try:
+            return self.once(make)
+        except (Mistake, ModuleNotFoundError) as mistake:
+            raise Blocked(why or str(mistake)) from mistake
 
     def number(self, name: str) -> int:
         """A setting that is a whole number. Raises Mistake: the scripts do not check all of them."""
@@ -74,93 +83,73 @@ class Setup:
 
     # --- the plugin's settings ---
 
-    @functools.cached_property
+    @property
     def yaml(self) -> dict[str, Any]:
         """The keys of CUSTOM_CONFIG_PATH."""
-        try:
-            return read_yaml(self["CUSTOM_CONFIG_PATH"])
-        except (ValueError, ModuleNotFoundError) as error:
-            raise Blocked("CUSTOM_CONFIG_PATH cannot be read") from error
+        return self.need(read_custom_config, "CUSTOM_CONFIG_PATH cannot be read")
 
-    def load_config(self) -> SearchConfig:
-        """The settings of rollouts, as slime's workers will have them. Raises ConfigError."""
-        return load_config(self._defaults, self.environment, argparse.Namespace(**self.yaml))
-
-    @functools.cached_property
+    @property
     def config(self) -> SearchConfig:
-        """As `load_config`; also where only the key of web search is missing, which has a row of its own."""
-        try:
-            return self.load_config()
-        except ConfigError as error:
-            if self.lacks_google_key:
-                return self._config_with_some_key()
-            raise Blocked("a setting of the rollouts has a wrong value") from error
+        """The settings of rollouts as slime's workers will have them; with a made-up key if web search has none."""
+        return self.need(read_config, "a setting of the rollouts has a wrong value")
 
-    @functools.cached_property
+    @property
     def lacks_google_key(self) -> bool:
-        """Whether the settings are right but for a key of web search."""
-        try:
-            self.load_config()
-        except ConfigError:
-            try:
-                return self._config_with_some_key().search_backend == "google"
-            except ConfigError:
-                return False
-        return False
+        """Whether web search has no key, which has a row of its own."""
+        return self.config.search_backend == "google" and not self.google_key
 
-    def _config_with_some_key(self) -> SearchConfig:
-        settings = {key: value for key, value in self.yaml.items() if key != "google_api_key"}
-        environment = {**self.environment, "GOOGLE_API_KEY": f"not {PLACEHOLDER_KEY}"}
-        return load_config(self._defaults, environment, argparse.Namespace(**settings))
+    @property
+    def google_key(self) -> str:
+        """GOOGLE_API_KEY, or the file that holds it; empty if neither is given."""
+        given = (self.yaml.get("google_api_key"), *map(self.environment.get, ("GOOGLE_API_KEY", "GOOGLE_API_KEY_FILE")))
+        return next((str(key) for key in given if key and key != PLACEHOLDER_KEY), "")
 
     # --- the model ---
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of HF_CHECKPOINT."""
-        try:
-            return self.load_tokenizer()
-        except Exception as error:
-            raise Blocked(f"the tokenizer cannot be loaded: {one_line(error, 100)}") from error
-
-    def load_tokenizer(self) -> Any:
-        """As `tokenizer`, with whatever transformers raises."""
-        return self.once(_load_tokenizer)
+        return self.need(load_tokenizer)
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for the chat template, where the YAML has some."""
+        """Keyword arguments of the chat template, from the YAML."""
         return dict(self.yaml.get("apply_chat_template_kwargs") or {})
 
 
-def _load_tokenizer(setup: Setup) -> Any:
+def read_config(setup: Setup) -> SearchConfig:
+    """As `Setup.config`. Raises Mistake."""
+    settings = {**setup.yaml, **({} if setup.google_key else {"google_api_key": f"not {PLACEHOLDER_KEY}"})}
+    try:
+        return load_config(setup.defaults, setup.environment, argparse.Namespace(**settings))
+    except ConfigError as error:
+        raise Mistake(str(error), "README.md, section Settings, lists the values of each setting") from error
+
+
+def load_tokenizer(setup: Setup) -> Any:
+    """As `Setup.tokenizer`. Raises Mistake."""
     folder = setup["HF_CHECKPOINT"]
-    if not Path(folder).is_dir():  # transformers would take it for a name on the hub
-        raise FileNotFoundError(f"there is no folder {folder}")
+    rows = text_config(Path(folder)).get("vocab_size") or 0
     from transformers import AutoTokenizer  # which takes seconds
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
-    rows = text_config(Path(folder)).get("vocab_size") or 0
-    if len(tokenizer) < rows / 2:  # transformers makes one of a few special tokens where files are missing
-        raise ValueError(f"it knows {len(tokenizer)} tokens of the model's {rows}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # OSError, ValueError, the tokenizer's own, …: depends on what is wrong with the files
+        raise Mistake(f"the tokenizer of {folder} cannot be loaded: {one_line(error)}", TOKENIZER_REMEDY) from error
+    if len(tokenizer) < rows / 2:  # where files are missing, transformers makes one of a few special tokens
+        found = f"the tokenizer of {folder} cannot be loaded: it knows {len(tokenizer)} of the model's {rows} tokens"
+        raise Mistake(found, TOKENIZER_REMEDY)
     return tokenizer
 
 
 def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with every setting of launch/settings.sh in it. Raises LaunchError."""
-    command = ["bash", "-c", READ_SETTINGS, "bash", str(ROOT)]
-    try:
-        done = subprocess.run(
-            command, env=dict(environment), capture_output=True, timeout=BASH_TIMEOUT_S, stdin=subprocess.DEVNULL
-        )
-    except FileNotFoundError as error:
-        raise LaunchError("there is no bash") from error
-    except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"launch/settings.sh took more than {BASH_TIMEOUT_S:.0f} s: does nvidia-smi hang?") from error
+    """The environment with every setting of launch/settings.sh in it. Raises Mistake."""
+    done = run(["bash", "-c", READ_SETTINGS, "bash", str(ROOT)], environment, BASH_TIMEOUT_S)
     if done.returncode != 0:
-        raise LaunchError(one_line(os.fsdecode(done.stderr)).removeprefix("error: "))
-    entries = (os.fsdecode(entry) for entry in done.stdout.split(b"\0") if b"=" in entry)
-    return dict(entry.split("=", 1) for entry in entries)
+        raise Mistake(one_line(done.stderr).removeprefix("error: "))
+    return dict(entry.split("=", 1) for entry in done.stdout.split("\0") if "=" in entry)
 
 
 def plugin_defaults() -> dict[str, Any]:
@@ -172,18 +161,20 @@ def plugin_defaults() -> dict[str, Any]:
     raise LookupError("generate_with_search.py has no SEARCH_R1_CONFIGS")
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """The keys of slime's --custom-config-path; none for an empty path. Raises ValueError, in a few words."""
+def read_custom_config(setup: Setup) -> dict[str, Any]:
+    """The keys of slime's --custom-config-path; none for an empty path. Raises Mistake."""
+    path = setup["CUSTOM_CONFIG_PATH"]
     if not path:
         return {}
     import yaml
 
+    remedy = "correct the file, or CUSTOM_CONFIG_PATH"
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+        raise Mistake(f"{path} cannot be read ({error.strerror})", remedy) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not YAML ({one_line(error)})") from error
+        raise Mistake(f"{path} is not YAML ({one_line(error)})", remedy) from error
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ValueError(f"{path} does not hold `key: value` lines")
+        raise Mistake(f"{path} does not hold `key: value` lines", remedy)
     return settings

@@ -1,20 +1,19 @@
-"""Rows as text: aligned columns, wrapped to the terminal; colour only there."""
+"""Rows as text: aligned columns, wrapped to the terminal and coloured there."""
 
 import os
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
 from typing import TextIO
 
-from preflight.findings import Row
+from preflight.groups import Row
 
 PIPED_WIDTH = 120  # characters
 MIN_WIDTH = 60
 NAME_WIDTH = 17  # of the longest name
 GROUP_WIDTH = 8
 COLOURS = {"✓": "32", "✗": "31", "!": "33", "–": "2"}
-WORDS = {"✓": "passed", "✗": "failed", "!": "to be looked at", "–": "skipped"}
+WORDS = {"✓": "passed", "✗": "failed", "!": "warnings", "–": "skipped"}
 
 
 class Table:
@@ -27,39 +26,30 @@ class Table:
         self.marks: Counter[str] = Counter()
 
     def write(self, row: Row) -> None:
-        """One row; the remedy stands under what was found."""
+        """One row, with the remedy below the finding."""
         mark, found, remedy = row.finding
         self.marks[mark] += 1
         head = f" {row.group:<{GROUP_WIDTH}} {row.name:<{NAME_WIDTH}} "
         margin = " " * (1 + len(head))
-        lines = list(self._wrapped(found, margin))
+        text = self._wrapped(found, margin, margin).removeprefix(margin)
+        in_colour = self._terminal and not os.environ.get("NO_COLOR")
+        shown = f"\033[{COLOURS[mark]}m{mark}\033[0m" if in_colour else mark
+        print(f"{shown}{head}{text}", file=self._stream, flush=not remedy)
         if remedy:
-            lines += self._wrapped(remedy, f"{margin}→ ", f"{margin}  ")
-        lines[0] = self._coloured(mark) + head + lines[0].removeprefix(margin)
-        print("\n".join(lines), file=self._stream, flush=True)
+            print(self._wrapped(remedy, f"{margin}→ ", f"{margin}  "), file=self._stream, flush=True)
 
     def write_count(self, seconds: float) -> None:
         """The last line."""
         counted = ", ".join(f"{self.marks[mark]} {word}" for mark, word in WORDS.items() if self.marks[mark])
         print(f"{counted} ({seconds:.1f} s)", file=self._stream, flush=True)
 
-    def _wrapped(self, text: str, first: str, margin: str = "") -> Iterable[str]:
-        margin = margin or first
+    def _wrapped(self, text: str, first: str, margin: str) -> str:
+        wrapper = textwrap.TextWrapper(
+            self._width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+        )
+        lines: list[str] = []
         for line in text.split("\n"):
-            if line.startswith("    "):  # a command, to be copied
-                yield margin + line
-            else:
-                yield from textwrap.wrap(
-                    line,
-                    self._width,
-                    initial_indent=first,
-                    subsequent_indent=margin,
-                    break_long_words=False,
-                    break_on_hyphens=False,
-                ) or [margin]
-            first = margin
-
-    def _coloured(self, mark: str) -> str:
-        if self._terminal and not os.environ.get("NO_COLOR"):
-            return f"\033[{COLOURS[mark]}m{mark}\033[0m"
-        return mark
+            wrapper.initial_indent = margin if lines else first
+            is_command = line.startswith("    ")  # never wrapped, so that it can be copied
+            lines.append(margin + line if is_command else wrapper.fill(line))
+        return "\n".join(lines)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from preflight.checkpoint_files import BadFile, read_json
-from preflight.findings import Blocked, Check, Finding, doubtful, fine, one_line, skipped, wrong
+from preflight.findings import Blocked, Finding, doubtful, fine, one_line, skipped, wrong
 from preflight.setup import Setup
 from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, render_prompt
 from search_rollout.protocols.prompts import SEARCH_TOOL, chat_messages, xml_messages
@@ -14,7 +14,7 @@ OTHER_MODEL = "use a model whose template does, such as Qwen2.5-3B-Instruct"
 MARK = "a text that stands nowhere else"
 
 
-def there(setup: Setup) -> Finding:
+def chat_template(setup: Setup) -> Finding:
     if not _is_used(setup):
         return skipped("prompts are whole texts: APPLY_CHAT_TEMPLATE=0")
     if not setup.tokenizer.chat_template:
@@ -143,10 +143,4 @@ def _stop_ids(setup: Setup) -> set[int]:
     return found - {None}
 
 
-CHECKS = (
-    Check("chat template", there),
-    Check("tools", tools),
-    Check("appending", appending),
-    Check("end of turn", end_of_turn),
-    Check("thinking", thinking),
-)
+CHECKS = (chat_template, tools, appending, end_of_turn, thinking)

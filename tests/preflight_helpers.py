@@ -28,7 +28,7 @@ from local_dense_retriever.searcher import DenseSearcher
 from local_dense_retriever.service import Service
 from oai_format_data_preprocess import parquet_schema
 from preflight.__main__ import GROUPS
-from preflight.findings import Row, run_groups
+from preflight.groups import Row, run_groups
 from preflight.setup import Setup
 from search_rollout.protocols.prompts import PromptMode, prompt_row
 
@@ -58,6 +58,7 @@ class Machine:
     def __init__(self, folder: Path, retriever_url: str) -> None:
         self.folder = folder
         self.open = contextlib.ExitStack()
+        self.train_args: list[str] = []
         folder.mkdir(exist_ok=True)
         self.model = folder / "the model"
         self.reference = folder / "reference"
@@ -145,7 +146,7 @@ class Machine:
     def look(self, engine: str | None = None) -> list[Row]:
         """The rows of all groups."""
         groups = [name for name in GROUPS if name != "engine" or engine]
-        return list(run_groups(Setup(self.environment, engine), groups))
+        return list(run_groups(Setup(self.environment, engine, self.train_args), groups))
 
 
 def data_rows(mode: PromptMode) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from real_tokenizers import NAMES, real_tokenizer
 from web_fakes import KEY, FakeGoogle
 
 from preflight import search
-from preflight.findings import fine, run_groups
+from preflight.findings import fine
+from preflight.groups import run_groups
 from preflight.setup import Setup
 from token_router.app import create_app
 from token_router.token_trie import TokenTrie
@@ -28,7 +29,7 @@ def test_a_good_set_up_passes(machine: Machine, mode: str) -> None:
     rows = machine.look()
     assert marked(rows, "✗") == {} and marked(rows, "!") == {}
     passed = marked(rows, "✓")
-    assert {"search: known answer", "template: appending", "model: weights", "machine: GPUs"} <= passed.keys()
+    assert {"search: known answer", "template: appending", "model: weights", "machine: gpus"} <= passed.keys()
     assert "4 passages" in passed["search: retriever"] and "3 dimensions, encoder colours" in passed["search: index"]
 
 
@@ -127,7 +128,7 @@ async def test_a_cluster_of_another_version_is_a_warning(machine: Machine) -> No
     async with TestServer(app) as server:
         machine.environment["RAY_ADDRESS"] = f"http://127.0.0.1:{server.port}/"
         rows = await asyncio.to_thread(machine.look)
-    assert "Ray 2.60.0, and here it is 2.49.0" in marked(rows, "!")["machine: Ray cluster"]
+    assert "Ray 2.60.0, but here it is 2.49.0" in marked(rows, "!")["machine: ray cluster"]
 
 
 class Ready:
@@ -139,6 +140,9 @@ class Ready:
         self._servers = [search.Server("http://there", {"status": "ready", **about})]
 
     def once(self, _: Any) -> list[search.Server]:
+        return self._servers
+
+    def need(self, _: Any, why: str) -> list[search.Server]:
         return self._servers
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from preflight_helpers import CONFIG, Machine, marked, silent_server
@@ -16,9 +15,10 @@ from real_tokenizers import real_tokenizer
 from retriever_fakes import minilm_folder
 
 from local_dense_retriever import build_index
-from preflight import findings, probe, router
+from preflight import groups, probe, router
 from preflight.__main__ import main
-from preflight.findings import Check, Row, doubtful, fine, run_groups, wrong
+from preflight.findings import Finding, doubtful, fine
+from preflight.groups import Check, Row, run_groups
 from preflight.setup import Setup
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -65,11 +65,11 @@ def test_a_mistake_makes_the_exit_status_1_and_strict_counts_warnings(
     for name, value in {**machine.environment, "SAVE_DIR": ""}.items():
         monkeypatch.setenv(name, value)
     assert (main([]), main(["--strict"])) == (0, 1)
-    assert "1 to be looked at" in capsys.readouterr().out.splitlines()[-1]
+    assert "1 warnings" in capsys.readouterr().out.splitlines()[-1]
     monkeypatch.setenv("PROMPT_DATA", "/no/such.parquet")
     assert main(["--skip", "machine", "packages", "--skip", "search"]) == 1
     shown = capsys.readouterr().out
-    assert "1 failed, 1 to be looked at" in shown.splitlines()[-1]
+    assert "1 failed, 1 warnings" in shown.splitlines()[-1]
     assert "→ correct PROMPT_DATA" in shown[shown.index("✗ data     file") :].split("–")[0]
     assert not re.search(r"^. (machine|packages|search) ", shown, re.MULTILINE)
 
@@ -123,11 +123,14 @@ def look_with(monkeypatch: pytest.MonkeyPatch, machine: Machine, *checks: Check)
 def test_a_check_that_breaks_is_a_row_and_the_others_still_look(
     monkeypatch: pytest.MonkeyPatch, machine: Machine
 ) -> None:
-    def broken(setup: Setup) -> Any:
+    def broken(setup: Setup) -> Finding:
         raise KeyError("surprise")
 
-    found = look_with(monkeypatch, machine, Check("a", broken), Check("b", lambda setup: fine("looked")))
-    assert [row.finding.mark for row in found] == ["✗", "✓"]
+    def sound(setup: Setup) -> Finding:
+        return fine("looked")
+
+    found = look_with(monkeypatch, machine, broken, sound)
+    assert [(row.name, row.finding.mark) for row in found] == [("broken", "✗"), ("sound", "✓")]
     assert "KeyError('surprise')" in found[0].finding.found
 
 
@@ -138,15 +141,29 @@ def test_a_missing_package_is_a_row_with_its_installation(monkeypatch: pytest.Mo
     assert list(bad) == ["data: file"] and "-m pip install pyarrow" in bad["data: file"]
 
 
-def test_a_check_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
-    monkeypatch.setattr(findings, "LIMIT_S", 0.3)
-    found = look_with(
-        monkeypatch,
-        machine,
-        Check("a", lambda setup: doubtful("", "")),
-        Check("b", lambda setup: time.sleep(1) or wrong("", "")),
+def test_a_python_without_aiohttp_is_told_once_what_to_install(machine: Machine) -> None:
+    (machine.packages / "aiohttp.py").write_text(  # found slowly, so that several threads import at the same time
+        "import time\ntime.sleep(0.3)\nraise ModuleNotFoundError(\"No module named 'aiohttp'\", name='aiohttp')\n"
     )
-    assert [(row.name, row.finding.mark) for row in found] == [("a", "!"), ("b", "✗")]
+    done = run(machine, "--skip", "packages", "model", "data", "template")
+    rows = [line for line in done.stdout.splitlines() if line.startswith("✗")]
+    assert done.returncode == 1 and len(rows) == 1, done.stdout
+    assert "Python has no package aiohttp" in rows[0] and "-m pip install aiohttp" in done.stdout
+    assert "✓ machine  gpus" in done.stdout  # which need no aiohttp
+
+
+def test_a_check_that_hangs_is_reported_after_the_time_limit(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
+    monkeypatch.setattr(groups, "LIMIT_S", 0.3)
+
+    def quick(setup: Setup) -> Finding:
+        return doubtful("", "")
+
+    def hanging(setup: Setup) -> Finding:
+        time.sleep(1)
+        return fine("")
+
+    found = look_with(monkeypatch, machine, quick, hanging)
+    assert [(row.name, row.finding.mark) for row in found] == [("quick", "!"), ("hanging", "✗")]
     assert "no result after" in found[1].finding.found
 
 
@@ -164,7 +181,7 @@ def test_silent_servers_are_named_within_bounds(machine: Machine, monkeypatch: p
         found = machine.look(engine=url)
         assert time.monotonic() - began < 10
     bad = marked(found, "✗")
-    assert list(bad) == ["machine: Ray cluster", "search: retriever", "router: token router", "engine: address"]
+    assert list(bad) == ["machine: ray cluster", "search: retriever", "router: token router", "engine: address"]
     assert all("within 1 s" in said or "imeout" in said for said in bad.values()), bad
 
 
@@ -195,5 +212,5 @@ def test_the_real_retriever_over_minilm_passes(machine: Machine, tmp_path: Path)
     assert marked(found, "✗") == {}
     passed = marked(found, "✓")
     assert "384 dimensions, encoder minilm" in passed["search: index"]
-    assert "of 3 passages asked for by their own text, 3 come first" in passed["search: known answer"]
+    assert "searched by their own text, 3 of 3 passages come first" in passed["search: known answer"]
     assert marked(found, "!") == {}

@@ -1,4 +1,4 @@
-"""Preflight finds each planted mistake, and nothing else; it names it and says the remedy."""
+"""Preflight finds each planted mistake and nothing else; the row names the mistake and its remedy."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from router_fakes import HERMES
 
 from search_rollout.search.cache import SearchCache
 
-Change = Callable[[Machine], None]  # what is done to a good machine
+Change = Callable[[Machine], None]  # plants a mistake on a good machine
 
 
 def setting(**variables: str) -> Change:
@@ -107,21 +107,21 @@ LONG = [{"role": "user", "content": "<search> <answer>" + "x" * 9000}]
 SPOILT_HISTORY = HERMES.replace(
     "{{ m.content }}\n</tool_response>", "{{ messages | length }}{{ m.content }}\n</tool_response>"
 )
-# The change, the row that says so, words of it and words of its remedy.
+# The change, the row that reports it, and words from its finding and from its remedy.
 MISTAKES: dict[str, tuple[Change, str, str, str]] = {
-    "a number that is none": (
+    "not a number": (
         setting(NUM_GPUS="two"),
         "settings: launch settings",
         "NUM_GPUS has value 'two'",
         "unset it",
     ),
-    "no such YAML": (
+    "a missing YAML": (
         setting(CUSTOM_CONFIG_PATH="/no.yaml"),
-        "settings: YAML",
+        "settings: yaml",
         "/no.yaml cannot be read",
         "CUSTOM_CONFIG_PATH",
     ),
-    "a YAML that is none": (yaml("- 1\n- 2\n"), "settings: YAML", "key: value", "correct the file"),
+    "not YAML settings": (yaml("- 1\n- 2\n"), "settings: yaml", "key: value", "correct the file"),
     "modes in the YAML only": (
         yaml("llm_api_mode: chat\n"),
         "settings: modes",
@@ -129,7 +129,7 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
         "export LLM_API_MODE=chat",
     ),
     "an unknown mode": (setting(LLM_API_MODE="chats"), "settings: values", "one of generate, chat", "README"),
-    "a pair that is none": (
+    "an invalid pair of modes": (
         setting(TOKEN_TRACKING_MODE="router_handler"),
         "settings: values",
         "NOT compatible",
@@ -137,7 +137,19 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
     ),
     "too long for a GPU": (yaml("max_context_length: 20000\n"), "settings: context length", "20000", "9216 or less"),
     "a group of one": (setting(N_SAMPLES_PER_PROMPT="1"), "settings: batch", "GRPO", "at least 2"),
-    "an odd batch": (setting(GLOBAL_BATCH_SIZE="7"), "settings: batch", "does not divide", "unset GLOBAL_BATCH_SIZE"),
+    "a batch that does not divide": (
+        setting(GLOBAL_BATCH_SIZE="7"),
+        "settings: batch",
+        "does not divide",
+        "unset GLOBAL_BATCH_SIZE",
+    ),
+    "a reward key in the YAML": (yaml("reward_key: score\n"), "settings: reward key", "reward_key: score", "remove it"),
+    "a reward key on the command line": (
+        lambda machine: machine.train_args.extend(["--eval-reward-key", "score"]),
+        "settings: reward key",
+        "--eval-reward-key",
+        "remove it",
+    ),
     "no model": (setting(HF_CHECKPOINT="/no/model"), "model: folder", "/no/model", "hf download"),
     "a Megatron folder as model": (a_megatron_checkpoint, "model: folder", "is a Megatron checkpoint", "REF_LOAD"),
     "GGUF": (setting(HF_CHECKPOINT="/x/model.gguf"), "model: folder", "GGUF", "download"),
@@ -167,9 +179,9 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
         "MODEL_ARGS_FILE",
     ),
     "no reference": (remove("reference"), "model: reference", "reference (REF_LOAD)", "convert_hf_to_torch_dist.py"),
-    "a reference that was cut off": (remove("reference/release"), "model: reference", "release/ is missing", "convert"),
-    "nothing to go on from": (setting(LOAD_DIR="/no/such"), "model: load", "/no/such has no latest", "LOAD_DIR"),
-    "saving into a file": (setting(SAVE_DIR="/etc/passwd"), "model: save", "is no folder", "SAVE_DIR"),
+    "an incomplete reference": (remove("reference/release"), "model: reference", "release/ is missing", "convert"),
+    "nothing to resume from": (setting(LOAD_DIR="/no/such"), "model: load", "/no/such has no latest", "LOAD_DIR"),
+    "saving into a file": (setting(SAVE_DIR="/etc/passwd"), "model: save", "is not a folder", "SAVE_DIR"),
     "no chat template": (template(None), "template: chat template", "no chat template", "APPLY_CHAT_TEMPLATE=0"),
     "a template without tools": (
         in_chat_mode(template(HERMES.replace("{% if tools %}", "{% if false %}"))),
@@ -228,11 +240,11 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
     ),
     "no gold answer": (
         rows({"reward_model": {"ground_truth": {"target": []}}}),
-        "data: gold answers",
+        "data: gold answer",
         "no gold answer",
         "ground_truth",
     ),
-    "a long prompt": (rows({"prompt": LONG}), "data: prompt length", "less than 756", "max_context_length"),
+    "a long prompt": (rows({"prompt": LONG}), "data: prompt length", "less than the 756", "max_context_length"),
     "no evaluation data": (
         setting(EVAL_INTERVAL="5", EVAL_DATA="/no/test.parquet@[0:9]"),
         "data: evaluation",
@@ -248,7 +260,7 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
     "another encoder": (
         setting(RETRIEVER_NAME="e5"),
         "search: index",
-        "encoder colours, and RETRIEVER_NAME=e5",
+        "encoder colours, but RETRIEVER_NAME=e5",
         "RETRIEVER_NAME",
     ),
     "another dimension": (
@@ -269,36 +281,36 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
         "/no/searches.db",
         "SEARCH_CACHE",
     ),
-    "a budget that is used up": (a_used_budget, "search: budget", "3 of SEARCH_BUDGET=3", "raise SEARCH_BUDGET"),
+    "a used-up budget": (a_used_budget, "search: budget", "3 of SEARCH_BUDGET=3", "raise SEARCH_BUDGET"),
     "a retriever as router": (
         the_retriever_as_router,
         "router: token router",
-        "no token router",
+        "not a token router",
         "-m token_router",
     ),
-    "more GPUs than there are": (setting(NUM_GPUS="8"), "machine: GPUs", "NUM_GPUS=8, and 2 are there", "NUM_GPUS"),
+    "more GPUs than there are": (setting(NUM_GPUS="8"), "machine: gpus", "NUM_GPUS=8, but there are 2", "NUM_GPUS"),
     "a GPU that is not there": (
         setting(CUDA_VISIBLE_DEVICES="0,7"),
-        "machine: GPUs",
+        "machine: gpus",
         "no GPU 7",
         "CUDA_VISIBLE_DEVICES",
     ),
-    "a GPU for two": (
+    "a shared GPU": (
         setting(RETRIEVER_GPUS="1"),
-        "machine: GPU sharing",
-        "GPU 1 is for the retriever",
+        "machine: gpu sharing",
+        "GPU 1 serves both RETRIEVER_GPUS=1 and training",
         "CUDA_VISIBLE_DEVICES=0",
     ),
     "a taken port": (a_taken_port, "machine: ports", "RAY_PORT=", "other numbers"),
-    "a cluster that is none": (
+    "not a cluster": (
         the_retriever_as_cluster,
-        "machine: Ray cluster",
-        "is no Ray",
+        "machine: ray cluster",
+        "is not Ray",
         "http://HEAD:8265",
     ),
     "the cluster's other port": (
         setting(RAY_ADDRESS="10.0.0.1:6379"),
-        "machine: Ray cluster",
+        "machine: ray cluster",
         "dashboard",
         "http://HEAD:8265",
     ),
@@ -308,10 +320,10 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
             or sparse_weights(machine.model / "big.safetensors", 2**41)
         ),
         "machine: disk",
-        "a checkpoint takes about",
-        "more room",
+        "a checkpoint with its optimizer takes about",
+        "more space",
     ),
-    "no such Python": (setting(PYTHON="python9"), "packages: Python", "python9", "set PYTHON"),
+    "a missing Python": (setting(PYTHON="python9"), "packages: python", "python9", "set PYTHON"),
     "no Megatron": (setting(MEGATRON_DIR="/no"), "packages: trainers", "Megatron-LM in /no", "MEGATRON_DIR"),
     "no SGLang": (remove("packages/sglang"), "packages: trainers", "no package sglang", "slime's image"),
     "no slime": (remove("slime/train.py"), "packages: slime", "no train.py", "SLIME_DIR"),
@@ -320,7 +332,7 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
 
 
 def sparse_weights(path: Path, numbers: int) -> None:
-    """A file that says of itself that it holds so many numbers, and takes no room."""
+    """A sparse file whose header declares this many numbers."""
     write_safetensors(path, numbers=1)
     header = (
         path.read_bytes()[8:-2]
@@ -343,11 +355,11 @@ def test_a_planted_mistake_is_found_and_nothing_else(machine: Machine, name: str
 
 WARNINGS: dict[str, tuple[Change, str, str]] = {
     "the simple mask": (setting(LOSS_MASK_MODE="simple"), "settings: loss mask", "documents"),
-    "no log-probabilities": (setting(TRACK_LOG_PROBS="false"), "settings: log-probabilities", "TRACK_LOG_PROBS=false"),
+    "no log-probabilities": (setting(TRACK_LOG_PROBS="false"), "settings: log probs", "TRACK_LOG_PROBS=false"),
     "a misspelt variable": (setting(SEARCH_R1_MAX_TURN="4"), "settings: unknown variables", "SEARCH_R1_MAX_TURNS"),
     "a relative path": (setting(LOAD_DIR="", SAVE_DIR="out"), "settings: paths", "SAVE_DIR=out"),
-    "a misspelt key": (yaml("max_turn: 4\n"), "settings: YAML", "do you mean max_turns"),
-    "nothing is saved": (setting(SAVE_DIR=""), "model: save", "nothing that is trained is kept"),
+    "a misspelt key": (yaml("max_turn: 4\n"), "settings: yaml", "did you mean max_turns"),
+    "nothing is saved": (setting(SAVE_DIR=""), "model: save", "the trained model is not saved"),
     "a Hugging Face reference": (
         lambda machine: machine.environment.update(REF_LOAD=str(machine.model)),
         "model: reference",
@@ -355,8 +367,8 @@ WARNINGS: dict[str, tuple[Change, str, str]] = {
     ),
     "prompts without tags": (rows({"prompt": [{"role": "user", "content": "Who?"}]}), "data: instructions", "<search>"),
     "a relative cache": (setting(SEARCH_CACHE="searches.db"), "search: cache", "relative path"),
-    "a GPU in use": (setting(USED_MIB="40000"), "machine: GPU memory", "by process 4242 (python)"),
-    "no key of W&B": (setting(USE_WANDB="1"), "packages: W&B key", "wandb login"),
+    "a GPU in use": (setting(USED_MIB="40000"), "machine: gpu memory", "by process 4242 (python)"),
+    "no key of W&B": (setting(USE_WANDB="1"), "packages: wandb key", "wandb login"),
 }
 
 
