@@ -23,7 +23,7 @@ if [[ ! -x "$python" ]]; then
 fi
 
 if [[ "${1:-}" == --check ]]; then
-  exec "$python" "$here/check_installation.py" "$INDEX_PATH" "$CORPUS_PATH"
+  exec "$python" "$here/check_installation.py" "$INDEX_PATH" "$CORPUS_PATH" "${@:2}"
 fi
 
 exec "$python" "$here/retrieval_server.py" \
