@@ -113,7 +113,14 @@ def command(folder: Path, *flags: str) -> list[str]:
 
 
 def environment(hub: Hub, **more: str) -> dict[str, str]:
-    return {**os.environ, "HF_TOKEN": "", "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **more}
+    return {
+        **os.environ,
+        "HF_TOKEN": "",
+        "HF_ENDPOINT": hub.url,
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        **more,
+    }
 
 
 def run(hub: Hub, folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -237,9 +244,7 @@ def test_killed_at_random_moments_it_goes_on_behind_what_it_has(hub: Hub, tmp_pa
 
 
 @pytest.mark.parametrize("wrong", ["part_ab", "wiki-18.jsonl.gz"])
-def test_a_wrong_checksum_is_reported_and_only_that_file_is_fetched_again(
-    hub: Hub, tmp_path: Path, wrong: str
-) -> None:
+def test_a_wrong_checksum_is_reported_and_only_that_file_is_fetched_again(hub: Hub, tmp_path: Path, wrong: str) -> None:
     hub.wrong_sums = {wrong}
     done = run(hub, tmp_path)
     assert done.returncode == 1
