@@ -130,7 +130,7 @@ def embed(
 ) -> None:
     """Encodes the passages missing from `done`, chunk after chunk.
 
-    With several devices, one process per device loads corpus and encoder again, from `args`, and takes a chunk at a time.
+    With several devices, one process per device loads corpus and encoder again, from `args`, and takes chunk by chunk.
     """
     starts = range(done.rows_done, len(corpus), CHUNK_ROWS)
     chunks = [range(start, min(start + CHUNK_ROWS, len(corpus))) for start in starts]

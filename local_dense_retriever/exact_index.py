@@ -109,9 +109,9 @@ class ExactIndex:
                 size = (stop - start) * self.dim * 2 / 1e9
                 raise InputError(f"{device} has no {size:.1f} GB free for {self.path}: {REMEDY}") from error
             for first, block in blocks(self._file, start, stop):
-                finite = np.isfinite(block).all(axis=1)
+                finite = np.isfinite(block).all(axis=1, keepdims=True)  # (R, 1)
                 self._broken += len(block) - int(finite.sum())
-                centred = np.where(finite[:, None], block - self._mean, 0.0).astype(np.float32, copy=False)
+                centred = np.where(finite, block - self._mean, np.float32(0))
                 part[first - start : first - start + len(block)] = torch.from_numpy(centred)
             parts.append((start, part))
         return parts

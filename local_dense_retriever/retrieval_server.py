@@ -26,6 +26,7 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 
 from local_dense_retriever.app import MAX_QUERIES, MAX_TOPK, create_app
 from local_dense_retriever.batcher import Limits
+from local_dense_retriever.bounded_http import http_protocol
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.loading import add_index_arguments, load_retriever
 from local_dense_retriever.service import Service
@@ -116,16 +117,18 @@ def take_port(host: str, port: int) -> socket.socket:
 async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
     """Serves until SIGINT or SIGTERM, and loads meanwhile; raises what loading raises."""
     service = Service(Limits(args.batch_window_ms / 1000, args.max_batch, args.max_queue, args.cache_size))
-    api_key = os.environ.get(API_KEY_VARIABLE) or None  # set but empty: no key
-    server = uvicorn.Server(
+    api_key = read_api_key()
+    server = _Server(
+        service,
         uvicorn.Config(
             create_app(service, args.topk, api_key),
+            http=http_protocol(),
             lifespan="off",
             log_level="warning",
             access_log=False,  # a line for each request is slow; /metrics counts them
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=STOP_TIMEOUT_S,
-        )
+        ),
     )
     url = _url(listener)
     print(f"listening at {url}; {url}/ready says when all is loaded", flush=True)
@@ -139,6 +142,7 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
             server.should_exit = True
             raise
         print(f"ready: {service.about['rows']} passages at {url}/retrieve (try {url}/docs)", flush=True)
+        print("Application startup complete.", flush=True)  # uvicorn's words, which it would say before loading
 
     loading = asyncio.create_task(load())
     try:
@@ -147,6 +151,24 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
         service.close()
     if loading.done():
         await loading
+
+
+def read_api_key() -> str | None:
+    """The key to ask for; None if there is none. Raises InputError, without the value, if no client could send it."""
+    key = os.environ.get(API_KEY_VARIABLE, "").strip()  # a key read from a file ends in a newline
+    if not key.isprintable():
+        raise InputError(f"{API_KEY_VARIABLE} holds a control character, which no client can send: set it again")
+    return key or None
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.stop_uploads()
+        await super().shutdown(sockets)
 
 
 def _url(listener: socket.socket) -> str:

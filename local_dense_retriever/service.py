@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 from local_dense_retriever.batcher import Batcher, Limits
 from local_dense_retriever.metrics import Metrics
@@ -26,6 +27,8 @@ class Service:
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="retriever")
         self._batcher: Batcher | None = None
         self._loading, self._began = "", time.monotonic()
+        self._uploads: set[asyncio.Timeout] = set()
+        self.stopping = False
 
     async def load(self, load: Callable[[Report], Retriever]) -> None:
         """Loads the retriever, and searches with it from then on; raises what `load` raises."""
@@ -51,6 +54,22 @@ class Service:
         if self._batcher is None:
             raise LoadingError(self.loading)
         return await self._batcher.search(queries, topk)
+
+    @asynccontextmanager
+    async def upload(self, timeout_s: float) -> AsyncIterator[None]:
+        """Around waiting for a request's body. Raises TimeoutError when that takes too long, or the server stops."""
+        async with asyncio.timeout(0 if self.stopping else timeout_s) as limit:
+            self._uploads.add(limit)
+            try:
+                yield
+            finally:
+                self._uploads.discard(limit)
+
+    def stop_uploads(self) -> None:
+        """Waits for no body any more: its client may never send it."""
+        self.stopping = True
+        for limit in self._uploads:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     def close(self) -> None:
         """Ends the batches. What the thread is doing goes on until it is done."""

@@ -136,6 +136,20 @@ def test_an_address_open_to_others_without_a_key_is_warned_of(
     assert "secret" not in errors
 
 
+@pytest.mark.parametrize(("key", "read"), [("secret\n", "secret"), ("secret\r\n", "secret"), ("  ", None)])
+def test_space_around_a_key_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch, key: str, read: str | None) -> None:
+    monkeypatch.setenv("RETRIEVAL_API_KEY", key)
+    assert retrieval_server.read_api_key() == read
+
+
+def test_a_key_that_no_client_can_send_is_refused_and_not_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETRIEVAL_API_KEY", "sec\nret")
+    error = error_of(folder, capsys)
+    assert "RETRIEVAL_API_KEY holds a control character" in error and "ret:" not in error and "sec" not in error
+
+
 @pytest.mark.parametrize("how", [["-m", "local_dense_retriever.{}"], ["local_dense_retriever/{}.py"]])
 @pytest.mark.parametrize("tool", ["retrieval_server", "build_index"])
 def test_both_tools_run_by_path_and_as_modules(how: list[str], tool: str) -> None:
