@@ -26,7 +26,7 @@ BODY_TIMEOUT_S = 30.0  # for all of a body to arrive
 MAX_PROBLEMS = 10  # of those in a refused body, how many the reply lists
 Result = TypeVar("Result")
 
-CLIENT_GONE = 499  # for the metrics; nobody hears it
+CLIENT_GONE = 499  # for the metrics only: the client has hung up
 
 # ---- What goes over the wire -----------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ class RetrieveReply(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why a request was not answered: a sentence, or for 422 the problems in the body."""
+    """Why a request was refused: a sentence, or for 422 the problems in the body."""
 
     detail: str | list[dict[str, Any]]
 
@@ -216,7 +216,7 @@ def _problems(error: ValidationError) -> list[dict[str, Any]]:
 
 
 def _lock(api_key: str) -> Any:
-    """A dependency that lets nobody in without the key."""
+    """A dependency that refuses requests without the key."""
     expected = api_key.encode()
 
     async def require_key(

@@ -1,8 +1,9 @@
-"""Queries of many requests, searched together by one thread.
+"""Batches the queries of concurrent requests and searches them in one thread.
 
-While one batch is being searched the next one gathers, so batches grow with the load by themselves; the window matters
-only to the first query after a pause. Equal queries are searched once: the second joins the first, and later ones are
-answered from a cache. Everything here but the search itself runs on the event loop, so nothing needs a lock.
+While one batch is being searched the next one fills, so batches grow with the load; the window matters only to the
+first query after a pause. Equal queries are searched once: the second joins the first, and later ones are answered from
+a cache. If a batch fails, its queries are searched one by one, so that a bad query fails alone. Everything but the
+search itself runs on the event loop, so nothing needs a lock.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class QueueFullError(Exception):
-    """As many queries are waiting as may: try again later."""
+    """The queue is full: try again later."""
 
 
 class SearchFailedError(Exception):
@@ -42,7 +43,7 @@ class QueryFailedError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    window_s: float = 0.005  # the longest that a query waits for others when nothing is being searched
+    window_s: float = 0.005  # how long a query waits for others when nothing is being searched
     max_batch: int = 64  # distinct queries searched at once
     max_queue: int = 4096  # distinct queries waiting
     cache_size: int = 10_000  # queries whose hits are kept, about 3 kB each at topk 3; 0 keeps none
@@ -50,7 +51,7 @@ class Limits:
 
 @dataclass
 class _Entry:
-    """A query that waits for its search, or is being searched."""
+    """A query that is waiting or being searched."""
 
     topk: int = 0  # the largest that was asked for
     requests: int = 0  # how many want it
@@ -94,7 +95,7 @@ class Batcher:
         return [(found[query] or [])[:topk] for query in queries]
 
     def close(self) -> None:
-        """Searches nothing any more."""
+        """Stops searching."""
         self._task.cancel()
 
     # ---- Waiting -----------------------------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
-"""Corpus -> index, in steps that survive being killed at any moment.
+"""Build an index of a corpus; a killed build continues where it stopped.
 
     python local_dense_retriever/build_index.py --corpus_path wiki.jsonl --index_path e5_Flat.index
     python local_dense_retriever/build_index.py --from_index e5_Flat.index --index_path e5_SQ8.index --index_type SQ8
 
-Beside the index while it is being made (both are gone at the end):
+Two files lie beside an unfinished index:
 
-    <index>.partial        a flat index file as long as it has got: its header, then a row of D float32 a passage
-    <index>.partial.json   what it is being made of, and how many rows are safely on disk
+    <index>.partial        a flat index file so far: its header, then one row of D float32 per passage
+    <index>.partial.json   what the index is made from, and how many rows are safely on disk
 
-Run again with the same corpus and model it continues behind those rows. A flat index is this file, renamed, so building
-one takes no second copy. Any other type is made from it in the end, or from a finished flat index by --from_index.
+The same command, run again, continues after those rows. A flat index is this file renamed, so building one needs no
+second copy. Any other type is converted from it at the end, or from a finished flat index by --from_index.
 """
 
 from __future__ import annotations

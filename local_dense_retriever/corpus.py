@@ -5,8 +5,8 @@ Two shapes of a line are understood, and the second is turned into the first:
     {"id": "7", "contents": "\\"Title\\"\\ntext"}        the shape of Search-R1's wiki-18
     {"id": "7", "title": "Title", "text": "text"}
 
-Where each passage begins stands in a file beside it, `<corpus>.offsets`, written once, when every line is checked too.
-Both files are mapped, so that opening a corpus takes neither time nor memory, whatever its size.
+The file `<corpus>.offsets` beside it holds where each passage begins; it is written once, when every line is checked.
+Both files are memory-mapped, so opening a corpus of any size takes neither time nor memory.
 """
 
 import hashlib
@@ -132,7 +132,7 @@ def _write_offsets(corpus: Path, offsets: Offsets, before: os.stat_result) -> No
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:  # a folder that we may only read: it works, but each start takes as long as this one
+    except OSError as error:  # such as a read-only folder: it works, but each start takes as long as this one
         temporary.unlink(missing_ok=True)
         print(f"cannot write {path} ({error.strerror}): the corpus is read again at each start", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""A corpus's embeddings, made in chunks of rows and kept in a file that a killed process leaves usable."""
+"""Encodes a corpus chunk by chunk into a file that stays usable when the process is killed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from local_dense_retriever.encoder import TextEncoder
 
-# Passages between two notes of progress. Batches never cross its borders, so that they are the same, and the vectors
-# too, wherever an earlier run was stopped and whatever the number of GPUs.
+# Passages between two notes of progress. No batch crosses a chunk's border, so batches and vectors are the same
+# wherever an earlier run was stopped and however many GPUs there are.
 CHUNK_ROWS = 1024
 
 
@@ -161,9 +161,7 @@ def _encode_on(
         with ProcessPoolExecutor(len(devices), context, _start_worker, (waiting, args)) as pool:
             yield from pool.map(_encode_in_worker, chunks)
     except BrokenProcessPool as error:
-        raise InputError(
-            "a process that encodes has ended; what it said stands above. Run the command again"
-        ) from error
+        raise InputError("a worker process has died; see its output above, then run the command again") from error
 
 
 _worker: tuple[Corpus, TextEncoder] | None = None  # of one process of the pool
@@ -179,7 +177,7 @@ def _start_worker(waiting: SimpleQueue[str], args: argparse.Namespace) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent takes no leave: without this its workers would keep their GPUs for ever."""
+    """Ends a worker whose parent was killed, which would keep its GPU forever otherwise."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -30,7 +30,7 @@ REMEDY = "give --index_backend faiss, which maps the file from disk, or convert 
 
 
 class ExactIndex:
-    """The vectors of a flat index file, half as large, in memory; on all visible GPUs, or on the CPU."""
+    """The vectors of a flat index file in half precision, in the memory of all visible GPUs or of the CPU."""
 
     def __init__(self, path: str | Path, devices: list[torch.device] | None = None) -> None:
         """Raises InputError if the file is missing, cut short or not flat, or if it does not fit into memory."""

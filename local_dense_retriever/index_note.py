@@ -1,4 +1,4 @@
-"""The note beside an index, `<index>.json`: what it was made from, so that files that do not belong together are seen.
+"""The note beside an index, `<index>.json`: what it was made from, so that files of another corpus are refused.
 
 An index without one (wiki-18's, or your own) is judged by its number of rows and of dimensions only.
 """

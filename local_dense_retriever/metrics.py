@@ -1,4 +1,4 @@
-"""What /metrics reports, in Prometheus's text format; nothing is counted without the package prometheus-client."""
+"""The figures of GET /metrics, in Prometheus's text format; nothing is counted without prometheus-client."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Uncounted:
-    """A figure that nobody counts."""
+    """Takes the calls of a counter, gauge or histogram, and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
     def labels(self, *_: Any) -> "Uncounted":

@@ -1,6 +1,6 @@
-"""A compressed index with the true vectors on disk: it proposes many rows, and the flat file decides among them.
+"""A compressed index with the true vectors on disk: it proposes rows, and the flat file ranks them.
 
-So a few bytes a vector in memory find nearly what exact search finds. Only the proposed rows are read from the disk.
+With a few bytes per vector in memory it finds nearly what exact search finds; only proposed rows are read from disk.
 """
 
 from collections.abc import Sequence

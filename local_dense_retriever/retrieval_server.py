@@ -2,8 +2,8 @@
 
     python local_dense_retriever/retrieval_server.py --index_path e5_Flat.index --corpus_path wiki.jsonl
 
-It listens at once, and loads meanwhile: until then /ready answers 503 and says what is being loaded. SIGTERM and Ctrl-C
-stop it: what is queued is answered first.
+It listens at once and loads meanwhile; until everything is loaded /ready and /docs answer 503 and say what is being
+loaded. SIGTERM and Ctrl-C stop it after queued queries are answered.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     add("--topk", 3, "passages per query if a request names none")
     add("--max_batch", limits.max_batch, "distinct queries searched at once")
-    add("--batch_window_ms", 1000 * limits.window_s, "how long a query waits for others when nothing is being searched")
+    add("--batch_window_ms", 1000 * limits.window_s, "how long a query waits for others if nothing is being searched")
     add("--max_queue", limits.max_queue, "distinct queries that may wait; beyond, requests get 503")
     add("--cache_size", limits.cache_size, "queries whose passages are kept, about 3 kB each at topk 3; 0 keeps none")
     add("--port", 8000, "0 takes any free port")
@@ -98,7 +98,7 @@ def check_ranges(args: argparse.Namespace) -> None:
 
 
 def take_port(host: str, port: int) -> socket.socket:
-    """A socket that listens; who connects before anything is served waits. Raises InputError if it cannot be had."""
+    """A listening socket; early connections wait in its backlog. Raises InputError if the address cannot be used."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
@@ -115,7 +115,7 @@ def take_port(host: str, port: int) -> socket.socket:
 
 
 async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM, and loads meanwhile; raises what loading raises."""
+    """Loads while already serving, until SIGINT or SIGTERM; raises what loading raises."""
     service = Service(Limits(args.batch_window_ms / 1000, args.max_batch, args.max_queue, args.cache_size))
     api_key = read_api_key()
     server = _Server(
@@ -131,7 +131,7 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
         ),
     )
     url = _url(listener)
-    print(f"listening at {url}; {url}/ready says when all is loaded", flush=True)
+    print(f"listening at {url}; {url}/ready answers 200 once all is loaded", flush=True)
     if api_key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         print(f"warning: anyone who reaches {url} may use it; set {API_KEY_VARIABLE} to ask for a key", file=sys.stderr)
 

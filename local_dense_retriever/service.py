@@ -1,4 +1,4 @@
-"""What the routes ask: a retriever that is being loaded, then one that answers."""
+"""The retriever behind the routes: loading first, then searching in batches."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from local_dense_retriever.batcher import Batcher, Limits
 from local_dense_retriever.metrics import Metrics
 from local_dense_retriever.retriever import Hit, Retriever
 
-Report = Callable[[str], None]  # hears what is being loaded
+Report = Callable[[str], None]  # called with what is being loaded
 
 
 class LoadingError(Exception):
@@ -72,7 +72,7 @@ class Service:
             limit.reschedule(asyncio.get_running_loop().time())
 
     def close(self) -> None:
-        """Ends the batches. What the thread is doing goes on until it is done."""
+        """Stops batching; the thread finishes what it is doing."""
         if self._batcher is not None:
             self._batcher.close()
         self._owner.shutdown(wait=False, cancel_futures=True)

@@ -1,8 +1,8 @@
-"""Is this index right? Loads it as the server does, and asks it what is known.
+"""Check an index: load it as the server does, and search for what is known.
 
     python local_dense_retriever/verify.py --index_path e5_SQ8.index --corpus_path wiki.jsonl --flat_index e5_Flat.index
 
-A check a line; the exit code is 1 if one fails. Rows, passages, dimension and encoder are compared while loading.
+Prints one line per check; the exit code is 1 if one fails. Loading compares rows, passages, dimension and encoder.
 """
 
 from __future__ import annotations

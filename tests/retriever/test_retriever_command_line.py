@@ -1,18 +1,20 @@
 """The server's command line: what a user sees when something is wrong, and one whole run with a real encoder."""
 
+import importlib.metadata
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from retriever_fakes import ColourEncoder, minilm_folder, write_corpus, write_flat_index
 
-from local_dense_retriever import build_index, retrieval_server
+from local_dense_retriever import build_index, check_installation, retrieval_server
 from local_dense_retriever import encoder as encoder_module
 
 REPOSITORY = Path(__file__).parents[2]
@@ -164,6 +166,36 @@ def test_importing_the_tools_imports_neither_torch_nor_faiss() -> None:
     code += "print([name for name in ('torch', 'transformers', 'faiss') if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+NOT_IN_THE_SPECIFICATIONS_LIST = ("httpx", "prometheus_client", "httptools", "bm25s", "requests", "huggingface_hub")
+
+
+def test_the_packages_of_the_specification_are_enough_to_download_and_to_serve() -> None:
+    """`torch faiss-cpu uvicorn fastapi huggingface_hub datasets transformers`; huggingface_hub 2 brings no httpx."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({NOT_IN_THE_SPECIFICATIONS_LIST!r})); "
+    code += """
+from local_dense_retriever import app, bounded_http, download, service, batcher
+assert bounded_http.http_protocol() == "h11"
+made = service.Service(batcher.Limits())
+made.metrics.describe_index({"rows": 4})
+made.metrics.queries.labels("cached").inc(2)
+made.metrics.queue.set_function(len)
+made.metrics.batch_seconds.observe(1.0)
+assert made.metrics.text() is None
+app.create_app(made)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_packages_that_nothing_needs_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["torch", "transformers", "faiss-cpu", "numpy", "fastapi", "uvicorn", "tqdm"]
+    found = [SimpleNamespace(metadata={"Name": name}) for name in names]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+    assert check_installation.missing_packages() == []
+    found.pop()
+    assert check_installation.missing_packages() == ["tqdm"]
 
 
 @pytest.mark.slow

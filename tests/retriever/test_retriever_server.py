@@ -12,6 +12,7 @@ import pytest
 from retriever_fakes import ColourRetriever, client_of
 
 from local_dense_retriever import app as app_module
+from local_dense_retriever import metrics as metrics_module
 from local_dense_retriever.app import create_app
 from local_dense_retriever.batcher import Limits
 from local_dense_retriever.retriever import Hit
@@ -273,6 +274,16 @@ async def test_metrics_count_what_happened(retriever: ColourRetriever) -> None:
     }
     assert {name: float(figures[name]) for name in expected} == expected
     assert float(figures["process_resident_memory_bytes"]) > 0
+
+
+async def test_without_prometheus_client_metrics_say_what_to_install(
+    retriever: ColourRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_module, "prometheus_client", None)
+    async with client_of(retriever) as client:
+        assert (await client.post("/retrieve", json={"queries": ["red"]})).status_code == 200
+        reply = await client.get("/metrics")
+    assert reply.status_code == 501 and "prometheus-client: install it" in reply.json()["detail"]
 
 
 @pytest.mark.parametrize(
