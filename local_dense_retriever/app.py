@@ -7,24 +7,26 @@ from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
-from local_dense_retriever.batcher import QueueFullError, SearchFailedError
+from local_dense_retriever.batcher import QueryFailedError, QueueFullError, SearchFailedError
+from local_dense_retriever.docs_page import PAGE
 from local_dense_retriever.retriever import Hit
 from local_dense_retriever.service import LoadingError, Service
 
 MAX_TOPK = 100
 MAX_QUERIES = 512  # of one request
 MAX_QUERY_CHARACTERS = 10_000
-MAX_BODY_BYTES = 64 * 2**20  # 512 queries of 10,000 characters, each written as \uXXXX\uXXXX
+MAX_BODY_BYTES = 2 * 2**20  # parsing one stops all others: for 0.2 s at worst
+BODY_TIMEOUT_S = 30.0  # for all of a body to arrive
 MAX_PROBLEMS = 10  # of those in a refused body, how many the reply lists
 Result = TypeVar("Result")
 
-CLIENT_GONE = 499  # for the metrics; nobody hears it
+CLIENT_GONE = 499  # for the metrics only: the client has hung up
 
 # ---- What goes over the wire -----------------------------------------------------------------------------------------
 
@@ -61,7 +63,7 @@ class RetrieveReply(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why a request was not answered: a sentence, or for 422 the problems in the body."""
+    """Why a request was refused: a sentence, or for 422 the problems in the body."""
 
     detail: str | list[dict[str, Any]]
 
@@ -74,17 +76,16 @@ def encode_reply(found: list[list[Hit]], with_scores: bool) -> bytes:
     return to_json({"result": [[hit.passage._asdict() for hit in hits] for hits in found]})
 
 
-def refusal(status: int, detail: str | list[dict[str, Any]], retry_after_s: int | None = None) -> Response:
-    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    return JSONResponse({"detail": detail}, status, headers)
+def refusal(status: int, detail: str | list[dict[str, Any]], **headers: str) -> Response:
+    return JSONResponse({"detail": detail}, status, {name.replace("_", "-"): text for name, text in headers.items()})
 
 
 # ---- The routes ------------------------------------------------------------------------------------------------------
 
 
 def create_app(service: Service, default_topk: int = 3, api_key: str | None = None) -> FastAPI:
-    """The server's routes. With an API key, /retrieve asks for it as `Authorization: Bearer <key>`."""
-    app = FastAPI(title="local dense retriever")
+    """The server's routes. With an API key, /retrieve and /metrics ask for it as `Authorization: Bearer <key>`."""
+    app = FastAPI(title="local dense retriever", docs_url=None, redoc_url=None)  # theirs load scripts from a CDN
     locks = [] if api_key is None else [Depends(_lock(api_key))]
 
     @app.get("/health")
@@ -100,14 +101,31 @@ def create_app(service: Service, default_topk: int = 3, api_key: str | None = No
             return {"loading": service.loading}
         return {"status": "ready", **service.about}
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """A page to try the server from; 503 until everything is loaded."""
+        if service.loading is not None:
+            return Response(f"still loading {service.loading}\n", 503, {"Retry-After": "5"}, "text/plain")
+        return HTMLResponse(PAGE)
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}, 401: {"model": Refusal}, 501: {"model": Refusal}},
+        dependencies=locks,
+    )
     async def metrics() -> Response:
         """Figures for Prometheus."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = service.metrics.text()
+        if text is None:
+            return refusal(501, "the server counts nothing without the package prometheus-client: install it")
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    # The body is read and validated here and not by FastAPI: it bounds its size, and takes half the time.
+    # The body is read and validated here and not by FastAPI: that bounds its size and takes half the time.
     body = {"required": True, "content": {"application/json": {"schema": RetrieveRequest.model_json_schema()}}}
-    refusals: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (401, 413, 422, 500, 503)}
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Refusal} for status in (401, 408, 413, 422, 500, 503)
+    }
 
     @app.post(
         "/retrieve",
@@ -129,7 +147,9 @@ def create_app(service: Service, default_topk: int = 3, api_key: str | None = No
 
 async def _answer(request: Request, service: Service, default_topk: int) -> Response:
     try:
-        asked = RetrieveRequest.model_validate_json(await _read_body(request))
+        async with service.upload(BODY_TIMEOUT_S):
+            body = await _read_body(request)
+        asked = RetrieveRequest.model_validate_json(body)
         search = service.search(asked.queries, asked.topk or default_topk)
         return Response(
             encode_reply(await _unless_gone(request, search), asked.return_scores), media_type="application/json"
@@ -138,14 +158,22 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
         return refusal(422, _problems(error))
     except _TooLargeError:
         return refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes: send fewer queries in a request")
+    except TimeoutError:
+        if service.stopping:
+            return refusal(503, "the server is stopping", Retry_After="5")
+        return refusal(408, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s", Connection="close")
     except LoadingError as error:
-        return refusal(503, f"still loading {error}", retry_after_s=5)
+        return refusal(503, f"still loading {error}", Retry_After="5")
     except QueueFullError:
-        return refusal(503, "too many queries are waiting: try again", retry_after_s=1)
+        return refusal(503, "too many queries are waiting: try again", Retry_After="1")
+    except QueryFailedError as error:
+        at = ("body", "queries", asked.queries.index(error.query))
+        problem = "this query cannot be searched, though others can; the server's log says why"
+        return refusal(422, [{"loc": at, "msg": problem, "type": "search_failed"}])
     except SearchFailedError:
         return refusal(500, "the search failed; the server's log says why")
     except asyncio.CancelledError:  # only by the server, which has waited as long as it may
-        return refusal(503, "the server is stopping", retry_after_s=5)
+        return refusal(503, "the server is stopping", Retry_After="5")
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
 
@@ -188,7 +216,7 @@ def _problems(error: ValidationError) -> list[dict[str, Any]]:
 
 
 def _lock(api_key: str) -> Any:
-    """A dependency that lets nobody in without the key."""
+    """A dependency that refuses requests without the key."""
     expected = api_key.encode()
 
     async def require_key(

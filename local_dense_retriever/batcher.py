@@ -1,8 +1,9 @@
-"""Queries of many requests, searched together by one thread.
+"""Batches the queries of concurrent requests and searches them in one thread.
 
-While one batch is being searched the next one gathers, so batches grow with the load by themselves; the window matters
-only to the first query after a pause. Equal queries are searched once: the second joins the first, and later ones are
-answered from a cache. Everything here but the search itself runs on the event loop, so nothing needs a lock.
+While one batch is being searched the next one fills, so batches grow with the load; the window matters only to the
+first query after a pause. Equal queries are searched once: the second joins the first, and later ones are answered from
+a cache. If a batch fails, its queries are searched one by one, so that a bad query fails alone. Everything but the
+search itself runs on the event loop, so nothing needs a lock.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,16 +26,24 @@ log = logging.getLogger(__name__)
 
 
 class QueueFullError(Exception):
-    """As many queries are waiting as may: try again later."""
+    """The queue is full: try again later."""
 
 
 class SearchFailedError(Exception):
-    """The search of the batch raised; the log has its traceback."""
+    """Searching fails, whatever the query; the log has the traceback."""
+
+
+class QueryFailedError(Exception):
+    """The search of this query fails while others succeed; the log has the traceback."""
+
+    def __init__(self, query: str) -> None:
+        super().__init__(query)
+        self.query = query
 
 
 @dataclass(frozen=True)
 class Limits:
-    window_s: float = 0.005  # the longest that a query waits for others when nothing is being searched
+    window_s: float = 0.005  # how long a query waits for others when nothing is being searched
     max_batch: int = 64  # distinct queries searched at once
     max_queue: int = 4096  # distinct queries waiting
     cache_size: int = 10_000  # queries whose hits are kept, about 3 kB each at topk 3; 0 keeps none
@@ -42,7 +51,7 @@ class Limits:
 
 @dataclass
 class _Entry:
-    """A query that waits for its search, or is being searched."""
+    """A query that is waiting or being searched."""
 
     topk: int = 0  # the largest that was asked for
     requests: int = 0  # how many want it
@@ -66,6 +75,7 @@ class Batcher:
         self._waiting: dict[str, _Entry] = {}  # in the order of arrival
         self._running: dict[str, _Entry] = {}
         self._cache: OrderedDict[str, _Kept] = OrderedDict()  # the least recently used first
+        self._good_query: str | None = None  # the last one that was searched with success
         self._arrived = asyncio.Event()
         self._task = asyncio.create_task(self._run())
         metrics.queue.set_function(lambda: len(self._waiting))
@@ -74,7 +84,8 @@ class Batcher:
     async def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """For each query its nearest passages, best first: topk of them, or all if there are fewer.
 
-        Raises QueueFullError, at once, and SearchFailedError. If it is cancelled, its queries leave the queue.
+        Raises QueueFullError, at once, SearchFailedError and QueryFailedError. If it is cancelled, its queries leave
+        the queue.
         """
         found = {query: self._kept(query, topk) for query in queries}
         missing = [query for query, hits in found.items() if hits is None]
@@ -84,7 +95,7 @@ class Batcher:
         return [(found[query] or [])[:topk] for query in queries]
 
     def close(self) -> None:
-        """Searches nothing any more."""
+        """Stops searching."""
         self._task.cancel()
 
     # ---- Waiting -----------------------------------------------------------------------------------------------------
@@ -144,31 +155,51 @@ class Batcher:
         for query in batch:
             del self._waiting[query]
         self._running = batch
-        topk = max(entry.topk for entry in batch.values())
         began = time.perf_counter()
         try:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._owner, self._search, list(batch), topk)
-            self._answer(batch, found)
-        except Exception:  # whatever it is, those who wait are told, and the next batch is tried
-            log.exception("the search of a batch failed: queries=%d topk=%d", len(batch), topk)
-            self._fail(batch.values())
+            if not await self._answered(batch):
+                await self._answer_singly(batch)
         finally:
             self._running = {}
         self._metrics.batch_queries.observe(len(batch))
         self._metrics.batch_seconds.observe(time.perf_counter() - began)
 
-    def _answer(self, batch: dict[str, _Entry], found: list[list[Hit]]) -> None:
+    async def _answered(self, batch: dict[str, _Entry]) -> bool:
+        """Searches the queries together; False if that fails."""
+        found = await self._found(list(batch), max(entry.topk for entry in batch.values()))
+        if found is None:
+            return False
         for (query, entry), hits in zip(batch.items(), found, strict=True):
             kept = _Kept(entry.topk, hits[: entry.topk])
             entry.hits.set_result(kept.hits)
             self._keep(query, kept)
+            self._good_query = query
+        return True
 
-    def _fail(self, entries: Iterable[_Entry]) -> None:
-        for entry in entries:
-            if not entry.hits.done():
-                entry.hits.set_exception(SearchFailedError())
-                entry.hits.exception()  # asyncio complains about one that nobody looked at; all may have left
+    async def _answer_singly(self, batch: dict[str, _Entry]) -> None:
+        """Searches the queries of a failed batch one by one: one query's fault does not fail the others.
+
+        If a query that succeeded before fails now too, all fail at once.
+        """
+        works = self._good_query is not None and await self._found([self._good_query], 1) is not None
+        failed = batch
+        if works or self._good_query is None:
+            failed = {query: entry for query, entry in batch.items() if not await self._answered({query: entry})}
+        works = works or len(failed) < len(batch)
+        for query, entry in failed.items():
+            entry.hits.set_exception(QueryFailedError(query) if works else SearchFailedError())
+            entry.hits.exception()  # asyncio complains about one that nobody looked at; all may have left
+
+    async def _found(self, queries: list[str], topk: int) -> list[list[Hit]] | None:
+        """The hits of each query; None, with the reason in the log, if the search raises."""
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._owner, self._search, queries, topk)
+            if len(found) != len(queries):
+                raise ValueError(f"{len(found)} results for {len(queries)} queries")
+        except Exception:
+            log.exception("a search failed: queries=%d topk=%d first=%.200r", len(queries), topk, queries[0])
+            return None
+        return found
 
     # ---- The cache ---------------------------------------------------------------------------------------------------
 

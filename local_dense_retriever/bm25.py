@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import bm25s
 import numpy as np
 
+from local_dense_retriever.downloaded import partial
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.searcher import About, Found, pad
 
 PARAMS_FILE = "params.index.json"  # written by bm25s
+OWN_FILE = re.compile(r"(params|vocab|(data|indices|indptr)\.csc|nonoccurrence_array)\.index\.(json|npy)")
 
 
 class Bm25Searcher:
@@ -54,8 +57,9 @@ class Bm25Searcher:
         """(topk,) each."""
         all_scores = self._bm25.get_scores_from_ids(words)  # (N,)
         top = min(topk, len(self))
-        best = np.argpartition(-all_scores, top - 1)[:top]
-        best = best[np.lexsort((best, -all_scores[best]))]  # equal scores in the corpus's order
+        least = np.partition(all_scores, -top)[-top]
+        best = np.flatnonzero(all_scores >= least)  # with all that tie for the last position, so that rows decide
+        best = best[np.lexsort((best, -all_scores[best]))][:top]  # equal scores in the corpus's order
         scores = all_scores[best].astype(np.float32)
         rows = np.where(scores > 0, best, -1)
         return Found(*(part[0] for part in pad(Found(rows[None], scores[None]), topk)))
@@ -69,14 +73,25 @@ def tokenize(texts: Sequence[str]) -> list[list[str]]:
 
 
 def build_bm25(texts: Iterable[str], path: Path) -> None:
-    """Writes the folder of a BM25 index; it appears only when it is complete. Needs all words in memory."""
-    unfinished = path.with_name(path.name + ".partial")
+    """Writes the folder of a BM25 index; it appears only when it is complete. Needs all words in memory.
+
+    Raises InputError rather than replace a folder of other files.
+    """
+    unfinished = partial(path)
+    check_replaceable(path)
+    check_replaceable(unfinished)
     shutil.rmtree(unfinished, ignore_errors=True)
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(texts), show_progress=True), show_progress=True)
     index.save(unfinished, show_progress=False)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(unfinished, path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises InputError if a file or folder at `path` holds anything that bm25s has not written."""
+    if path.exists() and not (path.is_dir() and all(OWN_FILE.fullmatch(file.name) for file in path.iterdir())):
+        raise InputError(f"{path} exists and is no BM25 index: remove it yourself, or give another --index_path")
 
 
 def is_bm25_folder(path: Path) -> bool:

@@ -1,15 +1,15 @@
-"""Corpus -> index, in steps that survive being killed at any moment.
+"""Build an index of a corpus; a killed build continues where it stopped.
 
     python local_dense_retriever/build_index.py --corpus_path wiki.jsonl --index_path e5_Flat.index
     python local_dense_retriever/build_index.py --from_index e5_Flat.index --index_path e5_SQ8.index --index_type SQ8
 
-Beside the index while it is being made (both are gone at the end):
+Two files lie beside an unfinished index:
 
-    <index>.partial        a flat index file as long as it has got: its header, then a row of D float32 a passage
-    <index>.partial.json   what it is being made of, and how many rows are safely on disk
+    <index>.partial        a flat index file so far: its header, then one row of D float32 per passage
+    <index>.partial.json   what the index is made from, and how many rows are safely on disk
 
-Run again with the same corpus and model it continues behind those rows. A flat index is this file, renamed, so building
-one takes no second copy. Any other type is made from it in the end, or from a finished flat index by --from_index.
+The same command, run again, continues after those rows. A flat index is this file renamed, so building one needs no
+second copy. Any other type is converted from it at the end, or from a finished flat index by --from_index.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ def build(args: argparse.Namespace) -> None:
     if index_path.exists() and not args.overwrite:
         print(f"{index_path} exists already; nothing to do (give --overwrite to build it again)")
         return
+    source = Path(args.corpus_path or args.from_index)
+    if source.exists() and index_path.exists() and index_path.samefile(source):
+        raise InputError(f"--index_path {index_path} is what the index is to be made from: give another name")
     if not index_path.parent.is_dir():
         raise InputError(f"there is no folder {index_path.parent} to write the index into: create it first")
     if args.batch_size < 1:
@@ -102,14 +105,13 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
 
 def convert(args: argparse.Namespace, index_path: Path) -> None:
     """A flat index as another type."""
-    source = Path(args.from_index)
-    flat = require_flat(source, "--from_index")
+    flat = require_flat(args.from_index, "--from_index")
     if args.index_type in ("Flat", "BM25"):
         raise InputError(f"--index_type {args.index_type} cannot be made from a flat index: give another, such as SQ8")
     from local_dense_retriever.index_factory import check_factory
 
     check_factory(args.index_type)
-    old = read_note(source)
+    old = read_note(flat.path)
     _write_converted(flat, index_path, args.index_type, old and old._replace(index_type=args.index_type))
     print(f"wrote {index_path}: {flat.rows} passages, {flat.dim} numbers each, {args.index_type}")
 
@@ -117,9 +119,10 @@ def convert(args: argparse.Namespace, index_path: Path) -> None:
 def build_words(args: argparse.Namespace, index_path: Path) -> None:
     """The folder of a BM25 index."""
     try:
-        from local_dense_retriever.bm25 import build_bm25
+        from local_dense_retriever.bm25 import build_bm25, check_replaceable
     except ImportError as error:
         raise InputError("--index_type BM25 needs the package bm25s: pip install bm25s") from error
+    check_replaceable(index_path)
     corpus = Corpus(args.corpus_path)
     print(f"counting the words of {corpus.path}", flush=True)
     build_bm25((corpus.passages([row])[0].contents for row in range(len(corpus))), index_path)

@@ -5,8 +5,8 @@ Two shapes of a line are understood, and the second is turned into the first:
     {"id": "7", "contents": "\\"Title\\"\\ntext"}        the shape of Search-R1's wiki-18
     {"id": "7", "title": "Title", "text": "text"}
 
-Where each passage begins stands in a file beside it, `<corpus>.offsets`, written once, when every line is checked too.
-Both files are mapped, so that opening a corpus takes neither time nor memory, whatever its size.
+The file `<corpus>.offsets` beside it holds where each passage begins; it is written once, when every line is checked.
+Both files are memory-mapped, so opening a corpus of any size takes neither time nor memory.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ from local_dense_retriever.errors import InputError
 
 # Magic, size and time of change (ns) of the corpus, its passages N, a digest of its bytes. (N + 1) int64 follow.
 HEADER = struct.Struct("<8sqqq16s")
-MAGIC = b"offsets1"
+MAGIC = b"offsets2"  # to be changed whenever the check of a line becomes stricter
+JSON_SPACE = b" \t\r\n"  # and nothing else: bytes.strip() also takes what the JSON parser refuses
 
 
 class Passage(NamedTuple):
@@ -102,7 +103,7 @@ def build_offsets(corpus: Path) -> Offsets:
         tqdm(total=before.st_size, unit="B", unit_scale=True, desc=f"checking {corpus.name}", delay=2) as progress,
     ):
         for number, line in enumerate(file, start=1):
-            if line.strip():
+            if line.strip(JSON_SPACE):
                 try:
                     parse_passage(line)
                 except ValueError as error:
@@ -131,7 +132,7 @@ def _write_offsets(corpus: Path, offsets: Offsets, before: os.stat_result) -> No
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:  # a folder that we may only read: it works, but each start takes as long as this one
+    except OSError as error:  # such as a read-only folder: it works, but each start takes as long as this one
         temporary.unlink(missing_ok=True)
         print(f"cannot write {path} ({error.strerror}): the corpus is read again at each start", file=sys.stderr)
 
@@ -140,18 +141,22 @@ def parse_passage(line: bytes) -> Passage:
     """One line of a corpus file as a Passage; ValueError, saying what is wrong, if it is not one."""
     try:
         record = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("this line is nested too deeply") from error
     except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError for bytes that are not UTF-8
         raise ValueError(f"this line is not JSON ({error})") from error
-    if not isinstance(record, dict) or record.get("id") is None:
-        raise ValueError("this line is not an object with a field id")
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str | int | float):
+        raise ValueError("this line is not an object with a string or number in a field id")
 
-    contents = record.get("contents")
-    if contents is None and "title" in record and "text" in record:
-        contents = f'"{record["title"]}"\n{record["text"]}'
-    if contents is None or not isinstance(contents, str):
-        raise ValueError("this passage has no string in a field contents, nor the fields title and text")
-    try:
-        contents.encode()  # half a surrogate pair ("\ud83d") is valid JSON, and no tokenizer or HTTP reply takes it
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the contents are not valid Unicode ({error.reason})") from error
-    return Passage(str(record["id"]), contents)
+    contents, title, text = (record.get(field) for field in ("contents", "title", "text"))
+    if contents is None and isinstance(title, str) and isinstance(text, str):
+        contents = f'"{title}"\n{text}'
+    if not isinstance(contents, str):
+        raise ValueError("this passage has no string in a field contents, nor strings in title and text")
+    passage = Passage(str(record["id"]), contents)
+    for field, value in passage._asdict().items():
+        try:
+            value.encode()  # half a surrogate pair ("\ud83d") is valid JSON, but no tokenizer or HTTP reply takes it
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the field {field} is not valid Unicode ({error.reason})") from error
+    return passage

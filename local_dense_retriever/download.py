@@ -1,36 +1,40 @@
-"""The corpus and index of wiki-18 (Search-R1's), joined and unpacked while they are downloaded.
+"""Download wiki-18's corpus and E5 index (Search-R1's), 79 GB, joined and unpacked on the way.
 
     python local_dense_retriever/download.py --save_path ./corpus_and_index
 
-leaves wiki-18.jsonl (14 GB) and e5_Flat.index (65 GB). The parts of the index go straight into one file, and the
-compressed corpus is unpacked as it comes and removed before the index is begun, so that never more is on the disk than
-there is in the end. Every file's SHA-256 is checked. Stopped at any moment, it continues when it is run again: behind
-what is there in *.partial, which it reads once for the checksum. HF_ENDPOINT names another hub, HF_TOKEN a key for it.
+The parts of the index are written straight into one file, and the corpus is unpacked as it arrives, so the disk never
+holds more than in the end; `downloaded.py` says what is where. Every part's SHA-256 is checked. An interrupted download
+continues when the command is run again. HF_ENDPOINT names another hub, HF_TOKEN a key for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
+import http.client
+import json
 import os
 import sys
 import time
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-import httpx
 from tqdm import tqdm
 
 if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from local_dense_retriever.downloaded import NOTE_FILE, Piece, blocks, damage, parse_note, partial
 from local_dense_retriever.errors import InputError, run_resumable
 
 INDEX_FILE, PART_PREFIX = "e5_Flat.index", "part_"
 CORPUS_FILE, PACKED_FILE = "wiki-18.jsonl", "wiki-18.jsonl.gz"
-BLOCK_BYTES = 1 << 20  # of a local file
+BLOCK_BYTES = 1 << 18  # of a reply
 TRIES, FIRST_WAIT_S = 6, 1.0  # of one connection: half a minute in all
 TIMEOUT_S = 30.0
 
@@ -39,7 +43,7 @@ class RemoteFile(NamedTuple):
     name: str
     url: str
     size: int
-    sha256: str | None  # small files have none on the hub
+    sha256: str | None  # the hub has none for small files
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,47 +65,103 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="PeterJinGo/wiki-18-corpus",
         help="data set with wiki-18.jsonl.gz (default: PeterJinGo/wiki-18-corpus)",
     )
+    parser.add_argument("--verify", action="store_true", help="check the SHA-256 sums of files already complete")
     return parser.parse_args(argv)
 
 
 def download(args: argparse.Namespace) -> None:
-    """Fetches what is missing; raises InputError if something cannot be had."""
+    """Fetches what is missing; raises InputError if something cannot be fetched."""
     folder = Path(args.save_path)
     folder.mkdir(parents=True, exist_ok=True)
     corpus, index = folder / CORPUS_FILE, folder / INDEX_FILE
-    token = os.environ.get("HF_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(timeout=TIMEOUT_S, headers=headers, follow_redirects=True) as client:
-        if not corpus.exists():
-            download_unpacked(client, find_files(client, args.corpus_repo_id, PACKED_FILE)[0], corpus)
-        if not index.exists():
-            download_joined(client, find_files(client, args.repo_id, PART_PREFIX), index)
-    print(f"{corpus} and {index} are complete")
+    with Note(folder) as note:
+        inner = make_folder(index)
+        if not is_whole(corpus, note, args.verify):
+            corpus.unlink(missing_ok=True)
+            download_unpacked(find_files(args.corpus_repo_id, PACKED_FILE)[0], corpus, note)
+        if not (INDEX_FILE in note.pieces and is_whole(inner, note, args.verify)):
+            if inner.exists():
+                os.replace(inner, partial(inner))
+            download_joined(find_files(args.repo_id, PART_PREFIX), inner, note)
+    print(f"{corpus} and {index} are complete: nothing is left to be joined or unpacked")
+
+
+class Note:
+    """The file download.json. While it is open no other download.py writes to the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / NOTE_FILE).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
+        except BlockingIOError as error:
+            self._file.close()
+            raise InputError(f"another download.py is writing to {folder}: let it finish, or stop it") from error
+        self._file.seek(0)
+        self.pieces = parse_note(self._file.read())
+
+    def __enter__(self) -> Note:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, name: str, pieces: list[Piece]) -> None:
+        """To be called before the file gets its name: a note for a missing file does no harm."""
+        self.pieces[name] = pieces
+        self._file.truncate(0)
+        json.dump(self.pieces, self._file, indent=1)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def is_whole(file: Path, note: Note, sums: bool) -> bool:
+    """Whether a file is there and as the note has it; prints what is wrong."""
+    if not file.is_file():
+        return False
+    if found := damage(file, note.pieces.get(file.name, []), sums):
+        print(f"{found}: fetching what is missing", flush=True)
+    return found is None
+
+
+def make_folder(index: Path) -> Path:
+    """Makes the index's folder and returns the index's path inside. A plain file of that name becomes its beginning."""
+    moving = index.with_name(index.name + ".moving")
+    if index.is_file():
+        moving.mkdir(exist_ok=True)
+        os.replace(index, partial(moving / index.name))
+    if moving.is_dir():
+        os.replace(moving, index)
+    index.mkdir(exist_ok=True)
+    return index / index.name
 
 
 # ---- The two files ---------------------------------------------------------------------------------------------------
 
 
-def download_unpacked(client: httpx.Client, remote: RemoteFile, target: Path) -> None:
-    """One gzip file, unpacked as it comes. Its packed bytes stay until the end: unpacking begins anew with them."""
-    packed, unpacked = _partial(target.with_name(remote.name)), _partial(target)
+def download_unpacked(remote: RemoteFile, target: Path, note: Note) -> None:
+    """One gzip file, unpacked as it arrives. Its packed bytes stay until the end: unpacking always starts with them."""
+    packed, unpacked = partial(target.with_name(remote.name)), partial(target)
+    digest, size = hashlib.sha256(), 0
     with packed.open("ab+") as file, unpacked.open("wb") as out, _progress(remote.name, remote.size) as progress:
         try:
-            for block in unzip(complete(client, remote, file, 0, progress)):
+            for block in unzip(complete(remote, file, 0, progress)):
                 out.write(block)
-        except (zlib.error, EOFError) as error:
+                digest.update(block)
+                size += len(block)
+        except (zlib.error, EOFError, DamagedError) as error:
             file.truncate(0)
             raise InputError(f"{remote.url} cannot be unpacked ({error}): run the same command again") from error
         out.flush()
         os.fsync(out.fileno())
+    note.add(target.name, [Piece(size, digest.hexdigest())])
     os.replace(unpacked, target)
     packed.unlink()
 
 
-def unzip(blocks: Iterable[bytes]) -> Iterator[bytes]:
+def unzip(packed: Iterable[bytes]) -> Iterator[bytes]:
     """Gzip's blocks unpacked. Raises zlib.error, or EOFError if they end too early."""
     member = zlib.decompressobj(wbits=31)
-    for block in blocks:
+    for block in packed:
         while block:
             yield member.decompress(block)
             block = member.unused_data
@@ -111,51 +171,58 @@ def unzip(blocks: Iterable[bytes]) -> Iterator[bytes]:
         raise EOFError("it ends too early")
 
 
-def download_joined(client: httpx.Client, parts: Sequence[RemoteFile], target: Path) -> None:
-    """Several files as one, in this order."""
-    partial = _partial(target)
+def download_joined(parts: Sequence[RemoteFile], target: Path, note: Note) -> None:
+    """Several files as one, in this order. A part whose bytes on the disk are wrong is fetched again, alone."""
+    unfinished = partial(target)
+    unfinished.touch()
     total = sum(part.size for part in parts)
-    with partial.open("ab+") as file, _progress(target.name, total) as progress:
+    with unfinished.open("rb+") as file, _progress(target.name, total) as progress:
         start = 0
         for part in parts:
-            for _ in complete(client, part, file, start, progress):
-                pass
+            for again in (False, True):
+                try:
+                    for _ in complete(part, file, start, progress, trust_disk=not again):
+                        pass
+                    break
+                except DamagedError as error:
+                    if again or not error.from_disk:
+                        raise InputError(f"{part.url} {error}: run the same command again") from error
+                    progress.update(-part.size)
             start += part.size
         file.truncate(total)
-    os.replace(partial, target)
+    note.add(target.name, [Piece(part.size, part.sha256) for part in parts])
+    os.replace(unfinished, target)
 
 
-def complete(client: httpx.Client, remote: RemoteFile, file: BinaryIO, start: int, progress: tqdm) -> Iterator[bytes]:
-    """All blocks of a remote file: those that are in `file` from byte `start` on, then the rest, which are added to it.
+class DamagedError(Exception):
+    def __init__(self, from_disk: bool) -> None:
+        super().__init__("arrived damaged (its SHA-256 is wrong)")
+        self.from_disk = from_disk  # some of the bytes were there before
 
-    Raises InputError if the checksum is wrong; its bytes are cut off then.
+
+def complete(
+    remote: RemoteFile, file: BinaryIO, start: int, progress: tqdm, trust_disk: bool = True
+) -> Iterator[bytes]:
+    """All blocks of a remote file: those in `file` from byte `start` on, then the rest, which is written behind them.
+
+    Raises DamagedError if the checksum is wrong.
     """
     digest = hashlib.sha256()
-    have = min(max(0, file.seek(0, os.SEEK_END) - start), remote.size)
+    have = min(max(0, file.seek(0, os.SEEK_END) - start), remote.size) if trust_disk else 0
     file.seek(start)
-    left = have
-    while left:
-        block = file.read(min(BLOCK_BYTES, left))
-        left -= len(block)
+    for block in blocks(file, have):
         digest.update(block)
         progress.update(len(block))
         yield block
-    for block in fetch(client, remote, have):
-        file.write(block)  # opened for appending
+    for block in fetch(remote, have):
+        file.write(block)
         digest.update(block)
         progress.update(len(block))
         yield block
     file.flush()
     os.fsync(file.fileno())
     if remote.sha256 and digest.hexdigest() != remote.sha256:
-        file.truncate(start)
-        raise InputError(
-            f"{remote.url} came damaged (its SHA-256 is wrong): run the same command again to fetch it anew"
-        )
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+        raise DamagedError(from_disk=have > 0)
 
 
 def _progress(name: str, size: int) -> tqdm:
@@ -165,10 +232,12 @@ def _progress(name: str, size: int) -> tqdm:
 # ---- The hub ---------------------------------------------------------------------------------------------------------
 
 
-def find_files(client: httpx.Client, repo_id: str, prefix: str) -> list[RemoteFile]:
-    """The files of a data set whose names begin so, by name. Raises InputError if there are none."""
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    listing = _get_json(client, f"{endpoint}/api/datasets/{repo_id}/tree/main", repo_id)
+def find_files(repo_id: str, prefix: str) -> list[RemoteFile]:
+    """The files of a data set whose names begin with `prefix`, sorted by name. Raises InputError if there are none."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
+    if not endpoint.startswith(("http://", "https://")):
+        raise InputError(f"HF_ENDPOINT is {endpoint!r}: give a URL that begins with https://, or unset it")
+    listing = _get_json(f"{endpoint}/api/datasets/{repo_id}/tree/main", repo_id)
     found = [
         RemoteFile(
             name := str(entry["path"]),
@@ -184,54 +253,75 @@ def find_files(client: httpx.Client, repo_id: str, prefix: str) -> list[RemoteFi
     return sorted(found)
 
 
-def _get_json(client: httpx.Client, url: str, repo_id: str) -> list[dict]:
-    for wait_s in _waits():
-        try:
-            reply = client.get(url)
-        except httpx.TransportError as error:
-            _pause_or_give_up(url, error, wait_s)
-            continue
-        if reply.status_code in (401, 403, 404):
-            raise InputError(
-                f"{url} answers {reply.status_code}: check the name of the data set {repo_id}, "
-                "and if it is private set HF_TOKEN"
-            )
-        if reply.status_code == 200:
-            return reply.json()
-        _pause_or_give_up(url, f"status {reply.status_code}", wait_s)
-    raise AssertionError("unreachable: the last wait gives up")
-
-
-def fetch(client: httpx.Client, remote: RemoteFile, start: int) -> Iterator[bytes]:
-    """The bytes from `start` to the end, over as many connections as it takes: a broken one is continued."""
+def fetch(remote: RemoteFile, start: int) -> Iterator[bytes]:
+    """The bytes from `start` to the end; a broken connection is continued by another one."""
     waits = _waits()
     while start < remote.size:
-        before = start
+        before, problem = start, "the connection ended early"
         try:
-            for block in _fetch_once(client, remote, start):
-                start += len(block)
-                yield block
-            problem: Exception | str = "the connection ended early"
-        except httpx.TransportError as error:
-            problem = error
+            with _open(remote.url, start) as reply:
+                if reply.status != 206 and start:
+                    raise InputError(f"{remote.url} answers {reply.status} to a request for its bytes from {start} on")
+                while start < remote.size and (block := reply.read1(BLOCK_BYTES)[: remote.size - start]):
+                    start += len(block)
+                    yield block
+        except (TransientError, http.client.HTTPException, OSError) as error:
+            problem = str(error) or type(error).__name__
         if start > before:
-            waits = _waits()  # it got on: that counts as a new try
+            waits = _waits()  # there was progress: start counting tries again
         if start < remote.size:
-            _pause_or_give_up(remote.url, problem, next(waits))
+            _wait_or_raise(remote.url, problem, next(waits))
 
 
-def _fetch_once(client: httpx.Client, remote: RemoteFile, start: int) -> Iterator[bytes]:
-    with client.stream("GET", remote.url, headers={"Range": f"bytes={start}-", "Accept-Encoding": "identity"}) as reply:
-        if reply.status_code >= 500 or reply.status_code == 429:
-            raise httpx.RemoteProtocolError(f"status {reply.status_code}")
-        if reply.status_code not in (200, 206) or (reply.status_code == 200 and start):
-            raise InputError(f"{remote.url} answers {reply.status_code} to a request for its bytes from {start} on")
-        left = remote.size - start
-        for block in reply.iter_raw():  # as they come: a broken connection loses none
-            yield block[:left]
-            left -= len(block)
-            if left <= 0:
-                return
+def _get_json(url: str, repo_id: str) -> list[dict[str, Any]]:
+    for wait_s in _waits():
+        try:
+            with _open(url) as reply:
+                return json.loads(reply.read())
+        except _RefusedError as error:
+            raise InputError(
+                f"{error}: check the name of the data set {repo_id}, and if it is private set HF_TOKEN"
+            ) from error
+        except (TransientError, http.client.HTTPException, OSError) as error:
+            _wait_or_raise(url, str(error), wait_s)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{url} does not answer with JSON: check HF_ENDPOINT") from error
+    raise AssertionError("unreachable: the last wait raises")
+
+
+class TransientError(Exception):
+    """Another try may help."""
+
+
+class _RefusedError(InputError):
+    """The hub refuses the request."""
+
+
+def _open(url: str, start: int | None = None) -> http.client.HTTPResponse:
+    """A successful reply, from byte `start` on. Raises TransientError, OSError or InputError."""
+    headers = {} if start is None else {"Accept-Encoding": "identity", "Range": f"bytes={start}-"}
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        if token := _token():
+            request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for the host that has the bytes
+        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code >= 500 or error.code == 429:
+                raise TransientError(f"status {error.code}") from error
+            raise _RefusedError(f"{url} answers {error.code}") from error
+    except urllib.error.URLError as error:
+        raise TransientError(str(error.reason)) from error
+    except ValueError as error:
+        raise InputError(f"{url} is no URL: check HF_ENDPOINT") from error
+
+
+def _token() -> str:
+    """Raises InputError, without the value, if HF_TOKEN cannot be sent."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise InputError("HF_TOKEN holds a space or a character that no token has: set it again")
+    return token
 
 
 def _waits() -> Iterator[float | None]:
@@ -241,7 +331,7 @@ def _waits() -> Iterator[float | None]:
     yield None
 
 
-def _pause_or_give_up(url: str, problem: Exception | str, wait_s: float | None) -> None:
+def _wait_or_raise(url: str, problem: str, wait_s: float | None) -> None:
     if wait_s is None:
         raise InputError(
             f"{url} cannot be read ({problem}): check the network and HF_ENDPOINT, then run the same command again"

@@ -1,4 +1,4 @@
-"""A corpus's embeddings, made in chunks of rows and kept in a file that a killed process leaves usable."""
+"""Encodes a corpus chunk by chunk into a file that stays usable when the process is killed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.downloaded import partial
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import HEADER, FlatFile, write_flat_header
 from local_dense_retriever.index_note import IndexNote
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
     from local_dense_retriever.encoder import TextEncoder
 
-# Passages between two notes of progress. Batches never cross its borders, so that they are the same, and the vectors
-# too, wherever an earlier run was stopped and whatever the number of GPUs.
+# Passages between two notes of progress. No batch crosses a chunk's border, so batches and vectors are the same
+# wherever an earlier run was stopped and however many GPUs there are.
 CHUNK_ROWS = 1024
 
 
@@ -39,15 +40,13 @@ class PartialEmbeddings:
 
     def __init__(self, index_path: Path, source: IndexNote) -> None:
         """Continues what an earlier run left of the same source; starts afresh, saying why, if the source differs."""
-        self.path = index_path.with_name(index_path.name + ".partial")
+        self.path = partial(index_path)
         self._note_path = index_path.with_name(index_path.name + ".partial.json")
         self._source = source
         self._file = self.path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
-        except BlockingIOError as error:
+        if not self._lock():
             self._file.close()
-            raise InputError(f"another process is building {index_path}: let it finish, or stop it") from error
+            raise InputError(f"another process is building {index_path}: let it finish, or stop it")
         self.rows_done = self._rows_to_keep()
         if self.rows_done == 0:
             self._note_path.unlink(missing_ok=True)  # before the file changes: a note never counts rows that are gone
@@ -61,6 +60,14 @@ class PartialEmbeddings:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def _lock(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
+            # Since the file was opened, another process may have finished it and given it its final name.
+            return os.fstat(self._file.fileno()).st_ino == self.path.stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
     def _size(self, rows: int) -> int:
         return HEADER.size + rows * self._source.dim * 4
@@ -86,7 +93,13 @@ class PartialEmbeddings:
         return rows_done
 
     def append(self, vectors: NDArray[np.float32]) -> None:
-        """Adds (B, D) float32 rows. First the rows reach the disk, then the note that counts them."""
+        """Adds (B, D) float32 rows. First the rows reach the disk, then the note that counts them.
+
+        Raises InputError if a row is not finite: no search would find it.
+        """
+        if not (finite := np.isfinite(vectors).all(axis=1)).all():
+            row = self.rows_done + int(finite.argmin())
+            raise InputError(f"the encoder makes NaN of passage number {row + 1} of the corpus: correct that passage")
         self._file.write(vectors.astype(np.float32, copy=False).tobytes())
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -111,24 +124,24 @@ class PartialEmbeddings:
 def embed(
     corpus: Corpus,
     encoder: TextEncoder,
-    partial: PartialEmbeddings,
+    done: PartialEmbeddings,
     devices: Sequence[torch.device] = (),
     args: argparse.Namespace | None = None,
 ) -> None:
-    """Encodes the passages that `partial` lacks, chunk after chunk.
+    """Encodes the passages missing from `done`, chunk after chunk.
 
-    With several devices, as many chunks at a time: each in a process that loads corpus and encoder again, from `args`.
+    With several devices, one process per device loads corpus and encoder again, from `args`, and takes chunk by chunk.
     """
-    starts = range(partial.rows_done, len(corpus), CHUNK_ROWS)
+    starts = range(done.rows_done, len(corpus), CHUNK_ROWS)
     chunks = [range(start, min(start + CHUNK_ROWS, len(corpus))) for start in starts]
     if len(devices) > 1 and args is not None:
-        vectors = _encode_on(devices, chunks, args)
+        encoded = _encode_on(devices, chunks, args)
     else:
-        vectors = (encode_chunk(corpus, encoder, rows) for rows in chunks)
-    with tqdm(total=len(corpus), initial=partial.rows_done, unit=" passages") as progress:
-        for made in vectors:
-            partial.append(made)
-            progress.update(len(made))
+        encoded = (encode_chunk(corpus, encoder, rows) for rows in chunks)
+    with tqdm(total=len(corpus), initial=done.rows_done, unit=" passages") as progress:
+        for vectors in encoded:
+            done.append(vectors)
+            progress.update(len(vectors))
 
 
 def encode_chunk(corpus: Corpus, encoder: TextEncoder, rows: range) -> NDArray[np.float32]:
@@ -148,9 +161,7 @@ def _encode_on(
         with ProcessPoolExecutor(len(devices), context, _start_worker, (waiting, args)) as pool:
             yield from pool.map(_encode_in_worker, chunks)
     except BrokenProcessPool as error:
-        raise InputError(
-            "a process that encodes has ended; what it said stands above. Run the command again"
-        ) from error
+        raise InputError("a worker process has died; see its output above, then run the command again") from error
 
 
 _worker: tuple[Corpus, TextEncoder] | None = None  # of one process of the pool
@@ -166,7 +177,7 @@ def _start_worker(waiting: SimpleQueue[str], args: argparse.Namespace) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent takes no leave: without this its workers would keep their GPUs for ever."""
+    """Ends a worker whose parent was killed, which would keep its GPU forever otherwise."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""The one exception that the command-line tools turn into a message instead of a traceback, and how they do."""
+"""The exception that the command-line tools report as one sentence, without a traceback."""
 
 import sys
 from collections.abc import Callable
@@ -12,7 +12,7 @@ class InputError(Exception):
 
 
 def run_resumable(work: Callable[[], None]) -> int:
-    """The exit code of a command that goes on where it was when it is run again."""
+    """Runs a command that continues where it stopped when it is run again; returns the exit code."""
     try:
         work()
     except (InputError, OSError) as error:  # OSError: no permission, disk full, …

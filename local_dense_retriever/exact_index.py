@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from local_dense_retriever.devices import visible_devices
+from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import FlatFile, forget_pages, read_flat_header
 from local_dense_retriever.memory import require_memory
@@ -29,11 +30,11 @@ REMEDY = "give --index_backend faiss, which maps the file from disk, or convert 
 
 
 class ExactIndex:
-    """The vectors of a flat index file, half as large, in memory; on all visible GPUs, or on the CPU."""
+    """The vectors of a flat index file in half precision, in the memory of all visible GPUs or of the CPU."""
 
     def __init__(self, path: str | Path, devices: list[torch.device] | None = None) -> None:
         """Raises InputError if the file is missing, cut short or not flat, or if it does not fit into memory."""
-        self.path = Path(path)
+        self.path = index_file(path)
         if not self.path.is_file():
             raise InputError(f"there is no index file {self.path}: build it with build_index.py, or correct the path")
         flat = read_flat_header(self.path)
@@ -47,7 +48,12 @@ class ExactIndex:
         self._dtype = half_dtype(self._devices[0])
         self._mean = _mean(flat)
         self._vectors = flat.vectors()
+        self._broken = 0  # rows with NaN or an infinity
         self._parts = self._load()
+        if self._broken:
+            print(
+                f"warning: {self._broken} rows of {self.path} hold NaN or infinity and are never found: build it again"
+            )
 
     def __len__(self) -> int:
         return self._file.rows
@@ -81,10 +87,12 @@ class ExactIndex:
         exact = exact_scores(self._vectors, vectors, candidates)
         found = best(candidates, exact, top)
         shift = vectors @ self._mean  # what the coarse scores lack
-        error = np.abs(exact - shift[:, None] - coarse).max(axis=1)  # seen on the candidates
+        difference = np.abs(exact - shift[:, None] - coarse)
+        error = np.where(np.isfinite(exact), difference, 0.0).max(axis=1)  # seen on the candidates
         # A row left out scores at most coarse[:, -1] + its own error; twice the largest error seen stands for that.
         certain = found.scores[:, -1] - shift >= coarse[:, -1] + 2 * error
-        return found, certain | (count >= len(self))
+        hopeless = ~np.isfinite(vectors).all(axis=1)  # a query that the encoder made NaN of
+        return found, certain | hopeless | (count >= len(self))
 
     def _load(self) -> list[tuple[int, Tensor]]:
         """The vectors less their mean in half precision: (first row, (R, D) tensor) for each device."""
@@ -101,7 +109,10 @@ class ExactIndex:
                 size = (stop - start) * self.dim * 2 / 1e9
                 raise InputError(f"{device} has no {size:.1f} GB free for {self.path}: {REMEDY}") from error
             for first, block in blocks(self._file, start, stop):
-                part[first - start : first - start + len(block)] = torch.from_numpy(block - self._mean)
+                finite = np.isfinite(block).all(axis=1, keepdims=True)  # (R, 1)
+                self._broken += len(block) - int(finite.sum())
+                centred = np.where(finite, block - self._mean, np.float32(0))
+                part[first - start : first - start + len(block)] = torch.from_numpy(centred)
             parts.append((start, part))
         return parts
 
@@ -143,5 +154,6 @@ def blocks(file: FlatFile, start: int, stop: int) -> Iterator[tuple[int, NDArray
 
 def _mean(file: FlatFile) -> NDArray[np.float32]:
     """(D,), of some thousand rows spread over the file: any vector near the mean serves."""
-    sample = file.vectors()[:: max(1, file.rows // 4096)]
-    return np.asarray(sample, dtype=np.float32).mean(axis=0, dtype=np.float64).astype(np.float32)
+    sample = np.asarray(file.vectors()[:: max(1, file.rows // 4096)], dtype=np.float32)
+    sample = sample[np.isfinite(sample).all(axis=1)]
+    return sample.sum(axis=0, dtype=np.float64).astype(np.float32) / np.float32(max(1, len(sample)))

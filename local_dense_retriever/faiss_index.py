@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import read_flat_header
 from local_dense_retriever.memory import require_memory
@@ -31,7 +32,7 @@ class FaissIndex:
         Raises InputError if the file is missing, cut short or no FAISS index, if a setting does not apply to it, or
         if there is no GPU or too little memory.
         """
-        self.path = Path(path)
+        self.path = index_file(path)
         if use_gpu:
             _require_gpu()
         index = read_index(self.path, in_memory=in_memory or use_gpu)

@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
 
 HEADER = struct.Struct("<4siqqq?iq")
@@ -69,9 +70,10 @@ def read_flat_header(path: str | Path) -> FlatFile | None:
 
 def require_flat(path: str | Path, flag: str) -> FlatFile:
     """As read_flat_header; InputError, naming the flag, if there is no file or no flat one."""
-    if not Path(path).is_file():
+    file = index_file(path)
+    if not file.is_file():
         raise InputError(f"there is no index file {path}: check {flag}")
-    flat = read_flat_header(path)
+    flat = read_flat_header(file)
     if flat is None:
         raise InputError(f"{flag} {path} is no flat inner-product index: give the one that was built first")
     return flat

@@ -35,8 +35,8 @@ class HybridSearcher:
         rows = np.full((len(queries), topk), -1, np.int64)
         scores = np.full((len(queries), topk), -np.inf, np.float32)
         for number, rankings in enumerate(zip(*lists, strict=True)):
-            for place, (row, score) in enumerate(fuse(rankings)[:topk]):
-                rows[number, place], scores[number, place] = row, score
+            for position, (row, score) in enumerate(fuse(rankings)[:topk]):
+                rows[number, position], scores[number, position] = row, score
         return Found(rows, scores)
 
     def describe(self) -> About:

@@ -1,4 +1,4 @@
-"""The note beside an index, `<index>.json`: what it was made from, so that files that do not belong together are seen.
+"""The note beside an index, `<index>.json`: what it was made from, so that files of another corpus are refused.
 
 An index without one (wiki-18's, or your own) is judged by its number of rows and of dimensions only.
 """
@@ -41,18 +41,22 @@ def read_note(index_path: Path) -> IndexNote | None:
         return None
     try:
         return IndexNote(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): remove it, or build the index again") from error
 
 
-def check_belongs(note: IndexNote | None, index_path: Path, corpus: Corpus, retriever_name: str | None) -> None:
-    """Raises InputError if the index was made from another corpus, or with another family of encoders."""
+def check_belongs(index_path: Path, corpus: Corpus, retriever_name: str | None) -> None:
+    """Raises InputError if an index was built from another corpus or with another family of encoders, by its note.
+
+    `retriever_name` None is an index without an encoder.
+    """
+    note = read_note(index_path)
     if note is None:
         return
-    if note.rows == len(corpus) and note.corpus_digest != corpus.digest:
+    if note.corpus_digest != corpus.digest:
         raise InputError(
-            f"the index {index_path} was built from another text than {corpus.path} holds now, though of as many "
-            "passages: build it again, or give the corpus it was built from"
+            f"the index {index_path} was built from {note.rows} passages of another text than the {len(corpus)} in "
+            f"{corpus.path}: build it again, or give the corpus it was built from"
         )
     if retriever_name is not None and note.retriever_name != retriever_name:
         raise InputError(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.index_note import check_belongs, read_note
+from local_dense_retriever.index_note import check_belongs
 from local_dense_retriever.retriever import Retriever
 
 if TYPE_CHECKING:  # torch and FAISS take seconds to import: only when something is loaded
@@ -54,14 +55,18 @@ def load_retriever(args: argparse.Namespace, report: Callable[[str], None]) -> R
 
     Raises InputError, in one sentence, if a file is missing or damaged or they do not belong together.
     """
-    index_path = Path(args.index_path)
+    index_path = index_file(args.index_path)
     for path in (Path(args.corpus_path), index_path):  # before the minutes that loading the other one may take
         if not path.exists():
             raise InputError(f"there is no file {path}: build the index with build_index.py, or correct the path")
     backend = choose_backend(args, index_path)
     report(f"the corpus {args.corpus_path}")
     corpus = Corpus(args.corpus_path)
-    check_belongs(read_note(index_path), index_path, corpus, None if backend == "bm25" else args.retriever_name)
+    check_belongs(index_path, corpus, None if backend == "bm25" else args.retriever_name)
+    if args.bm25_path:
+        check_belongs(Path(args.bm25_path), corpus, None)
+    if args.rescore_path:
+        check_belongs(index_file(args.rescore_path), corpus, args.retriever_name)
     return Retriever(_load_searcher(args, backend, report), corpus)
 
 
@@ -112,7 +117,7 @@ def _load_searcher(args: argparse.Namespace, backend: str, report: Callable[[str
         return _load_dense(args, backend, report)
     from local_dense_retriever.hybrid import HybridSearcher
 
-    dense = _load_dense(args, _vector_backend(args, Path(args.index_path)), report)
+    dense = _load_dense(args, _vector_backend(args, index_file(args.index_path)), report)
     return HybridSearcher(dense, _load_bm25(args.bm25_path, report))
 
 

@@ -1,4 +1,4 @@
-"""How much memory there is, so that a file too large for it is one sentence and not a killed process."""
+"""How much memory is free, so that a file too large for it gives an error message and not a killed process."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ RESERVE_BYTES = 256 << 20  # for queries and results
 
 
 def available_bytes() -> int | None:
-    """What this process may still take: the machine's free memory, or its container's; None if Linux does not say."""
+    """What this process may still allocate, in its machine and its container; None if Linux does not say."""
     bounds = []
     for line in _text(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
@@ -24,7 +24,7 @@ def available_bytes() -> int | None:
 
 
 def require_memory(needed: int, what: str, remedy: str) -> None:
-    """Raises InputError if fewer bytes than that are to be had."""
+    """Raises InputError if fewer bytes than `needed` are free."""
     available = available_bytes()
     if available is not None and needed + RESERVE_BYTES > available:
         raise InputError(f"{what} needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} are free: {remedy}")

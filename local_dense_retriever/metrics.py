@@ -1,22 +1,43 @@
-"""What /metrics says, in Prometheus's text format."""
+"""The figures of GET /metrics, in Prometheus's text format; nothing is counted without prometheus-client."""
 
 from functools import partial
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+try:
+    import prometheus_client
+except ImportError:
+    prometheus_client = None  # type: ignore[assignment]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Uncounted:
+    """Takes the calls of a counter, gauge or histogram, and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def labels(self, *_: Any) -> "Uncounted":
+        return self
+
+    def inc(self, amount: float = 1) -> None: ...
+    def set(self, value: float) -> None: ...
+    def observe(self, amount: float) -> None: ...
+    def set_function(self, function: Any) -> None: ...
 
 
 class Metrics:
     """The figures of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)  # resident memory, CPU seconds, open files
-        counter = partial(Counter, namespace="retriever", registry=self._registry)
-        gauge = partial(Gauge, namespace="retriever", registry=self._registry)
-        histogram = partial(Histogram, namespace="retriever", registry=self._registry)
+        counter: Any = Uncounted
+        gauge: Any = Uncounted
+        histogram: Any = Uncounted
+        if prometheus_client:
+            registry = self._registry = prometheus_client.CollectorRegistry()
+            prometheus_client.ProcessCollector(registry=registry)  # resident memory, CPU seconds, open files
+            counter = partial(prometheus_client.Counter, namespace="retriever", registry=registry)
+            gauge = partial(prometheus_client.Gauge, namespace="retriever", registry=registry)
+            histogram = partial(prometheus_client.Histogram, namespace="retriever", registry=registry)
 
         self.requests = counter("requests", "Requests to /retrieve, by status", ["status"])
         self.request_seconds = histogram("request_seconds", "From request to reply", buckets=SECONDS)
@@ -37,5 +58,6 @@ class Metrics:
                 self._index.labels(what).set(value)
         self._ready.set(1)
 
-    def text(self) -> bytes:
-        return generate_latest(self._registry)
+    def text(self) -> bytes | None:
+        """None without prometheus-client."""
+        return prometheus_client.generate_latest(self._registry) if prometheus_client else None

@@ -1,6 +1,6 @@
-"""A compressed index with the true vectors on disk: it proposes many rows, and the flat file decides among them.
+"""A compressed index with the true vectors on disk: it proposes rows, and the flat file ranks them.
 
-So a few bytes a vector in memory find nearly what exact search finds. Only the proposed rows are read from the disk.
+With a few bytes per vector in memory it finds nearly what exact search finds; only proposed rows are read from disk.
 """
 
 from collections.abc import Sequence
@@ -49,12 +49,17 @@ class RescoredIndex:
 def exact_scores(
     stored: NDArray[np.float32], vectors: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """(N, D) stored vectors, (B, D) queries, (B, C) rows -> (B, C) inner products in float32. Row -1 reads the last."""
+    """(N, D) stored vectors, (B, D) queries, (B, C) rows -> (B, C) inner products in float32, -inf for NaN.
+
+    Row -1 reads the last vector.
+    """
     products: Sequence[NDArray] = [stored[own] @ query for own, query in zip(rows, vectors, strict=True)]
-    return np.stack(products).astype(np.float32, copy=False)
+    scores = np.stack(products).astype(np.float32, copy=False)
+    return np.where(np.isfinite(scores), scores, -np.inf).astype(np.float32, copy=False)
 
 
 def best(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Found:
-    """The k best of (B, C) rows; equal scores in the order in which they come."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return Found(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1))
+    """The k best of (B, C) rows, equal scores in the order of their rows; a score of -inf is row -1."""
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return Found(np.where(np.isfinite(scores), rows, -1), scores)

@@ -2,8 +2,8 @@
 
     python local_dense_retriever/retrieval_server.py --index_path e5_Flat.index --corpus_path wiki.jsonl
 
-It listens at once, and loads meanwhile: until then /ready answers 503 and says what is being loaded. SIGTERM and Ctrl-C
-stop it: what is queued is answered first.
+It listens at once and loads meanwhile; until everything is loaded /ready and /docs answer 503 and say what is being
+loaded. SIGTERM and Ctrl-C stop it after queued queries are answered.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 
 from local_dense_retriever.app import MAX_QUERIES, MAX_TOPK, create_app
 from local_dense_retriever.batcher import Limits
+from local_dense_retriever.bounded_http import http_protocol
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.loading import add_index_arguments, load_retriever
 from local_dense_retriever.service import Service
@@ -82,7 +83,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     add("--topk", 3, "passages per query if a request names none")
     add("--max_batch", limits.max_batch, "distinct queries searched at once")
-    add("--batch_window_ms", 1000 * limits.window_s, "how long a query waits for others when nothing is being searched")
+    add("--batch_window_ms", 1000 * limits.window_s, "how long a query waits for others if nothing is being searched")
     add("--max_queue", limits.max_queue, "distinct queries that may wait; beyond, requests get 503")
     add("--cache_size", limits.cache_size, "queries whose passages are kept, about 3 kB each at topk 3; 0 keeps none")
     add("--port", 8000, "0 takes any free port")
@@ -97,7 +98,7 @@ def check_ranges(args: argparse.Namespace) -> None:
 
 
 def take_port(host: str, port: int) -> socket.socket:
-    """A socket that listens; who connects before anything is served waits. Raises InputError if it cannot be had."""
+    """A listening socket; early connections wait in its backlog. Raises InputError if the address cannot be used."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
@@ -114,21 +115,23 @@ def take_port(host: str, port: int) -> socket.socket:
 
 
 async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM, and loads meanwhile; raises what loading raises."""
+    """Loads while already serving, until SIGINT or SIGTERM; raises what loading raises."""
     service = Service(Limits(args.batch_window_ms / 1000, args.max_batch, args.max_queue, args.cache_size))
-    api_key = os.environ.get(API_KEY_VARIABLE) or None  # set but empty: no key
-    server = uvicorn.Server(
+    api_key = read_api_key()
+    server = _Server(
+        service,
         uvicorn.Config(
             create_app(service, args.topk, api_key),
+            http=http_protocol(),
             lifespan="off",
             log_level="warning",
             access_log=False,  # a line for each request is slow; /metrics counts them
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=STOP_TIMEOUT_S,
-        )
+        ),
     )
     url = _url(listener)
-    print(f"listening at {url}; {url}/ready says when all is loaded", flush=True)
+    print(f"listening at {url}; {url}/ready answers 200 once all is loaded", flush=True)
     if api_key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         print(f"warning: anyone who reaches {url} may use it; set {API_KEY_VARIABLE} to ask for a key", file=sys.stderr)
 
@@ -139,6 +142,7 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
             server.should_exit = True
             raise
         print(f"ready: {service.about['rows']} passages at {url}/retrieve (try {url}/docs)", flush=True)
+        print("Application startup complete.", flush=True)  # uvicorn's words, which it would say before loading
 
     loading = asyncio.create_task(load())
     try:
@@ -147,6 +151,24 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
         service.close()
     if loading.done():
         await loading
+
+
+def read_api_key() -> str | None:
+    """The key to ask for; None if there is none. Raises InputError, without the value, if no client could send it."""
+    key = os.environ.get(API_KEY_VARIABLE, "").strip()  # a key read from a file ends in a newline
+    if not key.isprintable():
+        raise InputError(f"{API_KEY_VARIABLE} holds a control character, which no client can send: set it again")
+    return key or None
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.stop_uploads()
+        await super().shutdown(sockets)
 
 
 def _url(listener: socket.socket) -> str:

@@ -1,15 +1,16 @@
-"""What the routes ask: a retriever that is being loaded, then one that answers."""
+"""The retriever behind the routes: loading first, then searching in batches."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 from local_dense_retriever.batcher import Batcher, Limits
 from local_dense_retriever.metrics import Metrics
 from local_dense_retriever.retriever import Hit, Retriever
 
-Report = Callable[[str], None]  # hears what is being loaded
+Report = Callable[[str], None]  # called with what is being loaded
 
 
 class LoadingError(Exception):
@@ -26,6 +27,8 @@ class Service:
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="retriever")
         self._batcher: Batcher | None = None
         self._loading, self._began = "", time.monotonic()
+        self._uploads: set[asyncio.Timeout] = set()
+        self.stopping = False
 
     async def load(self, load: Callable[[Report], Retriever]) -> None:
         """Loads the retriever, and searches with it from then on; raises what `load` raises."""
@@ -52,8 +55,24 @@ class Service:
             raise LoadingError(self.loading)
         return await self._batcher.search(queries, topk)
 
+    @asynccontextmanager
+    async def upload(self, timeout_s: float) -> AsyncIterator[None]:
+        """Around waiting for a request's body. Raises TimeoutError when that takes too long, or the server stops."""
+        async with asyncio.timeout(0 if self.stopping else timeout_s) as limit:
+            self._uploads.add(limit)
+            try:
+                yield
+            finally:
+                self._uploads.discard(limit)
+
+    def stop_uploads(self) -> None:
+        """Waits for no body any more: its client may never send it."""
+        self.stopping = True
+        for limit in self._uploads:
+            limit.reschedule(asyncio.get_running_loop().time())
+
     def close(self) -> None:
-        """Ends the batches. What the thread is doing goes on until it is done."""
+        """Stops batching; the thread finishes what it is doing."""
         if self._batcher is not None:
             self._batcher.close()
         self._owner.shutdown(wait=False, cancel_futures=True)

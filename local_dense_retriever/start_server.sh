@@ -2,9 +2,9 @@
 # Starts the retrieval server. The usual settings are environment variables; further flags are passed on:
 #
 #   PORT=8001 RETRIEVER_MODEL=/models/e5-base-v2 local_dense_retriever/start_server.sh --index_backend faiss --nprobe 64
-#   local_dense_retriever/start_server.sh --check     starts nothing: says whether all that it needs is there
+#   local_dense_retriever/start_server.sh --check     checks packages, index and corpus, and starts nothing
 #
-# RETRIEVAL_API_KEY is passed on too, and never stands on a command line.
+# With --verify after --check, the SHA-256 sums of downloaded files too. RETRIEVAL_API_KEY is passed on by the environment.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -23,7 +23,7 @@ if [[ ! -x "$python" ]]; then
 fi
 
 if [[ "${1:-}" == --check ]]; then
-  exec "$python" "$here/check_installation.py" "$INDEX_PATH" "$CORPUS_PATH"
+  exec "$python" "$here/check_installation.py" "$INDEX_PATH" "$CORPUS_PATH" "${@:2}"
 fi
 
 exec "$python" "$here/retrieval_server.py" \

@@ -1,8 +1,8 @@
-"""Is this index right? Loads it as the server does, and asks it what is known.
+"""Check an index: load it as the server does, and search for what is known.
 
     python local_dense_retriever/verify.py --index_path e5_SQ8.index --corpus_path wiki.jsonl --flat_index e5_Flat.index
 
-A check a line; the exit code is 1 if one fails. Rows, passages, dimension and encoder are compared while loading.
+Prints one line per check; the exit code is 1 if one fails. Loading compares rows, passages, dimension and encoder.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if not __package__:  # started by path: Python then looks for modules in this fo
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import FlatFile, read_flat_header, require_flat
 from local_dense_retriever.loading import add_index_arguments, load_retriever
@@ -81,7 +82,8 @@ def verify(args: argparse.Namespace) -> Iterator[Check]:
     if args.flat_index:
         flat: FlatFile | None = require_flat(args.flat_index, "--flat_index")
     else:
-        flat = read_flat_header(args.index_path) if Path(args.index_path).is_file() else None
+        index_path = index_file(args.index_path)
+        flat = read_flat_header(index_path) if index_path.is_file() else None
     if flat:
         from local_dense_retriever.encoder import Encoder
 

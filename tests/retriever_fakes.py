@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from local_dense_retriever import retrieval_server
+from local_dense_retriever import app, retrieval_server
 from local_dense_retriever.app import create_app
 from local_dense_retriever.batcher import Limits
 from local_dense_retriever.corpus import Passage
@@ -90,10 +90,19 @@ def colour_server(
     search_s: float = 0.0,
     hold: Path | None = None,
     stop_timeout_s: float = 30.0,
+    body_timeout_s: float = 30.0,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The real command line around ColourRetriever, in a process of its own, listening: the process, and its URL."""
     held = hold and str(hold)
-    settings = json.dumps({"load_s": load_s, "search_s": search_s, "hold": held, "stop_timeout_s": stop_timeout_s})
+    settings = json.dumps(
+        {
+            "load_s": load_s,
+            "search_s": search_s,
+            "hold": held,
+            "stop_timeout_s": stop_timeout_s,
+            "body_timeout_s": body_timeout_s,
+        }
+    )
     command = [sys.executable, __file__, settings, "--index_path", "-", "--corpus_path", "-", "--port", str(port)]
     paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     with subprocess.Popen(
@@ -151,6 +160,7 @@ def _serve_colours() -> None:
 
     retrieval_server.load_retriever = load
     retrieval_server.STOP_TIMEOUT_S = settings["stop_timeout_s"]
+    app.BODY_TIMEOUT_S = settings["body_timeout_s"]
     retrieval_server.run()
 
 

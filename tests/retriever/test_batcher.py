@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from local_dense_retriever.batcher import Batcher, Limits, QueueFullError, SearchFailedError
+from local_dense_retriever.batcher import Batcher, Limits, QueryFailedError, QueueFullError, SearchFailedError
 from local_dense_retriever.corpus import Passage
 from local_dense_retriever.metrics import Metrics
 from local_dense_retriever.retriever import Hit
@@ -24,13 +24,14 @@ class HeldSearch:
         self.threads: set[int] = set()
         self.began, self.gate = threading.Event(), threading.Event()
         self.gate.set()
+        self.broken = False
 
     def __call__(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         self.batches.append((list(queries), topk))
         self.began.set()
         self.threads.add(threading.get_ident())
         assert self.gate.wait(timeout=10)
-        if "poison" in queries:
+        if self.broken or any("poison" in query for query in queries):
             raise RuntimeError("CUDA out of memory")
         ranks = range(min(topk, CORPUS_SIZE))
         return [[Hit(Passage(f"{query}/{rank}", query), 1.0 - rank / 100) for rank in ranks] for query in queries]
@@ -198,14 +199,58 @@ async def test_when_all_have_left_the_next_request_is_still_served(search: HeldS
     assert search.batches == [(["b"], 1)]
 
 
-async def test_a_search_that_raises_fails_its_batch_only_and_is_logged(
+async def test_a_search_that_raises_is_logged_and_its_failure_is_not_kept(
     search: HeldSearch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with batcher_of(search) as batcher:
-        with pytest.raises(SearchFailedError):
-            await batcher.search(["poison"], 1)
+        for _ in range(2):
+            with pytest.raises(SearchFailedError):  # no query has succeeded yet: it may be the search itself
+                await batcher.search(["poison"], 1)
         assert ids((await batcher.search(["fine"], 1))[0]) == ["fine/0"]
-        with pytest.raises(SearchFailedError):  # a failure is not kept
+    assert "CUDA out of memory" in caplog.text and "first='poison'" in caplog.text
+
+
+async def test_a_query_that_cannot_be_searched_fails_alone(search: HeldSearch) -> None:
+    async with busy_batcher_of(search) as batcher:
+        good = [asyncio.create_task(batcher.search([f"good {number}"], 1)) for number in range(20)]
+        bad = [asyncio.create_task(batcher.search([f"poison {number}"], 1)) for number in range(3)]
+        await turns()
+        search.gate.set()
+        for number, request in enumerate(good):
+            assert ids((await request)[0]) == [f"good {number}/0"]
+        for number, request in enumerate(bad):
+            with pytest.raises(QueryFailedError) as caught:
+                await request
+            assert caught.value.query == f"poison {number}"
+
+
+async def test_a_query_that_fails_alone_is_told_from_a_search_that_is_broken(search: HeldSearch) -> None:
+    async with batcher_of(search) as batcher:
+        await batcher.search(["good"], 1)
+        with pytest.raises(QueryFailedError):
             await batcher.search(["poison"], 1)
-    assert "CUDA out of memory" in caplog.text
-    assert len(search.batches) == 3
+        search.broken = True
+        with pytest.raises(SearchFailedError):
+            await batcher.search(["another"], 1)
+        search.broken = False
+        assert ids((await batcher.search(["another"], 1))[0]) == ["another/0"]
+
+
+async def test_a_broken_search_is_not_tried_for_each_query_of_a_batch(search: HeldSearch) -> None:
+    async with batcher_of(search) as batcher:
+        await batcher.search(["good"], 1)
+        search.broken = True
+        requests = [batcher.search([str(number)], 1) for number in range(40)]
+        for failure in await asyncio.gather(*requests, return_exceptions=True):
+            assert isinstance(failure, SearchFailedError)
+    assert [len(queries) for queries, _ in search.batches] == [1, 40, 1]
+
+
+async def test_the_query_that_probes_the_search_does_not_shorten_what_is_kept(search: HeldSearch) -> None:
+    async with batcher_of(search) as batcher:
+        await batcher.search(["good"], 5)
+        with pytest.raises(QueryFailedError):
+            await batcher.search(["poison"], 1)
+        searches = len(search.batches)
+        assert len((await batcher.search(["good"], 5))[0]) == 5
+        assert len(search.batches) == searches

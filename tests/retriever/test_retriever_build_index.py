@@ -165,6 +165,24 @@ def test_two_builds_of_one_index_do_not_mix(
     assert build(folder) == 0
 
 
+def test_a_build_that_another_one_finishes_meanwhile_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between opening the unfinished file and locking it, another process may have given it its final name."""
+    interrupt_after(folder, 1, monkeypatch)
+    real = fcntl.flock
+
+    def finish_then_lock(file: object, how: int) -> None:
+        (folder / "flat.index.partial").rename(folder / "flat.index")
+        real(file, how)  # type: ignore[arg-type]
+
+    before = (folder / "flat.index.partial").read_bytes()
+    monkeypatch.setattr(embedding.fcntl, "flock", finish_then_lock)
+    assert build(folder) == 1
+    assert "another process is building" in capsys.readouterr().err
+    assert (folder / "flat.index").read_bytes() == before
+
+
 # ---- Other types -----------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +219,48 @@ def test_bm25_needs_no_encoder(folder: Path) -> None:
     assert Bm25Searcher(folder / "words").search(["green blue"], topk=1).rows.tolist() == [[5]]
     note = read_note(folder / "words")
     assert note is not None and (note.rows, note.dim, note.index_type) == (7, 0, "BM25")
+
+
+@pytest.mark.parametrize("name", ["my_checkpoints", "words"])
+def test_overwriting_with_bm25_removes_nothing_but_a_bm25_index(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """`words.partial` is where the index `words` is written first."""
+    (precious := folder / ("my_checkpoints" if name == "my_checkpoints" else "words.partial")).mkdir()
+    (precious / "model.safetensors").write_text("weeks of training")
+    assert build(folder, "--index_type", "BM25", "--overwrite", index=name) == 1
+    assert f"{precious} exists and is no BM25 index: remove it yourself" in capsys.readouterr().err
+    assert (precious / "model.safetensors").read_text() == "weeks of training"
+
+
+def test_a_bm25_index_is_overwritten_by_another(folder: Path) -> None:
+    for texts in (TEXTS, ["red"]):
+        write_corpus(folder / "c.jsonl", texts)
+        assert build(folder, "--index_type", "BM25", "--overwrite", index="words") == 0
+        assert len(Bm25Searcher(folder / "words")) == len(texts)
+
+
+@pytest.mark.parametrize("flags", [[], ["--index_type", "BM25"]])
+def test_the_corpus_itself_is_not_overwritten(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    before = (folder / "c.jsonl").read_bytes()
+    assert build(folder, "--overwrite", *flags, index="c.jsonl") == 1
+    assert "is what the index is to be made from" in capsys.readouterr().err
+    assert (folder / "c.jsonl").read_bytes() == before
+
+
+def test_a_passage_that_the_encoder_makes_nan_of_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = ChunkEncoder.encode_passages
+
+    def encode(self: ChunkEncoder, passages: Sequence[str]) -> NDArray[np.float32]:
+        return np.where([[text == "red blue"] for text in passages], np.float32("nan"), real(self, passages))
+
+    monkeypatch.setattr(ChunkEncoder, "encode_passages", encode)
+    assert build(folder) == 1
+    assert "makes NaN of passage number 5 of the corpus" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

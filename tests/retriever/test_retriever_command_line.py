@@ -1,18 +1,20 @@
 """The server's command line: what a user sees when something is wrong, and one whole run with a real encoder."""
 
+import importlib.metadata
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from retriever_fakes import ColourEncoder, minilm_folder, write_corpus, write_flat_index
 
-from local_dense_retriever import build_index, retrieval_server
+from local_dense_retriever import build_index, check_installation, retrieval_server
 from local_dense_retriever import encoder as encoder_module
 
 REPOSITORY = Path(__file__).parents[2]
@@ -136,6 +138,20 @@ def test_an_address_open_to_others_without_a_key_is_warned_of(
     assert "secret" not in errors
 
 
+@pytest.mark.parametrize(("key", "read"), [("secret\n", "secret"), ("secret\r\n", "secret"), ("  ", None)])
+def test_space_around_a_key_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch, key: str, read: str | None) -> None:
+    monkeypatch.setenv("RETRIEVAL_API_KEY", key)
+    assert retrieval_server.read_api_key() == read
+
+
+def test_a_key_that_no_client_can_send_is_refused_and_not_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETRIEVAL_API_KEY", "sec\nret")
+    error = error_of(folder, capsys)
+    assert "RETRIEVAL_API_KEY holds a control character" in error and "ret:" not in error and "sec" not in error
+
+
 @pytest.mark.parametrize("how", [["-m", "local_dense_retriever.{}"], ["local_dense_retriever/{}.py"]])
 @pytest.mark.parametrize("tool", ["retrieval_server", "build_index"])
 def test_both_tools_run_by_path_and_as_modules(how: list[str], tool: str) -> None:
@@ -150,6 +166,36 @@ def test_importing_the_tools_imports_neither_torch_nor_faiss() -> None:
     code += "print([name for name in ('torch', 'transformers', 'faiss') if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+NOT_IN_THE_SPECIFICATIONS_LIST = ("httpx", "prometheus_client", "httptools", "bm25s", "requests", "huggingface_hub")
+
+
+def test_the_packages_of_the_specification_are_enough_to_download_and_to_serve() -> None:
+    """`torch faiss-cpu uvicorn fastapi huggingface_hub datasets transformers`; huggingface_hub 2 brings no httpx."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({NOT_IN_THE_SPECIFICATIONS_LIST!r})); "
+    code += """
+from local_dense_retriever import app, bounded_http, download, service, batcher
+assert bounded_http.http_protocol() == "h11"
+made = service.Service(batcher.Limits())
+made.metrics.describe_index({"rows": 4})
+made.metrics.queries.labels("cached").inc(2)
+made.metrics.queue.set_function(len)
+made.metrics.batch_seconds.observe(1.0)
+assert made.metrics.text() is None
+app.create_app(made)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_packages_that_nothing_needs_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["torch", "transformers", "faiss-cpu", "numpy", "fastapi", "uvicorn", "tqdm"]
+    found = [SimpleNamespace(metadata={"Name": name}) for name in names]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+    assert check_installation.missing_packages() == []
+    found.pop()
+    assert check_installation.missing_packages() == ["tqdm"]
 
 
 @pytest.mark.slow

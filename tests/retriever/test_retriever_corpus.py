@@ -44,11 +44,18 @@ def test_a_row_outside_the_corpus_is_an_error_and_not_another_passage(tmp_path: 
     [
         ("not json", "not JSON"),
         ('{"id": "1", "contents": "x"', "not JSON"),
-        ("[1, 2]", "not an object with a field id"),
-        ('{"contents": "x"}', "not an object with a field id"),
+        ("[1, 2]", "not an object with a string or number in a field id"),
+        ('{"contents": "x"}', "not an object with a string or number in a field id"),
+        ('{"id": {}, "contents": "x"}', "not an object with a string or number in a field id"),
         ('{"id": "1", "title": "x"}', "no string in a field contents"),
         ('{"id": "1", "contents": ["x"]}', "no string in a field contents"),
-        ('{"id": "1", "contents": "\\ud83d"}', "not valid Unicode"),
+        ('{"id": "1", "title": null, "text": "x"}', "nor strings in title and text"),
+        ('{"id": "1", "title": "x", "text": 7}', "nor strings in title and text"),
+        ('{"id": "1", "contents": "\\ud83d"}', "the field contents is not valid Unicode"),
+        ('{"id": "\\udc00", "contents": "x"}', "the field id is not valid Unicode"),
+        ("\x0b", "not JSON"),
+        (" \x0c ", "not JSON"),
+        pytest.param("[" * 100_000, "nested too deeply", id="deep"),
     ],
 )
 def test_a_line_that_is_no_passage_is_named_by_file_and_number(tmp_path: Path, line: str, complaint: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 from local_dense_retriever import download
 
 REPOSITORY = Path(__file__).parents[2]
+INDEX_FILE = "e5_Flat.index/e5_Flat.index"
 CORPUS = b"".join(b'{"id": "%d", "contents": "passage number %d"}\n' % (row, row * 7919) for row in range(60_000))
 INDEX = random.Random(0).randbytes(5_000_000)
 PACKED = gzip.compress(CORPUS[:1_000_000]) + gzip.compress(CORPUS[1_000_000:])  # two members are one file too
@@ -112,7 +113,14 @@ def command(folder: Path, *flags: str) -> list[str]:
 
 
 def environment(hub: Hub, **more: str) -> dict[str, str]:
-    return {**os.environ, "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **more}
+    return {
+        **os.environ,
+        "HF_TOKEN": "",
+        "HF_ENDPOINT": hub.url,
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        **more,
+    }
 
 
 def run(hub: Hub, folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -127,11 +135,31 @@ def run(hub: Hub, folder: Path, *flags: str, **more: str) -> subprocess.Complete
     )
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_complete(folder: Path) -> None:
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        "e5_Flat.index": INDEX,
-        "wiki-18.jsonl": CORPUS,
-    }
+    found = files(folder)
+    assert list(json.loads(found.pop("download.json"))) == ["wiki-18.jsonl", "e5_Flat.index"]
+    assert found == {INDEX_FILE: INDEX, "wiki-18.jsonl": CORPUS}
+
+
+def check(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """What `start_server.sh --check` says."""
+    return subprocess.run(
+        ["local_dense_retriever/start_server.sh", "--check", *flags],
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "PYTHON": sys.executable,
+            "INDEX_PATH": str(folder / "e5_Flat.index"),
+            "CORPUS_PATH": str(folder / "wiki-18.jsonl"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @contextmanager
@@ -142,9 +170,9 @@ def most_on_disk(folder: Path) -> Iterator[list[int]]:
     def watch() -> None:
         while not stop.wait(0.002):
             total = 0
-            for path in folder.glob("*"):
+            for path in folder.rglob("*"):
                 try:
-                    total += path.stat().st_size
+                    total += path.stat().st_size if path.is_file() else 0
                 except FileNotFoundError:  # renamed this moment
                     pass
             sizes.append(total)
@@ -179,7 +207,7 @@ def test_a_complete_folder_is_left_alone(hub: Hub, tmp_path: Path) -> None:
 
 def test_another_repo_id_is_honoured(hub: Hub, tmp_path: Path) -> None:
     assert run(hub, tmp_path, "--repo_id", "me/other").returncode == 0
-    assert (tmp_path / "e5_Flat.index").read_bytes() == INDEX[:1_000_000]
+    assert (tmp_path / INDEX_FILE).read_bytes() == INDEX[:1_000_000]
 
 
 def test_broken_connections_are_continued_where_they_broke(hub: Hub, tmp_path: Path) -> None:
@@ -215,26 +243,22 @@ def test_killed_at_random_moments_it_goes_on_behind_what_it_has(hub: Hub, tmp_pa
     assert len(hub.asked) > kills / 2 and starts == sorted(starts) and starts[-1] > 0
 
 
-@pytest.mark.parametrize(("wrong", "kept"), [("part_ab", 3_000_000), ("wiki-18.jsonl.gz", 0)])
-def test_a_wrong_checksum_is_told_and_only_that_file_is_fetched_again(
-    hub: Hub, tmp_path: Path, wrong: str, kept: int
-) -> None:
+@pytest.mark.parametrize("wrong", ["part_ab", "wiki-18.jsonl.gz"])
+def test_a_wrong_checksum_is_reported_and_only_that_file_is_fetched_again(hub: Hub, tmp_path: Path, wrong: str) -> None:
     hub.wrong_sums = {wrong}
     done = run(hub, tmp_path)
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
-    assert error.startswith("error: ") and f"{wrong} came damaged (its SHA-256 is wrong)" in error
-    [partial] = [path for path in tmp_path.glob("*.partial") if path.name != "wiki-18.jsonl.partial"]
-    assert partial.stat().st_size == kept
+    assert error.startswith("error: ") and wrong in error and "arrived damaged (its SHA-256 is wrong)" in error
     hub.wrong_sums, hub.asked = set(), []
     assert run(hub, tmp_path).returncode == 0
     assert_complete(tmp_path)
     assert "part_aa" not in [path for path, _ in hub.asked] or wrong != "part_ab"
 
 
-def test_a_damaged_partial_file_is_found_and_not_believed(hub: Hub, tmp_path: Path) -> None:
-    (tmp_path / "e5_Flat.index.partial").write_bytes(b"x" * 1000)
-    assert run(hub, tmp_path).returncode == 1
+def test_a_partial_file_with_wrong_bytes_is_noticed(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "e5_Flat.index").mkdir()
+    (tmp_path / f"{INDEX_FILE}.partial").write_bytes(b"x" * 1000)
     assert run(hub, tmp_path).returncode == 0
     assert_complete(tmp_path)
 
@@ -275,3 +299,122 @@ def test_an_unreachable_hub_is_one_sentence_after_a_few_tries(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "check the network and HF_ENDPOINT" in error
     assert waited == [1, 2, 4, 8, 16]
+
+
+# ---- The specification's own commands --------------------------------------------------------------------------------
+
+# As README of the specification prints them.
+JOIN_AND_UNPACK = """
+cat part_* > e5_Flat.index
+rm part_*
+gzip -d wiki-18.jsonl.gz
+"""
+
+
+def join_and_unpack(folder: Path) -> None:
+    subprocess.run(["bash", "-c", JOIN_AND_UNPACK], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True)
+
+
+def test_joining_and_unpacking_as_the_original_download_needs_it_does_no_harm(hub: Hub, tmp_path: Path) -> None:
+    done = run(hub, tmp_path)
+    assert "nothing is left to be joined or unpacked" in done.stdout
+    join_and_unpack(tmp_path)
+    assert_complete(tmp_path)
+    checked = check(tmp_path, "--verify")
+    assert checked.returncode == 0, checked.stderr
+    asked = len(hub.asked)
+    assert run(hub, tmp_path).returncode == 0
+    assert len(hub.asked) == asked
+
+
+def test_the_same_while_the_download_is_unfinished_does_no_harm_either(hub: Hub, tmp_path: Path) -> None:
+    hub.wrong_sums = {"wiki-18.jsonl.gz"}  # stops it before the index
+    assert run(hub, tmp_path).returncode == 1
+    join_and_unpack(tmp_path)
+    assert check(tmp_path).returncode == 1
+    hub.wrong_sums = set()
+    assert run(hub, tmp_path).returncode == 0
+    assert_complete(tmp_path)
+
+
+def test_an_index_joined_by_hand_is_checked_and_kept(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "e5_Flat.index").write_bytes(INDEX)
+    (tmp_path / "wiki-18.jsonl").write_bytes(CORPUS)
+    assert run(hub, tmp_path).returncode == 0
+    assert hub.asked == []
+    assert (tmp_path / INDEX_FILE).read_bytes() == INDEX
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "fetched"),
+    [
+        (INDEX_FILE, 0, [("part_aa", 0), ("part_ab", 0)]),
+        (INDEX_FILE, 4_000_000, [("part_ab", 1_000_000)]),
+        ("wiki-18.jsonl", 0, [("wiki-18.jsonl.gz", 0)]),
+        ("wiki-18.jsonl", 1_000_000, [("wiki-18.jsonl.gz", 0)]),
+    ],
+)
+def test_a_truncated_file_is_noticed_and_only_what_is_missing_is_fetched(
+    hub: Hub, tmp_path: Path, name: str, kept: int, fetched: list[tuple[str, int]]
+) -> None:
+    run(hub, tmp_path)
+    os.truncate(tmp_path / name, kept)
+    checked = check(tmp_path)
+    assert checked.returncode == 1 and checked.stderr.count("\n") == 1
+    assert f"{tmp_path / name} has {kept} bytes and should have" in checked.stderr
+    assert "run download.py again" in checked.stderr
+    hub.asked = []
+    assert run(hub, tmp_path).returncode == 0
+    assert hub.asked == fetched
+    assert_complete(tmp_path)
+
+
+def test_verify_finds_a_flipped_byte_and_fetches_its_part_alone(hub: Hub, tmp_path: Path) -> None:
+    run(hub, tmp_path)
+    with (tmp_path / INDEX_FILE).open("rb+") as file:
+        file.write(bytes([INDEX[0] ^ 1]))
+    assert check(tmp_path).returncode == 0  # by size
+    checked = check(tmp_path, "--verify")
+    assert checked.returncode == 1 and "is damaged between byte 0 and 3000000" in checked.stderr
+    hub.asked = []
+    assert run(hub, tmp_path, "--verify").returncode == 0
+    assert hub.asked == [("part_aa", 0)]
+    assert_complete(tmp_path)
+
+
+# ---- Two at once, and bad settings -----------------------------------------------------------------------------------
+
+
+def test_two_downloads_into_one_folder_do_not_mix(hub: Hub, tmp_path: Path) -> None:
+    hub.block_s = 0.02
+    both = [
+        subprocess.Popen(
+            command(tmp_path), cwd=REPOSITORY, env=environment(hub), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=60)[1].decode() for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    assert any("another download.py is writing to" in error for error in errors)
+    assert_complete(tmp_path)
+
+
+def test_a_token_with_the_line_end_of_windows_is_sent_without_it(hub: Hub, tmp_path: Path) -> None:
+    assert run(hub, tmp_path, "--repo_id", "me/other", HF_TOKEN="secret\r\n").returncode == 0
+    assert hub.keys == {"Bearer secret"}
+
+
+@pytest.mark.parametrize("token", ["hf_sec\rret", "hf_sec ret", "hf_sécret", "hf_sec\nret"])
+def test_a_token_that_cannot_be_sent_is_refused_at_once_and_not_printed(hub: Hub, tmp_path: Path, token: str) -> None:
+    began = time.monotonic()
+    done = run(hub, tmp_path, HF_TOKEN=token)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "HF_TOKEN holds" in done.stderr and "hf_" not in done.stderr
+    assert time.monotonic() - began < 10 and hub.keys == set()
+
+
+@pytest.mark.parametrize("endpoint", ["huggingface.co", "https://[", "http://a b"])
+def test_an_endpoint_that_is_no_url_is_one_sentence(hub: Hub, tmp_path: Path, endpoint: str) -> None:
+    done = run(hub, tmp_path, HF_ENDPOINT=endpoint)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "HF_ENDPOINT" in done.stderr

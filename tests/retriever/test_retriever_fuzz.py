@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 
 pytestmark = pytest.mark.slow
 
-MUTATED, FROM_SCHEMA = 9000, 1000
+MUTATED, FROM_SCHEMA = 9000, 2000
 ALLOWED = {200, 413, 422}
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 PIECES = (

@@ -73,6 +73,17 @@ def test_a_file_cut_short_is_told_with_both_sizes(index_path: Path) -> None:
         read_flat_header(index_path)
 
 
+@BOTH
+def test_an_index_in_a_folder_of_its_own_name_is_opened(index_path: Path, kind: type[VectorIndex]) -> None:
+    folder = index_path.parent / "e5_Flat.index"
+    folder.mkdir()
+    index_path.rename(folder / "e5_Flat.index")
+    assert len(kind(folder)) == 2  # type: ignore[call-arg]
+    (folder / "e5_Flat.index").rename(folder / "e5_Flat.index.partial")
+    with pytest.raises(InputError, match=r"the download of .* is not complete: run download\.py again"):
+        kind(folder)  # type: ignore[call-arg]
+
+
 # ---- The flat file ---------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +131,44 @@ def test_exact_search_over_several_devices_counts_rows_through(tmp_path: Path) -
     cpu = torch.device("cpu")
     split = ExactIndex(path, devices=[cpu, cpu, cpu])
     assert np.array_equal(split.search(vectors[::100], k=4).rows, ExactIndex(path).search(vectors[::100], k=4).rows)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_row_with_nan_is_never_found_and_does_not_make_every_search_scan_all_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: float
+) -> None:
+    vectors = unit_vectors(3000, 24)
+    vectors[0, 3] = number  # row 0 is also one of those that the mean is taken of
+    index = ExactIndex(write_flat_index(tmp_path / "flat.index", vectors))
+    assert "1 rows of" in capsys.readouterr().out
+    counts: list[int] = []
+    real = exact_index.coarse_search
+    monkeypatch.setattr(
+        exact_index, "coarse_search", lambda parts, queries, count: counts.append(count) or real(parts, queries, count)
+    )
+    queries = unit_vectors(50, 24, seed=1)
+    expected = 1 + np.argsort(-(queries @ vectors[1:].T), axis=1)[:, :10]
+    assert np.array_equal(index.search(queries, k=10).rows, expected)
+    assert max(counts) < 3000
+    assert sorted(index.search(queries[:1], k=3000).rows[0])[:2] == [-1, 1]
+
+
+def test_a_query_of_nan_finds_nothing_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ExactIndex(write_flat_index(tmp_path / "flat.index", unit_vectors(3000, 24)))
+    counts: list[int] = []
+    real = exact_index.coarse_search
+    monkeypatch.setattr(
+        exact_index, "coarse_search", lambda parts, queries, count: counts.append(count) or real(parts, queries, count)
+    )
+    assert index.search(np.full((1, 24), np.nan, np.float32), k=3).rows.tolist() == [[-1, -1, -1]]
+    assert len(counts) == 1
+
+
+def test_equal_vectors_are_found_in_the_order_of_their_rows(tmp_path: Path) -> None:
+    vectors = np.tile(unit_vectors(5, 8), (6, 1))  # 30 rows, each vector six times
+    index = ExactIndex(write_flat_index(tmp_path / "flat.index", vectors))
+    for k in (1, 3, 6, 10):
+        assert index.search(vectors[2:3], k).rows[0, :6].tolist() == [2, 7, 12, 17, 22, 27][:k]
 
 
 def test_exact_search_needs_a_flat_index(tmp_path: Path) -> None:

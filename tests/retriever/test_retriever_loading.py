@@ -120,8 +120,20 @@ def test_a_corpus_changed_under_its_index_is_noticed_though_it_is_as_long(folder
     write_note(folder / "flat.index", IndexNote(digest, 4, 3, "minilm", "fake", "Flat"))
     load(folder)
     write_corpus(folder / "c.jsonl", [text.replace("stone", "apple") for text in TEXTS])
-    with pytest.raises(InputError, match=r"was built from another text than .*c\.jsonl holds now"):
+    with pytest.raises(InputError, match=r"was built from 4 passages of another text than the 4 in .*c\.jsonl"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "index"), [("--bm25_path", "words", "flat.index"), ("--rescore_path", "flat.index", "ivf.index")]
+)
+def test_a_second_index_of_another_corpus_is_refused_too(folder: Path, flag: str, name: str, index: str) -> None:
+    digest = Corpus(folder / "c.jsonl").digest
+    write_note(folder / name, IndexNote(digest, 4, 3, "minilm", "fake", "Flat"))
+    load(folder, flag, name, index=index)
+    write_note(folder / name, IndexNote(digest[::-1], 4, 3, "minilm", "fake", "Flat"))
+    with pytest.raises(InputError, match=rf"the index .*{name} was built from 4 passages of another text"):
+        load(folder, flag, name, index=index)
 
 
 def test_an_index_of_another_family_of_encoders_is_refused(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The server as a process: it listens at once, stops in good order, and can be killed under load."""
 
 import asyncio
+import contextlib
 import itertools
 import signal
 import socket
@@ -74,13 +75,17 @@ def stopped(process: "subprocess.Popen[str]") -> tuple[int, str]:
 
 
 def test_it_listens_at_once_and_serves_when_it_has_loaded() -> None:
-    with colour_server(load_s=1.0) as (_, url):
+    with colour_server(load_s=1.0) as (process, url):
         assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
         early = httpx.get(f"{url}/ready", trust_env=False)
         assert early.status_code == 503 and "loading" in early.json()
         assert retrieve(url, "red").status_code == 503
+        assert httpx.get(f"{url}/docs", trust_env=False).status_code == 503
         wait_until_ready(url)
         assert retrieve(url, "red").json() == {"result": [[{"id": "p0", "contents": "red"}]]}
+        assert process.stdout is not None
+        log = [process.stdout.readline() for _ in range(3)]
+        assert log[1].startswith("ready: 4 passages") and log[2] == "Application startup complete.\n"
 
 
 def test_a_kept_answer_takes_no_40_ms() -> None:
@@ -138,6 +143,50 @@ def test_a_request_whose_client_hangs_up_leaves_the_queue(hold: Path) -> None:
         hold.unlink()
         assert retrieve(url, "blue").status_code == 200
         assert gauge(url, "retriever_batch_queries_sum") == 2  # red and blue
+
+
+HEAD = b"POST /retrieve HTTP/1.1\r\nHost: x\r\n"
+
+
+def connected(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=20)
+
+
+@pytest.mark.parametrize("sent", [HEAD, HEAD + b"Content-Length: 100\r\n\r\n", HEAD + b"Content-Length: 100\r\n\r\n{"])
+def test_a_half_sent_request_does_not_hold_up_a_stop(sent: bytes) -> None:
+    with colour_server() as (process, url), connected(url) as client:
+        wait_until_ready(url)
+        client.sendall(sent)
+        time.sleep(0.3)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert stopped(process) == (0, "stopped\n")
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("head", [b"X: " + b"x" * 1000, b"\r\n".join([b"X: x"] * 200), b""])
+def test_headers_of_any_size_are_not_collected(head: bytes) -> None:
+    """They arrive before the key is looked at; 20 MB are sent, or as much as the server takes."""
+    with colour_server() as (process, url), connected(url) as client:
+        wait_until_ready(url)
+        before = gauge(url, "process_resident_memory_bytes")
+        client.sendall(HEAD + head)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2000):
+                client.sendall((head or b"X: ") * 10 if head else b"x" * 10_000)
+        with contextlib.suppress(ConnectionError):
+            assert client.recv(100).startswith(b"HTTP/1.1 400 ")
+        assert gauge(url, "process_resident_memory_bytes") - before < 10e6
+        assert process.poll() is None and retrieve(url, "red").status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_refused_after_a_while() -> None:
+    with colour_server(body_timeout_s=0.5) as (_, url), connected(url) as client:
+        wait_until_ready(url)
+        client.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+        assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
+        while client.recv(1000):  # and then it hangs up
+            pass
 
 
 def test_a_second_server_on_the_port_is_refused_while_the_first_loads() -> None:

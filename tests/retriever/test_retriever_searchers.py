@@ -96,3 +96,12 @@ def test_hybrid_search_puts_first_what_both_find(tmp_path: Path) -> None:
 def test_a_hybrid_of_different_corpora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has 1 rows but .* has 2"):
         HybridSearcher(colour_searcher(tmp_path, ["red"]), bm25(tmp_path, ["red", "green"]))
+
+
+def test_what_bm25_finds_does_not_depend_on_how_much_is_asked_for(tmp_path: Path) -> None:
+    """Requests share a batch, which is searched at its largest topk. Of 60 equal passages the first are found."""
+    texts = [f"{'stone' if row % 5 else 'stone stone'} {'abcdefgh'[row % 8] * 3}" for row in range(60)]
+    searcher = bm25(tmp_path, texts)
+    longest = searcher.search(["stone"], topk=60).rows[0].tolist()
+    for topk in (1, 3, 7, 20, 40):
+        assert searcher.search(["stone"], topk).rows[0].tolist() == longest[:topk]

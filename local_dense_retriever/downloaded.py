@@ -1,0 +1,94 @@
+"""The folder that download.py fills, and whether its files are whole. Imports the standard library only.
+
+    wiki-18.jsonl                  the corpus
+    e5_Flat.index/e5_Flat.index    the index, in a folder of its own name
+    download.json                  sizes and SHA-256 sums of both
+
+Every tool takes `e5_Flat.index` for the file inside. It is a folder because the original download ends with
+`cat part_* > e5_Flat.index`, which would truncate a file, and which a folder refuses.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from local_dense_retriever.errors import InputError
+
+NOTE_FILE = "download.json"
+BLOCK_BYTES = 1 << 20
+AGAIN = "run download.py again, which fetches what is missing"
+
+
+class Piece(NamedTuple):
+    """A stretch of a file; all pieces together are the whole file."""
+
+    size: int
+    sha256: str | None
+
+
+def partial(path: Path) -> Path:
+    """The name of a file until it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
+def index_file(path: str | Path) -> Path:
+    """The file of an index; `path` itself unless it is a folder that download.py made.
+
+    Raises InputError if its download was interrupted.
+    """
+    inner = Path(path) / Path(path).name
+    if inner.is_file():
+        return inner
+    if partial(inner).is_file():
+        raise InputError(f"the download of {path} is not complete: {AGAIN}")
+    return Path(path)
+
+
+def parse_note(text: str) -> dict[str, list[Piece]]:
+    """The pieces of each file; empty if the text is no note."""
+    try:
+        return {name: [Piece(*piece) for piece in pieces] for name, pieces in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def damage(file: Path, pieces: list[Piece], sums: bool) -> str | None:
+    """What is wrong with a downloaded file, by its size and with `sums` by its content; None if it is whole.
+
+    Without pieces, which only a file has that download.py did not make, an empty one is wrong.
+    """
+    size, expected = file.stat().st_size, sum(piece.size for piece in pieces)
+    if size != expected if pieces else size == 0:
+        return f"{file} has {size} bytes" + (f" and should have {expected}" if pieces else "")
+    if sums:
+        with file.open("rb") as opened:
+            for piece in pieces:
+                start = opened.tell()
+                if piece.sha256 and _sha256(opened, piece.size) != piece.sha256:
+                    return f"{file} is damaged between byte {start} and {start + piece.size} (its SHA-256 is wrong)"
+    return None
+
+
+def check_downloaded(path: str | Path, sums: bool = False) -> None:
+    """Raises InputError if the file at `path` is not what download.py left there."""
+    path, file = Path(path), index_file(path)
+    note = path.parent / NOTE_FILE
+    pieces = parse_note(note.read_text(encoding="utf-8")).get(path.name, []) if note.is_file() else []
+    if file.is_file() and (found := damage(file, pieces, sums)):
+        raise InputError(f"{found}: {AGAIN if pieces else 'download or build it again'}")
+
+
+def blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The next `size` bytes of a file; fewer if it ends before."""
+    while size > 0 and (block := file.read(min(BLOCK_BYTES, size))):
+        size -= len(block)
+        yield block
+
+
+def _sha256(file: BinaryIO, size: int) -> str:
+    digest = hashlib.sha256()
+    for block in blocks(file, size):
+        digest.update(block)
+    return digest.hexdigest()
