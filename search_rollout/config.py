@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from search_rollout.protocols.tool_formats import FORMATS
+from search_rollout.protocols.tool_formats import FORMATS, is_format
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,6 @@ CHOICES = {
     "loss_mask_mode": ("strict", "simple"),
     "search_failure_mode": ("observe", "give_up"),
     "search_cache_mode": ("off", "readwrite", "replay"),
-    "tool_call_format": ("auto", *FORMATS),
     "reward_preset": tuple(REWARD_PRESETS),
     "answer_metric": get_args(AnswerMetric),
 }
@@ -135,6 +134,9 @@ class SearchConfig:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ConfigError(_wrong_value(key, getattr(self, key), f"one of {', '.join(allowed)}"))
+        if not is_format(self.tool_call_format):
+            allowed = f"one of auto, {', '.join(FORMATS)}, sglang:NAME"
+            raise ConfigError(_wrong_value("tool_call_format", self.tool_call_format, allowed))
         for key in ("max_context_length", "topk", "search_concurrency", "max_tool_calls"):
             if getattr(self, key) < 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 1 up"))

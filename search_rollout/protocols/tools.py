@@ -48,7 +48,7 @@ class ToolProtocol:
         self._max_obs_tokens = max_obs_tokens
         self._template_kwargs = template_kwargs
         self._query_names = {tool["function"]["name"]: query_parameter(tool) for tool in tools}
-        self._form = form
+        self._form = form.with_tools(tools)
         self._max_calls = max_calls
 
     def parse(self, turn: str, *, think_opened: bool, ended: bool) -> Action:

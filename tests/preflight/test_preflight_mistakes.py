@@ -180,8 +180,32 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
     "a template that counts": (
         in_chat_mode(template(SPOILT_HISTORY)),
         "template: appending",
-        "in another way",
+        "differently",
         "Qwen2.5",
+    ),
+    "a template that drops tool messages": (
+        in_chat_mode(template(HERMES.replace("<tool_response>\n{{ m.content }}", "<tool_response>\n"))),
+        "template: appending",
+        "leaves out the content of a tool message",
+        "Qwen2.5",
+    ),
+    "a template that drops calls": (
+        in_chat_mode(template(HERMES.replace("{% for c in m.tool_calls or [] %}", "{% for c in [] %}"))),
+        "template: tools",
+        "leaves out an assistant's tool calls",
+        "SEARCH_R1_TOOL_CALL_FORMAT",
+    ),
+    "a family that the template is not of": (
+        in_chat_mode(setting(SEARCH_R1_TOOL_CALL_FORMAT="llama3")),
+        "template: tools",
+        "writes tool calls that llama3 does not read",
+        "auto",
+    ),
+    "a tokenizer that loses spaces": (
+        lambda machine: machine.lose_spaces(),
+        "template: chat template",
+        "changes our prompt: ' ",
+        "came with the model",
     ),
     "a turn that does not end": (
         template(HERMES.replace("<|im_end|>", "<|endoftext|>")),
