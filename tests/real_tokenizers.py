@@ -55,7 +55,7 @@ MODELS = {
     "Qwen3-Thinking-2507": Model("qwen3", "Qwen-Qwen3-4B-Thinking-2507", "hermes"),
     "QwQ": Model("qwen2.5", "Qwen-QwQ-32B", "hermes"),
     "Qwen3-Coder": Model("qwen3", "Qwen-Qwen3-Coder-30B-A3B-Instruct", "qwen_xml"),
-    "Qwen3.5": Model("qwen3", "Qwen-Qwen3.5-0.8B", "qwen_xml"),
+    "Qwen3.5": Model("qwen3", "Qwen3.5-4B", "qwen_xml"),
     "Llama 3.1": Model("llama3.1", "meta-llama-Llama-3.1-8B-Instruct", "llama3", eos="<|eot_id|>"),
     "Llama 4": Model(
         "llama3.1",
@@ -69,7 +69,7 @@ MODELS = {
     "Mistral-Small-3.2": Model("llama3.1", "Mistral-Small-3.2-24B-Instruct-2506", "mistral", _MISTRAL, "</s>"),
     "Ministral-3": Model("llama3.1", "mistralai-Ministral-3-3B-Instruct-2512", "mistral", _MISTRAL, "</s>"),
     "DeepSeek-V3": Model("deepseek-v3", "yujiepan-deepseek-v3-tiny-random", "deepseek"),
-    "DeepSeek-V3.1": Model("deepseek-v3", "deepseek-ai-DeepSeek-V3.1", "deepseek"),
+    "DeepSeek-V3.1": Model("deepseek-v3", "deepseek-ai-DeepSeek-V3.1", "deepseek", ("<think>", "</think>")),
     "GLM-4.5": Model("qwen3", "zai-org-GLM-4.5-Air", "glm", _GLM, "<|endoftext|>"),
     "GLM-4.7": Model("qwen3", "GLM-4.7-Flash", "glm", _GLM, "<|endoftext|>"),
     "Typhoon-2.1 (Gemma 3)": Model("gemma3", "typhoon-ai-typhoon2.1-gemma3-4b", "pythonic", eos="<end_of_turn>"),
@@ -80,6 +80,8 @@ MODELS = {
 @cache
 def real_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of that name, with a template of its own; skips the test, with the reason, if it cannot be had."""
+    if name == "deepseek-v3":  # AutoTokenizer makes a LlamaTokenizer of it, which loses spaces
+        return PreTrainedTokenizerFast.from_pretrained(_npm_folder(name), local_files_only=True)
     if name in NPM_PACKAGES:
         return AutoTokenizer.from_pretrained(_npm_folder(name), local_files_only=True)
     try:
