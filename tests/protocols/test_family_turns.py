@@ -40,7 +40,23 @@ NAMES = [
     pytest.param(name, marks=[pytest.mark.slow] * (model.tokenizer == "gemma3")) for name, model in MODELS.items()
 ]  # Gemma's tokenizer takes 10 seconds to load
 QUESTION = [{"role": "system", "content": "Search."}, {"role": "user", "content": "What is the capital of Kenya?"}]
-WORDS = ("Kenya", "Nairobi.", "(a)", '"q"', "漢字", "Москва", "😀", "1998", "<b>", "{}", "x = 1;", "it's", "\n", "  ", "\\n")
+WORDS = (
+    "Kenya",
+    "Nairobi.",
+    "(a)",
+    '"q"',
+    "漢字",
+    "Москва",
+    "😀",
+    "1998",
+    "<b>",
+    "{}",
+    "x = 1;",
+    "it's",
+    "\n",
+    "  ",
+    "\\n",
+)
 
 
 def text(choose: random.Random) -> str:

@@ -11,54 +11,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from family_turns import PIECES, SOUND, TOOL, arguments, fuzzed
 from real_tokenizers import MODELS, chat_template, small_tokenizer
 
 from search_rollout.protocols.chat_template import strip_end
 from search_rollout.protocols.tool_formats import FORMATS, ToolCall, fits, parse_turn, tool_format
 
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "search",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "queries": {"type": "array", "items": {"type": "string"}},
-                "comment": {"type": "string"},
-                "count": {"type": "integer"},
-                "ratio": {"type": ["number", "null"]},
-                "strict": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
-                "filter": {"type": "object"},
-            },
-        },
-    },
-}
 CALLING = [name for name, model in MODELS.items() if model.family != "none"]
 ONE_ARGUMENT = {"Typhoon-2.1 (Gemma 3)"}  # its template does not part several
 ONE_CALL = {"Llama 3.1", "Llama 4", "DeepSeek-V3"}  # Llama's refuse several, V3's first release writes two wrongly
 CALLS = 2000
-WORDS = (
-    "Kenya", "capital of", "Who wrote 'Hamlet'?", 'the "Ring"', "1998", "3.14", "null", "True", "[1]", "{}", "a, b; c",
-    "naïve", "漢字", "Москва", "😀", "é", "\\", "\\n", "C:\\new", "\n", "\t", "a=1", "(x)", "]", "}", "<b>", "50%", "`",
-)  # fmt: skip
-
-
-def text(choose: random.Random) -> str:
-    return "It" + "".join(" " + choose.choice(WORDS) for _ in range(choose.randint(0, 4))) + choose.choice("x?!")
-
-
-def arguments(choose: random.Random, name: str) -> dict[str, Any]:
-    """Arguments of the tool, of every kind that its schema has."""
-    values = {
-        "queries": [text(choose) for _ in range(choose.randint(1, 3))],
-        "comment": choose.choice(["", "12", "true", text(choose)]),
-        "count": choose.randint(-5, 10**12),
-        "ratio": choose.choice([None, 0.5, -1e-07, 3]),
-        "strict": choose.choice([True, False, None]),
-        "filter": {"year": choose.randint(0, 3), "words": [text(choose)], "deep": {"a": None, "b": False}},
-    }
-    others = [key for key in values if key != "queries" and choose.random() < 0.5]
-    return {key: values[key] for key in ["queries", *([] if name in ONE_ARGUMENT else others)]}
 
 
 def turns(tokenizer: Any, calls: list[dict[str, Any]]) -> Iterator[str]:
@@ -113,7 +75,10 @@ def test_calls_of_the_template_are_read_back_equal_alone_several_and_behind_word
     choose, tokenizer = random.Random(name), small_tokenizer(name)
     form, read = FORMATS[MODELS[name].family].with_tools([TOOL]), 0
     while read < CALLS:
-        calls = [arguments(choose, name) for _ in range(1 if name in ONE_CALL else choose.choice([1, 1, 2, 5]))]
+        calls = [
+            arguments(choose, one=name in ONE_ARGUMENT)
+            for _ in range(1 if name in ONE_CALL else choose.choice([1, 1, 2, 5]))
+        ]
         turn = written(tokenizer, calls)
         words = choose.choice(["", "I will look it up.\n"])
         if words and MODELS[name].family == "llama3":
@@ -124,33 +89,6 @@ def test_calls_of_the_template_are_read_back_equal_alone_several_and_behind_word
         assert [(call.name, call.arguments) for call in parsed.calls] == [("search", one) for one in calls], turn
         assert parsed.content == (thought.strip() + "\n" * bool(thought) + words.partition("\n")[0]).strip()
         read += len(calls)
-
-
-PIECES = (
-    "<tool_call>", "</tool_call>", "<function=search>", "</function>", "<parameter=queries>", "</parameter>", "search",
-    "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<|python_tag|>", "<|python_start|>", "<|python_end|>",
-    "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "```json\n",
-    "\n```", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "[search(", "queries=", ")]", "(", ")", "[", "]", "{", "}", '"',
-    "'", "\\", "\\x4", ",", ";", ":", "=", "\n", " ", "null", "True", "1e999", "-", "9" * 40, "\ud800", "\x00", "漢", "é",
-    '{"name": "search", "arguments": ', '{"queries": ["a"]}', "}", "<think>", "</think>", "It is Nairobi.",
-)  # fmt: skip
-SOUND = {
-    "hermes": '<tool_call>{"name": "search", "arguments": {"queries": ["a"]}}</tool_call>',
-    "qwen_xml": '<tool_call><function=search><parameter=queries>["a"]</parameter></function></tool_call>',
-    "llama3": '<|python_tag|>{"name": "search", "parameters": {"queries": ["a"]}}',
-    "mistral": '[TOOL_CALLS]search[ARGS]{"queries": ["a"]}',
-    "deepseek": '<｜tool▁call▁begin｜>search<｜tool▁sep｜>{"queries": ["a"]}<｜tool▁call▁end｜>',
-    "glm": '<tool_call>search<arg_key>queries</arg_key><arg_value>["a"]</arg_value></tool_call>',
-    "pythonic": '\n[search(queries=["a"])]',
-}
-
-
-def fuzzed(choose: random.Random, family: str) -> str:
-    """Pieces of all families, sound calls of this one among them, now and then with a letter lost."""
-    pieces = [choose.choice((*PIECES, SOUND[family])) for _ in range(choose.randint(0, 25))]
-    turn = "".join(pieces)
-    place = choose.randint(0, len(turn))
-    return turn[:place] + turn[place + choose.randint(0, 1) :]
 
 
 @pytest.mark.parametrize("family", FORMATS)
@@ -170,7 +108,14 @@ def test_no_turn_makes_a_format_raise(family):
 def test_a_turn_of_noise_is_read_in_time_that_grows_with_its_length_only(family):
     form = FORMATS[family].with_tools([TOOL])
     patterns = [one for piece in PIECES for one in (piece, "\n" + piece, SOUND[family][:-1] + piece)]
-    patterns += ["[search(a=" + "[" * 20, '<tool_call>"', '[TOOL_CALLS]["', '<|python_tag|>{"', "[search(a='", "\n[s(a=["]
+    patterns += [
+        "[search(a=" + "[" * 20,
+        '<tool_call>"',
+        '[TOOL_CALLS]["',
+        '<|python_tag|>{"',
+        "[search(a='",
+        "\n[s(a=[",
+    ]
     slowest = 0.0
     for pattern in patterns:
         turn = SOUND[family] + pattern * (200_000 // len(pattern))
@@ -199,11 +144,12 @@ def test_a_turn_of_noise_is_read_in_time_that_grows_with_its_length_only(family)
         ("mistral", '[TOOL_CALLS]search[CALL_ID]a1[ARGS]{}[TOOL_CALLS]search[ARGS] {"queries": [', [{}, None]),
         ("mistral", "[TOOL_CALLS]search{}", [None]),
         ("deepseek", SOUND["deepseek"].removesuffix("<｜tool▁call▁end｜>"), [{"queries": ["a"]}]),
-        ("deepseek", '<｜tool▁call▁begin｜>search<｜tool▁sep｜>{"queries": [<｜tool▁call▁end｜>', [None]),
-        ("deepseek", '<｜tool▁call▁begin｜>{"queries": []}<｜tool▁call▁end｜>', [None]),
+        ("deepseek", SOUND["deepseek"].replace('"]', ""), [None]),
+        ("deepseek", SOUND["deepseek"].replace("<｜tool▁sep｜>", ""), [None]),
+        ("deepseek", SOUND["deepseek"].removeprefix("<｜tool▁calls▁begin｜>"), [None]),
         ("pythonic", "[search(queries=['it\\'s', \"a\\x41\"]), search(count=-1, strict=None)]", [
             {"queries": ["it's", "aA"]}, {"count": -1, "strict": None}]),
-        ("pythonic", "<|python_start|>[search(filter={'a': [1.5, True]},)]<|python_end|>", [{"filter": {"a": [1.5, True]}}]),
+        ("pythonic", "<|python_start|>[search(filter={'a': [1]},)]<|python_end|>", [{"filter": {"a": [1]}}]),
         ("pythonic", "[search('a')]", [None]),
         ("pythonic", "[search(queries=[a])]", [None]),
         ("pythonic", "[search(queries=" + "[" * 100 + "]" * 100 + ")]", [None]),
@@ -240,7 +186,7 @@ def test_what_stands_around_the_calls_is_content():
     assert around.content == "abc"
     assert FORMATS["mistral"].split("a" + SOUND["mistral"] + "b").content == "a\nb"
     assert FORMATS["pythonic"].split("a" + SOUND["pythonic"] + "b").content == "a\nb"
-    assert FORMATS["deepseek"].split("a<｜tool▁calls▁begin｜>" + SOUND["deepseek"] + "<｜tool▁calls▁end｜>b").content == "ab"
+    assert FORMATS["deepseek"].split("a" + SOUND["deepseek"] + "<｜tool▁calls▁end｜>b").content == "ab"
 
 
 def test_an_unreadable_call_keeps_its_text():

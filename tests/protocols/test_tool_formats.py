@@ -394,7 +394,8 @@ def test_calls_that_two_formats_read_are_an_error():
     ways = "{{ message['content'] or '' }}{% for call in message.tool_calls or [] %}{% if message.content is none %}"
     llama = '{"name": "search", "parameters": {{ call.function.arguments | tojson }}}'
     template = CHATML.replace(
-        "{{ message['content'] }}", f"{ways}<tool_call>{llama}</tool_call>{{% else %}}{llama}{{% endif %}}{{% endfor %}}"
+        "{{ message['content'] }}",
+        f"{ways}<tool_call>{llama}</tool_call>{{% else %}}{llama}{{% endif %}}{{% endfor %}}",
     )
     with pytest.raises(ValueError, match=r"can be read as hermes and as llama3"):
         tool_format(tokenizer_with(template))
@@ -405,8 +406,14 @@ def test_calls_that_two_formats_read_are_an_error():
     ("template", "reason"),
     [
         (None, "has no chat template"),
-        (CHATML.replace("{% for", "{{ raise_exception('no tools!') if messages[-1].role == 'tool' }}{% for", 1), "no tools!"),
-        (CHATML.replace("{{ message['content'] }}", "{{ message['content'] if message.role != 'tool' }}"), "leaves out"),
+        (
+            CHATML.replace("{% for", "{{ raise_exception('no tools!') if messages[-1].role == 'tool' }}{% for", 1),
+            "no tools!",
+        ),
+        (
+            CHATML.replace("{{ message['content'] }}", "{{ message['content'] if message.role != 'tool' }}"),
+            "leaves out",
+        ),
         (CHATML.replace("{{ message['content'] }}", "{{ message['content'] | upper }}"), "content as it is"),
     ],
     ids=["no template", "no tool role", "drops tool messages", "changes what the assistant says"],
@@ -416,6 +423,14 @@ def test_a_template_in_which_no_tool_message_can_be_appended_is_refused_with_the
         tool_format(tokenizer_with(template), name)
 
 
-@pytest.mark.parametrize(("name", "sound"), [("auto", True), ("glm", True), ("sglang:kimi_k2", True), ("sglang:", False)])
+@pytest.mark.parametrize(
+    ("name", "sound"), [("auto", True), ("glm", True), ("sglang:kimi_k2", True), ("sglang:", False)]
+)
 def test_the_setting_takes_a_family_or_one_of_sglangs_names(name, sound):
     assert is_format(name) is sound
+
+
+def test_without_sglang_its_detectors_are_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"sglang:lfm2 needs SGLang .*: install sglang there, or name"):
+        tool_format(tool_tokenizer(), "sglang:lfm2")

@@ -1,4 +1,4 @@
-"""Chat rollouts with every family of models, in all tracking modes, over an engine that splits words as no tokenizer."""
+"""Chat rollouts with every family of models, in all tracking modes, over an engine with a split of its own."""
 
 import random
 from typing import Any
@@ -21,7 +21,7 @@ CALLS = {
     "qwen_xml": "<tool_call>\n<function=search>\n<parameter=queries>\n%s\n</parameter>\n</function>\n</tool_call>",
     "llama3": '{"name": "search", "parameters": {"queries": %s}}',
     "mistral": '[TOOL_CALLS][{"name": "search",  "arguments": {"queries": %s}}]',
-    "deepseek": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>search<｜tool▁sep｜>{"queries": %s}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    "deepseek": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>search<｜tool▁sep｜>{"queries": %s}<｜tool▁call▁end｜>',
     "glm": "<tool_call>search\n<arg_key>queries</arg_key>\n<arg_value>%s</arg_value>\n</tool_call>",
     "pythonic": "[search(queries=%s)]",
 }
@@ -67,7 +67,9 @@ async def test_a_rollout_has_the_engines_ids_in_every_tracking_mode(monkeypatch,
     end = "<|observation|>" if MODELS[name].family == "glm" else tokenizer.eos_token
     opened = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True).rstrip()
     thought = "I need it.</think>\n" if opened.endswith("<think>") else "<think>I need it.</think>\n"
-    answer = f"{thought}<answer>Nairobi</answer>" + ("<|user|>" if MODELS[name].family == "glm" else tokenizer.eos_token)
+    answer = f"{thought}<answer>Nairobi</answer>" + (
+        "<|user|>" if MODELS[name].family == "glm" else tokenizer.eos_token
+    )
     turns = [split(tokenizer, text, choose) for text in (f"{thought}{one}{end}", f"{thought}{one}{end}", answer)]
     samples = []
     for tracking in ("manual", "router_radix", "router_handler"):
@@ -77,7 +79,9 @@ async def test_a_rollout_has_the_engines_ids_in_every_tracking_mode(monkeypatch,
         for request, sampled in zip(engine.requests, engine.sampled, strict=True):
             start = len(request["input_ids"]) - prompt
             assert sample.tokens[: prompt + start] == request["input_ids"]
-            assert ids[start : start + len(sampled)] == sampled and mask[start : start + len(sampled)] == [1] * len(sampled)
+            assert ids[start : start + len(sampled)] == sampled and mask[start : start + len(sampled)] == [1] * len(
+                sampled
+            )
         assert sum(mask) == sum(map(len, turns)) and engine.sampled == turns
         samples.append(fields(sample))
     assert samples[0] == samples[1] == samples[2]

@@ -17,7 +17,17 @@ from search_rollout.protocols.tool_formats.pythonic import Pythonic
 from search_rollout.protocols.tool_formats.qwen_xml import QwenXml
 from search_rollout.protocols.tool_formats.sglang import PREFIX, SGLangFormat
 
-__all__ = ["FORMATS", "ParsedTurn", "ToolCall", "ToolFormat", "fits", "is_format", "parse_turn", "tool_format"]
+__all__ = [
+    "FORMATS",
+    "REMEDY",
+    "ParsedTurn",
+    "ToolCall",
+    "ToolFormat",
+    "fits",
+    "is_format",
+    "parse_turn",
+    "tool_format",
+]
 
 FORMATS: dict[str, ToolFormat] = {
     form.name: form for form in (Hermes(), QwenXml(), Llama3Json(), Mistral(), DeepSeek(), Glm(), Pythonic())

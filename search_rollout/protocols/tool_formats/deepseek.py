@@ -17,8 +17,12 @@ class DeepSeek(ToolFormat):
     _FENCED = re.compile(r"\s*function<｜tool▁sep｜>([^\n]+)\n```json\n(.*?)\n?```\s*", re.DOTALL)
 
     def split(self, text: str) -> ParsedTurn:
-        """See `ToolFormat`. The last call of a turn may lack its end mark."""
-        calls = tuple(self._call(match[1]) for match in self._CALL.finditer(text))
+        """See `ToolFormat`. The last call of a turn may lack its end mark; none may lack the mark before all calls."""
+        begin = text.find("<｜tool▁calls▁begin｜>")
+        calls = tuple(
+            self._call(match[1]) if 0 <= begin < match.start() else ToolCall(match[1].strip())
+            for match in self._CALL.finditer(text)
+        )
         return ParsedTurn(self._MARK.sub("", self._CALL.sub("", text)).strip(), calls)
 
     def _call(self, body: str) -> ToolCall:

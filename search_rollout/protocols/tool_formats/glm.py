@@ -6,11 +6,11 @@ from search_rollout.protocols.tool_formats.base import ParsedTurn, ToolCall, Typ
 
 
 class Glm(TypedFormat):
-    """`<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>…</tool_call>`; GLM-4.5 breaks lines between."""
+    """`<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>…</tool_call>`, in GLM-4.5 on several lines."""
 
     name = "glm"
     _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-    _NAME = re.compile(r"\s*([^<>\s{}\"]+)")
+    _NAME = re.compile(r"\s*([\w.-]+)")
     _ARGUMENT = re.compile(r"\s*<arg_key>([^<>]*)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 
     def split(self, text: str) -> ParsedTurn:

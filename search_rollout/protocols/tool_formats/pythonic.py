@@ -10,7 +10,7 @@ MAX_DEPTH = 32  # of lists and objects in an argument
 
 
 class Pythonic(ToolFormat):
-    """`[search(queries=["a", 'b']), search(…)]` at the beginning of a line, or between `<|python_start|>` and its end."""
+    """`[search(queries=["a", 'b']), search(…)]` at the beginning of a line, or behind `<|python_start|>`."""
 
     name = "pythonic"
     _LIST = re.compile(r"(?:<\|python_start\|>\s*|^[ \t]*)(?=\[\s*[A-Za-z_][\w.]*\()", re.MULTILINE)
@@ -103,10 +103,7 @@ class _Reader:
 
     def _unescaped(self, body: str) -> str:
         """The string between two quotes, by JSON's escapes and two of Python's."""
-        as_json = self._ESCAPE.sub(
-            lambda found: f"\\u00{found[1]}" if found[1] else "'" if found[2] == "'" else found[0] if found[2] else '\\"',
-            body,
-        )
+        as_json = self._ESCAPE.sub(_as_json, body)
         return json.loads(f'"{as_json}"', strict=False)
 
     def _name(self) -> str:
@@ -128,3 +125,10 @@ class _Reader:
     def _expect(self, mark: str) -> None:
         if not self._take(mark):
             raise ValueError(f"no {mark}")
+
+
+def _as_json(found: re.Match[str]) -> str:
+    """JSON's spelling of an escape, or of a bare double quote."""
+    if found[1]:
+        return f"\\u00{found[1]}"
+    return "'" if found[2] == "'" else found[0] if found[2] else '\\"'

@@ -6,7 +6,7 @@ from search_rollout.protocols.tool_formats.base import ParsedTurn, ToolCall, Typ
 
 
 class QwenXml(TypedFormat):
-    """`<tool_call><function=NAME><parameter=KEY>VALUE</parameter>…</function></tool_call>`, with line breaks between."""
+    """`<tool_call><function=NAME><parameter=KEY>VALUE</parameter>…</function></tool_call>`, on several lines."""
 
     name = "qwen_xml"
     _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)

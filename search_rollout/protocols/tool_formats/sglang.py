@@ -1,7 +1,7 @@
 """Every family that SGLang reads, by SGLang's own detectors: `tool_call_format: sglang:NAME`, NAME as in SGLang's docs.
 
-The detectors run in a child process, since some of their patterns take exponential time on hostile text: a turn that
-takes too long ends the child, counts as one unreadable call, and the next turn starts another child.
+The detectors run in a child process with a time limit, since some of their patterns take exponential time on hostile
+text: a turn that takes too long counts as one unreadable call. A child that hangs all the same is killed and restarted.
 
     python -m search_rollout.protocols.tool_formats.sglang NAME     the child: one JSON line in, one out
 """
@@ -12,9 +12,10 @@ import importlib.util
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -136,19 +137,36 @@ def main(detector: str) -> None:
     print(json.dumps(trouble), file=out, flush=True)
     if trouble:
         return
+    signal.signal(signal.SIGALRM, _too_late)
     for line in sys.stdin:
         request = json.loads(line)
         parser = FunctionCallParser([Tool(**tool) for tool in request["tools"]], detector)
-        try:
-            content, calls = parser.parse_non_stream(request["text"])
-            answer = {"content": content, "calls": [(call.name, call.parameters) for call in calls]}
-        except Exception:  # a detector's own fault
-            answer = {"content": "", "calls": []}
-        try:
-            answer["called"] = bool(parser.has_tool_call(request["text"]))
-        except Exception:
-            answer["called"] = True
+        content, calls = _in_time(parser.parse_non_stream, request["text"]) or ("", [])
+        answer = {
+            "content": content,
+            "calls": [(call.name, call.parameters) for call in calls],
+            "called": _in_time(parser.has_tool_call, request["text"]) is not False,
+        }
         print(json.dumps(answer), file=out, flush=True)
+
+
+class _TooLate(BaseException):
+    """No Exception: the detectors catch those."""
+
+
+def _in_time(work: Callable[[str], Any], text: str) -> Any:
+    """What `work` makes of the text; None if it raises, or takes longer than a part of TURN_S."""
+    try:
+        signal.setitimer(signal.ITIMER_REAL, TURN_S / 4)
+        return work(text)
+    except (Exception, _TooLate):
+        return None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _too_late(*_: Any) -> None:
+    raise _TooLate
 
 
 if __name__ == "__main__":
