@@ -26,8 +26,8 @@ PIECES = (
     "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<|python_tag|>", "<|python_start|>", "<|python_end|>",
     "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>",
     "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "```json\n", "\n```", "[search(", "queries=", ")]", "(", ")", "[",
-    "]", "{", "}", '"', "'", "\\", "\\x4", ",", ";", ":", "=", "\n", " ", "null", "True", "1e999", "-", "9" * 40, "漢", "é",
-    "\ud800", "\x00", '{"name": "search", "arguments": ', '{"queries": ["a"]}', "}", "<think>", "</think>", "It is.",
+    "]", "{", "}", '"', "'", "\\", "\\x4", ",", ";", ":", "=", "\n", " ", "null", "True", "1e999", "-", "9" * 40, "漢",
+    "é", "\ud800", "\x00", '{"name": "search", "arguments": ', '{"queries": ["a"]}', "}", "<think>", "</think>", "It is.",
 )  # fmt: skip
 SOUND = {
     "hermes": '<tool_call>{"name": "search", "arguments": {"queries": ["a"]}}</tool_call>',

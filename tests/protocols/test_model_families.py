@@ -176,6 +176,8 @@ def test_values_are_typed_by_the_schema_of_the_tool_that_is_called(family):
     assert value("1", {"oneOf": [{"type": "integer"}, {"type": "string"}]}) == "1"
     assert value("1", {}) == "1" and value("1", {"type": "integer"}, tool="other") == "1"
     assert value("1", "integer") == "1"  # a schema that is none
+    for tool in ({}, {"function": None}, {"function": {"name": "search", "parameters": {"properties": []}}}):
+        assert len(FORMATS[family].with_tools([tool]).split(SOUND[family]).calls) == 1
 
 
 def test_what_stands_around_the_calls_is_content():

@@ -38,16 +38,15 @@ class TypedFormat(ToolFormat):
     """A format that writes every value as text; the tools' schemas say which of them are not strings."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._schemas: dict[str, Mapping[str, Any]] = {
-            tool["function"]["name"]: tool["function"].get("parameters", {}).get("properties", {}) for tool in tools
-        }
+        functions = [_object(tool, "function") for tool in tools]
+        self._schemas = {one.get("name"): _object(_object(one, "parameters"), "properties") for one in functions}
 
     def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> "ToolFormat":
         return type(self)(tools)
 
     def _typed(self, name: str, texts: Mapping[str, str]) -> dict[str, Any]:
         schemas = self._schemas.get(name, {})
-        return {key: _typed_value(text, schemas.get(key, {})) for key, text in texts.items()}
+        return {key: _typed_value(text, schemas.get(key)) for key, text in texts.items()}
 
 
 def json_value(text: str) -> Any:
@@ -86,6 +85,12 @@ def call_with(text: str, name: Any, arguments: Any) -> ToolCall:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return ToolCall(text)
     return ToolCall(text, name, arguments)
+
+
+def _object(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object under this key of a tool, which a client of the token router may have left out."""
+    found = value.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}  # as templates write what is neither text nor JSON
