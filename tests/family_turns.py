@@ -27,7 +27,7 @@ PIECES = (
     "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>",
     "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "```json\n", "\n```", "[search(", "queries=", ")]", "(", ")", "[",
     "]", "{", "}", '"', "'", "\\", "\\x4", ",", ";", ":", "=", "\n", " ", "null", "True", "1e999", "-", "9" * 40, "漢",
-    "é", "\ud800", "\x00", '{"name": "search", "arguments": ', '{"queries": ["a"]}', "}", "<think>", "</think>", "It is.",
+    "é", "\ud800", "\0", '{"name": "search", "arguments": ', '{"queries": ["a"]}', "}", "<think>", "</think>", "It.",
 )  # fmt: skip
 SOUND = {
     "hermes": '<tool_call>{"name": "search", "arguments": {"queries": ["a"]}}</tool_call>',
