@@ -99,7 +99,7 @@ class SearchConfig:
     max_obs_tokens: int = 500
     answer_reserve_tokens: int = 256  # kept free for the model after an observation
     # Tools of chat mode.
-    tool_call_format: str = "auto"  # auto: what the tokenizer's chat template shows
+    tool_call_format: str = "auto"  # auto: as the tokenizer's chat template writes calls
     max_tool_calls: int = 8  # of a turn, and queries of a call
     # Search.
     retrieval_server_url: str = "http://localhost:8000"  # several, separated by commas, share the load

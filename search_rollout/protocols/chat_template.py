@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SENTINEL = "what-the-assistant-said-in-the-turn-before"  # printable: JSON must not escape it
+SENTINEL = "what-the-assistant-said-in-the-turn-before"  # printable: JSON must not escape it
 
 
 def render_prompt(
@@ -100,7 +100,7 @@ def _behind_turn(tokenizer: Any, messages: Sequence[Mapping[str, Any]], kwargs: 
         {**message, "tool_call_id": _call_id(number)} if message["role"] == "tool" else message
         for number, message in enumerate(messages)
     ]
-    words = {"role": "assistant", "content": _SENTINEL}
+    words = {"role": "assistant", "content": SENTINEL}
     try:
         return _cut(render_prompt(tokenizer, [_ASKED, words, *messages], **kwargs))
     except Exception:
@@ -119,7 +119,7 @@ _ASKED = {"role": "user", "content": "-"}
 
 def _cut(text: str) -> str:
     """What stands behind the sentinel. The first one counts: what a message quotes of it must not matter."""
-    _, found, rest = text.partition(_SENTINEL)
+    _, found, rest = text.partition(SENTINEL)
     if not found:
         raise ValueError("The chat template does not write an assistant's content as it is; turns cannot be appended.")
     return rest
@@ -131,7 +131,7 @@ def _calling(count: int) -> dict[str, Any]:
         {
             "id": _call_id(number),
             "type": "function",
-            "function": {"name": "search", "arguments": {"query": _SENTINEL if number == count - 1 else "-"}},
+            "function": {"name": "search", "arguments": {"query": SENTINEL if number == count - 1 else "-"}},
         }
         for number in range(count)
     ]

@@ -11,10 +11,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from real_tokenizers import MODELS, model_tokenizer
+from real_tokenizers import MODELS, model_tokenizer, small_tokenizer
 
-from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, render_prompt, strip_end
-from search_rollout.protocols.prompts import SEARCH_TOOL
+from search_rollout.protocols.chat_template import SENTINEL, decode, encode, next_turn_ids, render_prompt, strip_end
+from search_rollout.protocols.prompts import SEARCH_TOOL, xml_messages
 
 pytestmark = pytest.mark.model
 
@@ -39,6 +39,7 @@ REWRITTEN = {
 NAMES = [
     pytest.param(name, marks=[pytest.mark.slow] * (model.tokenizer == "gemma3")) for name, model in MODELS.items()
 ]  # Gemma's tokenizer takes 10 seconds to load
+MOVES_SYSTEM = ("Mistral-7B-v0.3", "Mistral-Nemo")  # system message and tools, always to the last question
 QUESTION = [{"role": "system", "content": "Search."}, {"role": "user", "content": "What is the capital of Kenya?"}]
 WORDS = (
     "Kenya",
@@ -90,8 +91,9 @@ def test_what_is_appended_is_what_the_template_would_have_written(name):
         answers: list[dict[str, Any]] = [{"role": "user", "content": text(choose)}]
         if calls:
             answers = [{"role": "tool", "tool_call_id": "call00000", "content": text(choose)}]
-        moves = name in ("Mistral-7B-v0.3", "Mistral-Nemo")  # system message and tools, to the last question
-        question, tools = (QUESTION[1:], False) if moves else (QUESTION, calls and name != "Mistral-Small-3.2")
+        question, tools = (
+            (QUESTION[1:], False) if name in MOVES_SYSTEM else (QUESTION, calls and name != "Mistral-Small-3.2")
+        )
         before, after = whole(tokenizer, question, tools), whole(tokenizer, [*question, said, *answers], tools)
         added = next_turn_ids(tokenizer, answers, None)
         assert after.endswith(decode(tokenizer, added))
@@ -140,6 +142,33 @@ def test_a_message_that_quotes_what_we_look_for_changes_nothing(name):
     def appended(content: str) -> str:
         return decode(tokenizer, next_turn_ids(tokenizer, [{"role": role, "content": content}], None))
 
-    from search_rollout.protocols.chat_template import _SENTINEL
+    assert appended(f"It {SENTINEL} is.") == appended("It MARK is.").replace("MARK", SENTINEL)
 
-    assert appended(f"It {_SENTINEL} is.") == appended("It MARK is.").replace("MARK", _SENTINEL)
+
+# How a prompt and every later turn begin in XML mode, by enable_thinking: not given, true, false. All others: "free".
+THINKING = {
+    "Qwen3": ("free", "free", "closed"),
+    "Qwen3-Thinking-2507": ("open", "open", "open"),
+    "QwQ": ("closed", "open", "closed"),
+    "Qwen3.5": ("open", "open", "closed"),
+    "DeepSeek-V3.1": ("closed", "open", "closed"),
+    "GLM-4.5": ("free", "free", "closed"),
+    "GLM-4.7": ("open", "open", "closed"),
+    "Typhoon-2.1 (Gemma 3)": ("free", "open", "free"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_enable_thinking_holds_for_the_prompt_and_for_every_later_turn(name):
+    tokenizer, again = small_tokenizer(name), [{"role": "user", "content": "again"}]
+    question = xml_messages("Who wrote Hamlet?")[1 if name in MOVES_SYSTEM else 0 :]
+    for kwargs, expected in zip(
+        ({}, {"enable_thinking": True}, {"enable_thinking": False}), THINKING.get(name, ("free",) * 3), strict=True
+    ):
+        prompt = render_prompt(tokenizer, question, **kwargs)
+        added = decode(tokenizer, next_turn_ids(tokenizer, again, None, **kwargs))
+        said = {"role": "assistant", "content": "It is."}
+        assert render_prompt(tokenizer, [*question, said, *again], **kwargs).endswith(added)
+        for text in (prompt, added):
+            ends = {"<think>": "open", "</think>": "closed"}
+            assert next((kind for tag, kind in ends.items() if text.rstrip().endswith(tag)), "free") == expected
