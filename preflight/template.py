@@ -1,4 +1,4 @@
-"""Checks of the chat template: that it is there, knows tools, and that turns can be appended to what it renders."""
+"""Checks of the chat template: it exists, teaches tool calls that can be read, and turns can be appended to it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from preflight.checkpoint_files import BadFile, read_json
 from preflight.findings import Blocked, Finding, doubtful, fine, one_line, skipped, wrong
 from preflight.setup import Setup
-from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, render_prompt
+from search_rollout.protocols.chat_template import check_appending, decode, encode, next_turn_ids, render_prompt
 from search_rollout.protocols.prompts import SEARCH_TOOL, chat_messages, xml_messages
-from search_rollout.protocols.tool_formats import FORMATS, tool_format
+from search_rollout.protocols.tool_formats import REMEDY, fits, tool_format
 
 OTHER_MODEL = "use a model whose template does, such as Qwen2.5-3B-Instruct"
 MARK = "a text that stands nowhere else"
@@ -26,8 +26,14 @@ def chat_template(setup: Setup) -> Finding:
     try:
         text = _render(setup)
     except Exception as error:  # templates raise what they like
-        return wrong(f"the chat template does not take a prompt of ours: {one_line(error)}", OTHER_MODEL)
-    return fine(f"makes {len(encode(setup.tokenizer, text))} tokens of a prompt of ours")
+        return wrong(f"the chat template refuses our prompt: {one_line(error)}", OTHER_MODEL)
+    ids = encode(setup.tokenizer, text)
+    if (read := decode(setup.tokenizer, ids)) != text:
+        return wrong(
+            f"the tokenizer changes our prompt: {_difference(text, read)}",
+            "use the tokenizer that came with the model: this one cannot give back a text that it encoded",
+        )
+    return fine(f"renders our prompt in {len(ids)} tokens")
 
 
 def tools(setup: Setup) -> Finding:
@@ -35,23 +41,25 @@ def tools(setup: Setup) -> Finding:
         return skipped("generate mode has none")
     _require_template(setup)
     if SEARCH_TOOL["function"]["description"] not in _render(setup):
-        return wrong("the chat template leaves out the tools, so the model is not told of them", OTHER_MODEL)
+        return wrong("the chat template leaves out the tools, so the model never sees them", OTHER_MODEL)
+    _require_appending(setup)
+    name = setup.config.tool_call_format
     try:
-        form = tool_format(setup.tokenizer, setup.config.tool_call_format)
-    except ValueError:
-        return wrong(
-            "the chat template shows no way of writing tool calls that is known here",
-            f"use such a model, or name its way: SEARCH_R1_TOOL_CALL_FORMAT={' or '.join(FORMATS)}",
-        )
-    return fine(f"shown to the model; calls are read as {type(form).__name__}'s")
+        form = tool_format(setup.tokenizer, name)
+    except ValueError as error:
+        return wrong(one_line(error).removesuffix(REMEDY).strip(), REMEDY)
+    if not fits(setup.tokenizer, form):
+        return wrong(f"the chat template writes tool calls that {name} does not read", "set tool_call_format to auto")
+    return fine(f"shown to the model; calls are read as {form.name}")
 
 
 def appending(setup: Setup) -> Finding:
-    """What follows a turn must not depend on what was before: only then is it right behind the ids of the engine."""
+    """What follows a turn must not depend on earlier turns: only then can it be put behind the engine's ids."""
     _require_template(setup)
-    role = "tool" if setup.config.llm_api_mode == "chat" else "user"
-    message = {"role": role, "content": MARK}
+    role = _role(setup)
+    message = {"role": role, "content": MARK} | ({"tool_call_id": "call00000"} if role == "tool" else {})
     try:
+        check_appending(setup.tokenizer, role, **setup.template_kwargs)
         after = _text_after_turn(setup, [message])
         shown = render_prompt(
             setup.tokenizer,
@@ -60,23 +68,21 @@ def appending(setup: Setup) -> Finding:
             **setup.template_kwargs,
         )
     except Exception as error:
-        return wrong(f"the chat template cannot append a {role} message: {one_line(error)}", OTHER_MODEL)
-    if MARK not in after:
-        return wrong(f"the chat template leaves out the content of a {role} message", OTHER_MODEL)
+        return wrong(one_line(error), OTHER_MODEL)
     if not shown.endswith(after):
         return wrong(
-            f"the chat template writes a {role} message in another way if more was said before: turns cannot be "
+            f"the chat template writes a {role} message differently after a longer conversation: turns cannot be "
             "appended to what the engine sampled",
             OTHER_MODEL,
         )
-    return fine(f"a {role} message is written in the same way whatever stands before it")
+    return fine(f"a {role} message is written the same way whatever precedes it")
 
 
 def end_of_turn(setup: Setup) -> Finding:
     _require_template(setup)
     tokenizer = setup.tokenizer
     try:
-        ids = encode(tokenizer, _text_after_turn(setup, [{"role": "user", "content": MARK}]))
+        ids = encode(tokenizer, _text_after_turn(setup, [{"role": _role(setup), "content": MARK}]))
     except Exception as error:
         raise Blocked("turns cannot be appended") from error
     end, stops = ids[0], _stop_ids(setup)
@@ -85,8 +91,8 @@ def end_of_turn(setup: Setup) -> Finding:
         return fine(f"{name} ends a turn, and the engine stops there")
     listed = ", ".join(f"{decode(tokenizer, [stop])!r} ({stop})" for stop in sorted(stops))
     return wrong(
-        f"the chat template ends a turn with {name}, and the engine stops at {listed or 'nothing'} only: "
-        "a turn would go on to the limit",
+        f"the chat template ends a turn with {name}, but the engine stops only at {listed or 'nothing'}: "
+        "every turn would run to its length limit",
         f"add {end} to eos_token_id in {Path(setup['HF_CHECKPOINT']) / 'generation_config.json'}, or use the Instruct "
         "version of the model",
     )
@@ -96,10 +102,10 @@ def thinking(setup: Setup) -> Finding:
     _require_template(setup)
     if _render(setup).rstrip().endswith("</think>"):
         return doubtful(
-            "the chat template thinks for the model: prompts end in an empty <think></think>",
-            "give enable_thinking: true in apply_chat_template_kwargs (CUSTOM_CONFIG_PATH)",
+            "the chat template turns thinking off: prompts end in an empty <think></think>",
+            "set enable_thinking: true in apply_chat_template_kwargs (CUSTOM_CONFIG_PATH)",
         )
-    return fine("prompts leave the thinking to the model")
+    return fine("prompts do not turn thinking off")
 
 
 def _is_used(setup: Setup) -> bool:
@@ -111,6 +117,24 @@ def _require_template(setup: Setup) -> None:
         raise Blocked("prompts are whole texts: APPLY_CHAT_TEMPLATE=0")
     if not setup.tokenizer.chat_template:
         raise Blocked("there is no chat template")
+
+
+def _require_appending(setup: Setup) -> None:
+    try:
+        check_appending(setup.tokenizer, _role(setup), **setup.template_kwargs)
+    except ValueError as error:
+        raise Blocked("tool messages cannot be appended") from error
+
+
+def _role(setup: Setup) -> str:
+    """The role of the messages that answer a model's turn."""
+    return "tool" if setup.config.llm_api_mode == "chat" else "user"
+
+
+def _difference(text: str, read: str) -> str:
+    """Where a text that was encoded and decoded first differs."""
+    place = next((n for n, pair in enumerate(zip(text, read, strict=False)) if pair[0] != pair[1]), len(read))
+    return f"{text[place : place + 30]!r} is read back as {read[place : place + 30]!r}"
 
 
 def _messages(setup: Setup) -> list[dict[str, str]]:
@@ -127,18 +151,18 @@ def _render(setup: Setup) -> str:
 
 
 def _text_after_turn(setup: Setup, messages: list[dict[str, str]]) -> str:
-    """What the plugin appends behind an assistant's words, with the end of that turn."""
+    """What the plugin appends behind an assistant's words, the end of that turn included."""
     return decode(setup.tokenizer, next_turn_ids(setup.tokenizer, messages, None, **setup.template_kwargs))
 
 
 def _stop_ids(setup: Setup) -> set[int]:
-    """Where SGLang ends a turn by itself."""
+    """The tokens at which SGLang ends a turn."""
     found: set[Any] = {setup.tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         try:
             ids = read_json(Path(setup["HF_CHECKPOINT"]) / name).get("eos_token_id")
         except BadFile:
-            continue  # generation_config.json need not be there; config.json has a row of its own
+            continue  # generation_config.json is optional; config.json has its own row
         found |= set(ids) if isinstance(ids, list) else {ids}
     return found - {None}
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from search_rollout.protocols.tool_formats import FORMATS
+from search_rollout.protocols.tool_formats import FORMATS, is_format
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,6 @@ CHOICES = {
     "loss_mask_mode": ("strict", "simple"),
     "search_failure_mode": ("observe", "discard"),
     "search_cache_mode": ("off", "readwrite", "replay"),
-    "tool_call_format": ("auto", *FORMATS),
     "reward_preset": tuple(REWARD_PRESETS),
     "answer_metric": get_args(AnswerMetric),
 }
@@ -100,7 +99,7 @@ class SearchConfig:
     max_obs_tokens: int = 500
     answer_reserve_tokens: int = 256  # kept free for the model after an observation
     # Tools of chat mode.
-    tool_call_format: str = "auto"  # auto: what the tokenizer's chat template shows
+    tool_call_format: str = "auto"  # auto: as the tokenizer's chat template writes calls
     max_tool_calls: int = 8  # of a turn, and queries of a call
     # Search.
     retrieval_server_url: str = "http://localhost:8000"  # several, separated by commas, share the load
@@ -135,6 +134,9 @@ class SearchConfig:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ConfigError(_wrong_value(key, getattr(self, key), f"one of {', '.join(allowed)}"))
+        if not is_format(self.tool_call_format):
+            names = f"one of auto, {', '.join(FORMATS)}, sglang:NAME"
+            raise ConfigError(_wrong_value("tool_call_format", self.tool_call_format, names))
         for key in ("max_context_length", "topk", "search_concurrency", "max_tool_calls"):
             if getattr(self, key) < 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 1 up"))

@@ -22,7 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from search_rollout.arguments import whole_number
-from search_rollout.protocols.tool_formats import FORMATS, ToolFormat, tool_format
+from search_rollout.protocols.tool_formats import FORMATS, ToolFormat, is_format, tool_format
 from token_router.app import create_app, make_runner
 from token_router.token_trie import TokenTrie
 from token_router.workers import Workers, worker_url
@@ -71,9 +71,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--tool-call-format",
-        choices=["auto", *FORMATS],
+        type=_format_name,
         default="auto",
-        help="how the model writes tool calls (default: as its chat template shows)",
+        metavar="NAME",
+        help=f"how the model writes tool calls: {', '.join(FORMATS)} or sglang:NAME (default: its template's)",
     )
     parser.add_argument(
         "--max-tokens",
@@ -91,6 +92,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--debug", action="store_true", help="log every request")
     return parser.parse_args(argv)
+
+
+def _format_name(name: str) -> str:
+    if not is_format(name):
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {name!r} (choose from auto, {', '.join(FORMATS)}, sglang:NAME)"
+        )
+    return name
 
 
 def take_port(host: str, port: int) -> socket.socket:

@@ -38,7 +38,7 @@ class ChatRoute:
         body = await json_object(request)
         refuse_streaming(body)
         conversation, fields = parse_conversation(body), worker_fields(body)
-        form = self._form() if conversation.tools else None
+        form = self._form().with_tools(conversation.tools) if conversation.tools else None
         keys = conversation.keys(namespace_of(request))
         prompt = self._prompt(conversation, keys)
         ids = prompt.ids()

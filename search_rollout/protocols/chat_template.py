@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SENTINEL = "\x02assistant-turn\x03"
+SENTINEL = "what-the-assistant-said-in-the-turn-before"  # printable: JSON must not escape it
 
 
 def render_prompt(
@@ -49,18 +49,95 @@ def strip_end(tokenizer: Any, turn: str) -> str:
     return turn
 
 
+# What ends a turn in the templates of known families, beside the tokenizer's own end token.
+_TURN_ENDS = frozenset(
+    "<|im_end|> <|endoftext|> <|eot_id|> <|eom_id|> <|end_of_text|> <|eot|> <|eom|> </s> <end_of_turn> <eos> <turn|> "
+    "<｜end▁of▁sentence｜> <|end|> <|return|> <|call|> [e~[".split()
+)
+
+
+@functools.lru_cache(maxsize=8)
+def _turn_ends(tokenizer: Any) -> dict[int, str]:
+    """The tokens that end a turn, by id."""
+    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    return {number: text for number, text in added.items() if text in _TURN_ENDS or text == tokenizer.eos_token}
+
+
 def next_turn_ids(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], last_id: int | None, **kwargs: Any
 ) -> list[int]:
     """Ids of the messages that follow an assistant turn which ended in `last_id`, generation prompt included.
 
-    One render of [user, assistant, the messages] is cut behind the assistant's content; the end-of-turn id at its
-    head is dropped where it is `last_id`, which the engine sampled already. (The difference of two renders would not
-    do: some templates write a last assistant turn in another way than an earlier one.)
+    The template's own end mark at their head is dropped if the engine sampled one, be it another one. Raises ValueError
+    if the template loses what the assistant says, and whatever a template raises.
     """
-    dummies = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _SENTINEL}]
-    _, found, text = render_prompt(tokenizer, [*dummies, *messages], **kwargs).rpartition(_SENTINEL)
+    ids, ends = encode(tokenizer, _behind_turn(tokenizer, messages, kwargs)), _turn_ends(tokenizer)
+    sampled = ids[:1] == [last_id] or (ids[:1] and ids[0] in ends and last_id in ends)
+    return ids[1:] if sampled else ids
+
+
+def check_appending(tokenizer: Any, role: str, **kwargs: Any) -> None:
+    """Raises ValueError, with the reason, if messages of this role cannot be appended in the tokenizer's template."""
+    if not tokenizer.chat_template:
+        raise ValueError("The tokenizer has no chat template.")
+    mark = "a text that stands nowhere else"
+    try:
+        text = _behind_turn(tokenizer, [{"role": role, "content": mark}], kwargs)
+    except Exception as error:  # templates raise what they like
+        raise ValueError(f"The chat template cannot append a {role} message: {error}") from error
+    if mark not in text:
+        raise ValueError(f"The chat template leaves out the content of a {role} message.")
+
+
+def _behind_turn(tokenizer: Any, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> str:
+    """What the template writes behind an assistant's words: the end of that turn, the messages, the next header.
+
+    One render of [user, assistant, the messages] is cut behind the assistant's content. (The difference of two renders
+    would not do: some templates write a last assistant turn in another way than an earlier one.) Some templates take
+    tool messages only behind the calls that they answer; there the cut is at the end mark behind the last call.
+    """
+    messages = [
+        {**message, "tool_call_id": _call_id(number)} if message["role"] == "tool" else message
+        for number, message in enumerate(messages)
+    ]
+    words = {"role": "assistant", "content": SENTINEL}
+    try:
+        return _cut(render_prompt(tokenizer, [_ASKED, words, *messages], **kwargs))
+    except Exception:
+        count = sum(message["role"] == "tool" for message in messages)
+        if not count:
+            raise
+        text = _cut(render_prompt(tokenizer, [_ASKED, _calling(count), *messages], **kwargs))
+        ends = [text.find(end) for end in _turn_ends(tokenizer).values() if end in text]
+        if not ends:
+            raise
+        return text[min(ends) :]
+
+
+_ASKED = {"role": "user", "content": "-"}
+
+
+def _cut(text: str) -> str:
+    """What stands behind the sentinel. The first one counts: what a message quotes of it must not matter."""
+    _, found, rest = text.partition(SENTINEL)
     if not found:
         raise ValueError("The chat template does not write an assistant's content as it is; turns cannot be appended.")
-    ids = encode(tokenizer, text)
-    return ids[1:] if ids[:1] == [last_id] else ids
+    return rest
+
+
+def _calling(count: int) -> dict[str, Any]:
+    """An assistant message with so many calls, the sentinel in the last of them."""
+    calls = [
+        {
+            "id": _call_id(number),
+            "type": "function",
+            "function": {"name": "search", "arguments": {"query": SENTINEL if number == count - 1 else "-"}},
+        }
+        for number in range(count)
+    ]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def _call_id(number: int) -> str:
+    """Nine letters and digits, as Mistral's templates demand."""
+    return f"call{number:05d}"

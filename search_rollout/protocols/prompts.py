@@ -1,7 +1,7 @@
-"""What a model is told before it begins: one place for data preparation, training, evaluation and the demo.
+"""The prompts: used by data preparation, training, evaluation and the demo alike.
 
-A question becomes messages in both modes: in XML mode they explain the tags, in chat mode the tools come beside them.
-slime renders them with the tokenizer's chat template. A model without a template takes `xml_prompt`'s plain text.
+A question becomes messages in both modes: in XML mode they explain the tags, in chat mode the tools are passed with
+them. slime renders them with the tokenizer's chat template. A model without one takes the plain text of `xml_prompt`.
 """
 
 import json
@@ -36,18 +36,18 @@ SEARCH_TOOL: dict[str, Any] = {
 
 
 def clean_question(question: str) -> str:
-    """A question on one line; one that ends in a word gets its question mark, which NQ and others leave out."""
+    """A question on one line; one that ends in a word gets its question mark, which NQ and others omit."""
     text = " ".join(question.split())
     return text + "?" if text and (text[-1].isalnum() or text[-1] in "\"')") else text
 
 
 def xml_messages(question: str) -> list[dict[str, str]]:
-    """The prompt of XML mode: the tags explained, then the question."""
+    """The prompt of XML mode: an explanation of the tags, then the question."""
     return _messages(XML_INSTRUCTIONS, question)
 
 
 def chat_messages(question: str) -> list[dict[str, str]]:
-    """The prompt of chat mode, to be rendered together with the tools."""
+    """The prompt of chat mode, to be rendered with the tools."""
     return _messages(CHAT_INSTRUCTIONS, question)
 
 
@@ -68,8 +68,8 @@ def prompt_row(
 ) -> dict[str, Any]:
     """One row of slime's prompt data; `extra` (id, split, index) joins the metadata.
 
-    The tools stand beside the prompt for `--tool-key tools`, and in the metadata for slime versions that forget them.
-    They are JSON there: as parquet structs they would come back with the keys of all other rows' tools.
+    The tools are a column for `--tool-key tools`, and in the metadata for slime versions that drop that column. As
+    JSON: a parquet struct would come back with the keys of all other rows' tools.
     """
     metadata = {**extra, "question": clean_question(question), "data_source": data_source}
     row = {

@@ -102,7 +102,7 @@ class ToolProtocol:
         self._neutralise = neutralise
         self._max_obs_tokens = max_obs_tokens
         self._template_kwargs = template_kwargs
-        self._form = form
+        self._form = form.with_tools(tools)
         self._read_calls = CallReader(tools, max_calls)
 
     def parse(self, turn: str, *, think_opened: bool, ended: bool) -> Action:

@@ -38,7 +38,7 @@ def tool_record(
     response: str | None, *, tool_format: str = "hermes", max_calls: int = 8, think_opened: bool = False
 ) -> RolloutRecord:
     """The record of a response with tool calls in a family's format, offered the search tool."""
-    form, read_calls = FORMATS[tool_format], tools.CallReader([SEARCH_TOOL], max_calls)
+    form, read_calls = FORMATS[tool_format].with_tools([SEARCH_TOOL]), tools.CallReader([SEARCH_TOOL], max_calls)
 
     def parse(turn: str, opened: bool) -> Action:
         return tools.parse_turn(turn, form, read_calls, think_opened=opened)

@@ -55,7 +55,7 @@ def test_a_qwen_set_up_passes_with_a_row_a_check_and_a_count(machine: Machine) -
     *rows, last = done.stdout.splitlines()
     assert {line[0] for line in rows if line[0] != " "} == {"✓", "–"}
     assert re.fullmatch(r"\d+ passed, \d+ skipped \(\d+\.\d s\)", last)
-    assert "calls are read as Hermes's" in done.stdout and "'<|im_end|>' (151645) ends a turn" in done.stdout
+    assert "calls are read as hermes" in done.stdout and "'<|im_end|>' (151645) ends a turn" in done.stdout
     assert "\033" not in done.stdout
 
 

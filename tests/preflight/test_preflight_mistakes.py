@@ -1,6 +1,7 @@
 """Preflight finds each planted mistake and nothing else; the row names the mistake and its remedy."""
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from preflight_helpers import Machine, data_rows, marked, write_safetensors
+from preflight_helpers import CONFIG, Machine, data_rows, marked, write_safetensors
 from router_fakes import HERMES
 
 from search_rollout.search.cache import SearchCache
@@ -192,8 +193,26 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
     "a template that counts": (
         in_chat_mode(template(SPOILT_HISTORY)),
         "template: appending",
-        "in another way",
+        "differently",
         "Qwen2.5",
+    ),
+    "a template that drops tool messages": (
+        in_chat_mode(template(HERMES.replace("<tool_response>\n{{ m.content }}", "<tool_response>\n"))),
+        "template: appending",
+        "leaves out the content of a tool message",
+        "Qwen2.5",
+    ),
+    "a template that drops calls": (
+        in_chat_mode(template(HERMES.replace("{% for c in m.tool_calls or [] %}", "{% for c in [] %}"))),
+        "template: tools",
+        "leaves out an assistant's tool calls",
+        "SEARCH_R1_TOOL_CALL_FORMAT",
+    ),
+    "a family that the template is not of": (
+        in_chat_mode(setting(SEARCH_R1_TOOL_CALL_FORMAT="llama3")),
+        "template: tools",
+        "writes tool calls that llama3 does not read",
+        "auto",
     ),
     "a turn that does not end": (
         template(HERMES.replace("<|im_end|>", "<|endoftext|>")),
@@ -381,3 +400,11 @@ def test_what_works_but_may_not_be_meant_is_a_warning(machine: Machine, name: st
     rows = machine.look()
     assert marked(rows, "✗") == {}
     assert list(marked(rows, "!")) == [row] and words in marked(rows, "!")[row]
+
+
+def test_a_tokenizer_that_does_not_give_back_what_it_encoded_is_found(machine: Machine) -> None:
+    """As DeepSeek-V3's with transformers 5: its files name a class that splits words in another way."""
+    (machine.model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    machine.write_json("config.json", {**CONFIG, "model_type": "llama"})
+    said = marked(machine.look(), "✗")["template: chat template"]
+    assert "the tokenizer changes our prompt: " in said and "came with the model" in said

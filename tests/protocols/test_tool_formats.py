@@ -9,17 +9,9 @@ from fakes import CHATML, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_rollout.protocols.tool_formats import (
-    FORMATS,
-    Hermes,
-    Llama3Json,
-    ParsedTurn,
-    ToolCall,
-    parse_turn,
-    tool_format,
-)
+from search_rollout.protocols.tool_formats import FORMATS, ParsedTurn, ToolCall, is_format, parse_turn, tool_format
 
-HERMES, LLAMA = Hermes(), Llama3Json()
+HERMES, LLAMA = FORMATS["hermes"], FORMATS["llama3"]
 KENYA = {"queries": ["capital of Kenya"]}
 
 
@@ -170,10 +162,20 @@ def test_a_llama_turn_that_is_a_json_object_is_a_call(text):
     assert LLAMA.split(text).content == ""
 
 
-@pytest.mark.parametrize("gap", ["; ", ";", "\n", " ;\n; ", ""])
-def test_several_llama_calls_are_parted_by_semicolons_or_space(gap):
+@pytest.mark.parametrize("gap", ["; ", ";", ", ", ",", "\n", " ;\n; ", "<|python_tag|>", ""])
+def test_several_llama_calls_are_parted_by_semicolons_commas_or_space(gap):
     text = gap.join(llama_call(queries=[letter]) for letter in "abc")
     assert [arguments["queries"] for _, arguments in read(LLAMA, text)] == [["a"], ["b"], ["c"]]
+
+
+@pytest.mark.parametrize("before", ["I will search. ", "<|python_start|>I will search.<|python_end|>"])
+@pytest.mark.parametrize("brackets", ["[]", ("", "")])
+def test_llama_calls_may_be_a_list_and_may_stand_behind_words_and_a_tag(before, brackets):
+    calls = brackets[0] + ", ".join(llama_call(queries=[letter]) for letter in "ab") + brackets[1]
+    parsed = LLAMA.split(before + "<|python_tag|>" * ("python" not in before) + calls)
+    assert parsed.content == "I will search."
+    assert [call.arguments for call in parsed.calls] == [{"queries": ["a"]}, {"queries": ["b"]}]
+    assert read(LLAMA, calls) == [("search", {"queries": ["a"]}), ("search", {"queries": ["b"]})]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,8 @@ def test_a_llama_turn_that_is_anything_else_is_content(text):
         ('{"name": 3, "parameters": {}}', [None]),
         ('{"parameters": {}}', [None]),
         ("<|python_tag|>search('Kenya')", [None]),
-        ('<|python_tag|>[{"name": "search"}]', [None]),
+        ("<|python_tag|>[]", [None]),
+        ('<|python_tag|>[{"name": "search"}, 3]', [("search", {}), None]),
         (llama_call(queries=["a"]) + " and that is all", [("search", {"queries": ["a"]}), None]),
         (llama_call(queries=["a"]) + '; {"name": ', [("search", {"queries": ["a"]}), None]),
         (llama_call(queries=["a"]) + "; {}; " + llama_call(), [("search", {"queries": ["a"]}), None, ("search", {})]),
@@ -349,27 +352,85 @@ def tokenizer_with(template):
     return tokenizer
 
 
-def test_the_format_is_the_one_that_the_chat_template_teaches():
-    assert isinstance(tool_format(tool_tokenizer()), Hermes)
-    assert isinstance(tool_format(tokenizer_with(CHATML + "{{ '<|python_tag|>' }}")), Llama3Json)
+CALLS_LLAMA = CHATML.replace(
+    "{{ message['content'] }}",
+    "{{ message['content'] or '' }}{% for call in message.tool_calls or [] %}"
+    '{"name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}{% endfor %}',
+)
+
+
+def test_the_format_is_the_one_that_reads_what_the_chat_template_writes():
+    assert tool_format(tool_tokenizer()).name == "hermes"
+    assert tool_format(tokenizer_with(CALLS_LLAMA)).name == "llama3"
+
+
+def test_a_tag_that_the_template_only_mentions_is_no_sign_of_a_format():
+    mention = CALLS_LLAMA + "{{ '<tool_call></tool_call>' if false }}"
+    assert tool_format(tokenizer_with(mention)).name == "llama3"
 
 
 def test_where_tools_have_a_template_of_their_own_that_one_counts():
-    templates = {"default": CHATML, "tool_use": CHATML + "{{ '<tool_call>' }}"}
-    assert isinstance(tool_format(tokenizer_with(templates)), Hermes)
+    templates = {"default": CHATML, "tool_use": tool_tokenizer().chat_template}
+    assert tool_format(tokenizer_with(templates)).name == "hermes"
 
 
 def test_a_format_that_is_named_is_taken_whatever_the_template_says():
-    assert isinstance(tool_format(tool_tokenizer(), "llama3"), Llama3Json)
-    assert isinstance(tool_format(tokenizer_with(CHATML), "hermes"), Hermes)
+    assert tool_format(tool_tokenizer(), "llama3") is LLAMA
+    assert tool_format(tokenizer_with(CHATML), "hermes") is HERMES
 
 
-@pytest.mark.parametrize("template", [CHATML, ""])
-def test_a_template_without_tools_is_an_error_that_names_the_remedy(template):
-    with pytest.raises(ValueError, match=r"SEARCH_R1_TOOL_CALL_FORMAT=hermes or llama3"):
+def test_a_template_without_tool_calls_is_an_error_that_names_the_remedy():
+    with pytest.raises(ValueError, match=r"leaves out an assistant's tool calls.*SEARCH_R1_TOOL_CALL_FORMAT=hermes, "):
+        tool_format(tokenizer_with(CHATML))
+
+
+def test_calls_that_no_format_reads_are_shown_in_the_error():
+    template = CALLS_LLAMA.replace('{"name": ', "CALL ").replace('"}', "")
+    with pytest.raises(ValueError, match=r"is in none of the formats known here: 'CALL .*queries.*sglang:NAME"):
         tool_format(tokenizer_with(template))
 
 
-def test_a_tokenizer_without_a_template_is_an_error_too():
-    with pytest.raises(ValueError):
-        tool_format(tokenizer_with(None))
+def test_calls_that_two_formats_read_are_an_error():
+    ways = "{{ message['content'] or '' }}{% for call in message.tool_calls or [] %}{% if message.content is none %}"
+    llama = '{"name": "search", "parameters": {{ call.function.arguments | tojson }}}'
+    template = CHATML.replace(
+        "{{ message['content'] }}",
+        f"{ways}<tool_call>{llama}</tool_call>{{% else %}}{llama}{{% endif %}}{{% endfor %}}",
+    )
+    with pytest.raises(ValueError, match=r"can be read as hermes and as llama3"):
+        tool_format(tokenizer_with(template))
+
+
+@pytest.mark.parametrize("name", ["auto", "hermes"])
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (None, "has no chat template"),
+        (
+            CHATML.replace("{% for", "{{ raise_exception('no tools!') if messages[-1].role == 'tool' }}{% for", 1),
+            "no tools!",
+        ),
+        (
+            CHATML.replace("{{ message['content'] }}", "{{ message['content'] if message.role != 'tool' }}"),
+            "leaves out",
+        ),
+        (CHATML.replace("{{ message['content'] }}", "{{ message['content'] | upper }}"), "content as it is"),
+    ],
+    ids=["no template", "no tool role", "drops tool messages", "changes what the assistant says"],
+)
+def test_a_template_in_which_no_tool_message_can_be_appended_is_refused_with_the_reason(template, reason, name):
+    with pytest.raises(ValueError, match=reason):
+        tool_format(tokenizer_with(template), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sound"), [("auto", True), ("glm", True), ("sglang:kimi_k2", True), ("sglang:", False)]
+)
+def test_the_setting_takes_a_family_or_one_of_sglangs_names(name, sound):
+    assert is_format(name) is sound
+
+
+def test_without_sglang_its_detectors_are_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"sglang:lfm2 needs SGLang .*: install sglang there, or name"):
+        tool_format(tool_tokenizer(), "sglang:lfm2")

@@ -142,10 +142,10 @@ async def test_an_end_of_turn_that_was_not_sampled_is_supplied_and_masked(monkey
     assert sample.reward == 1.0
 
 
-async def test_an_end_of_turn_of_another_kind_is_kept_and_the_templates_own_supplied(monkeypatch):
+async def test_a_turn_that_another_end_mark_ended_is_not_ended_a_second_time(monkeypatch):
     other = CALL.replace(END, "<|endoftext|>")
     sample = await rolled_out(monkeypatch, other, ANSWER)
-    assert sample.response == other + END + OBSERVATION + ANSWER
+    assert sample.response == other + OBSERVATION + ANSWER
 
 
 async def test_a_turn_that_its_length_cuts_off_ends_the_trajectory(monkeypatch):

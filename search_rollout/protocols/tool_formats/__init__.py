@@ -1,0 +1,68 @@
+"""How families of models write tool calls: one class each, from the text of a turn to calls.
+
+Another family is another class here, in FORMATS.
+"""
+
+from typing import Any
+
+from search_rollout.protocols.chat_template import check_appending
+from search_rollout.protocols.tool_formats.base import ParsedTurn, ToolCall, ToolFormat
+from search_rollout.protocols.tool_formats.deepseek import DeepSeek
+from search_rollout.protocols.tool_formats.glm import Glm
+from search_rollout.protocols.tool_formats.hermes import Hermes
+from search_rollout.protocols.tool_formats.llama3 import Llama3Json
+from search_rollout.protocols.tool_formats.mistral import Mistral
+from search_rollout.protocols.tool_formats.probe import fits, recognise
+from search_rollout.protocols.tool_formats.pythonic import Pythonic
+from search_rollout.protocols.tool_formats.qwen_xml import QwenXml
+from search_rollout.protocols.tool_formats.sglang import PREFIX, SGLangFormat
+
+__all__ = [
+    "FORMATS",
+    "REMEDY",
+    "ParsedTurn",
+    "ToolCall",
+    "ToolFormat",
+    "fits",
+    "is_format",
+    "parse_turn",
+    "tool_format",
+]
+
+FORMATS: dict[str, ToolFormat] = {
+    form.name: form for form in (Hermes(), QwenXml(), Llama3Json(), Mistral(), DeepSeek(), Glm(), Pythonic())
+}
+REMEDY = (
+    "Use a model whose template writes tool calls, or name its format: "
+    f"SEARCH_R1_TOOL_CALL_FORMAT={', '.join(FORMATS)} or {PREFIX}NAME."
+)
+
+
+def is_format(name: str) -> bool:
+    """Whether this can be the value of the setting: auto, a name in FORMATS, or `sglang:NAME`."""
+    return name in ("auto", *FORMATS) or (name.startswith(PREFIX) and name != PREFIX)
+
+
+def tool_format(tokenizer: Any, name: str = "auto") -> ToolFormat:
+    """The format of that name, or the one that reads what the tokenizer's chat template writes (auto).
+
+    Raises ValueError, with the remedy, if there is none, or if tool messages cannot be appended in this template.
+    """
+    check_appending(tokenizer, "tool")
+    if name == "auto":
+        return recognise(tokenizer, FORMATS, REMEDY)
+    if name.startswith(PREFIX):
+        return SGLangFormat(name.removeprefix(PREFIX))
+    return FORMATS[name]
+
+
+def parse_turn(form: ToolFormat, text: str, *, think_opened: bool = False) -> ParsedTurn | None:
+    """Content and calls of one model turn. Thoughts are content; calls are looked for behind the last thought.
+
+    None if the turn ends inside <think>. `think_opened`: the prompt itself ended in <think>.
+    """
+    thought, closed, rest = text.rpartition("</think>")
+    if "<think>" in rest or (think_opened and not closed):
+        return None
+    content, calls = form.split(rest)
+    return ParsedTurn((thought + closed + "\n" + content).strip() if closed else content, calls)
