@@ -9,8 +9,8 @@ A file that exists is replaced only with --overwrite.
 
 Columns: prompt, reward_model, data_source, extra_info, metadata, in chat mode tools;
 `search_rollout/protocols/prompts.py` makes the prompts. For slime: --input-key prompt --label-key reward_model, for
-XML mode --apply-chat-template. The same input gives the same files. Files appear whole or not at all. The exit status is
-1 if a split fails, or if most of its rows were left out.
+XML mode --apply-chat-template. The same input gives the same files. Files appear whole or not at all. The exit status
+is 1 if a split fails, or if most of its rows were left out.
 """
 
 import argparse
@@ -41,7 +41,13 @@ DATA_SOURCES = {  # of a repository with a folder for each; a test split is merg
 }
 STAND_INS = {"test": ("test", "dev", "validation")}  # HotpotQA, 2Wiki and MuSiQue keep the answers of test back
 COLUMNS = ("id", "question", "golden_answers", "prompt", "reward_model", "data_source")  # those that are read
-MISTAKEN = ("answer", "answers", "gold", "target", "ground_truth")  # columns that people have in place of golden_answers
+MISTAKEN = (
+    "answer",
+    "answers",
+    "gold",
+    "target",
+    "ground_truth",
+)  # columns that people have in place of golden_answers
 BATCH = 2000  # rows read, converted and written together
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -86,9 +92,9 @@ def _no_gold(raw: Mapping[str, Any]) -> str:
     return f"no gold answer: it has `{found}`; golden_answers (a list) or reward_model is read"
 
 
-def _few_shot_turns(raw: Mapping[str, Any]) -> bool:
-    """Whether the prompt shows the model earlier turns, which a row of prompt data has no room for."""
-    messages = _plain(raw.get("prompt"))
+def _few_shot_turns(raw: object) -> bool:
+    """Whether the row's prompt shows the model earlier turns, which a row of prompt data has no room for."""
+    messages = _plain(raw.get("prompt")) if isinstance(raw, Mapping) else None
     if not isinstance(messages, list):
         return False
     return any(isinstance(message, Mapping) and message.get("role") == "assistant" for message in messages)
@@ -252,7 +258,7 @@ class Split:
                     if self.listing:
                         bar.write(f"{part.path.name} row {index}: {row.reason}: {str(raw)[:200]}", file=sys.stderr)
                 elif not wanted or row["data_source"] in wanted:
-                    self.few_shot += _few_shot_turns(raw)  # type: ignore[arg-type]  (`convert` took it for a mapping)
+                    self.few_shot += _few_shot_turns(raw)
                     yield row
 
 

