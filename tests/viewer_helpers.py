@@ -10,6 +10,11 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 END = "<|im_end|>"
 HOSTILE = (
     "<img src=x onerror=window.wasHacked=1><script>window.wasHacked=1</script></script><!-- <b>bold</b> &lt; "
