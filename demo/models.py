@@ -40,7 +40,7 @@ def policy_folder(cache: Path) -> Path:
 
 
 def tool_tokenizer_folder(model: Path, cache: Path) -> Path:
-    """The model's tokenizer with a chat template that knows tools, as a folder of its own.
+    """A folder with the model's tokenizer and a chat template that knows tools.
 
     SmolLM2's own template ignores tools. This one writes them in the Hermes style of Qwen2.5.
     """
@@ -72,7 +72,7 @@ def load_policy(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBa
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except Exception as error:  # of transformers, tokenizers, safetensors or torch: each has types of its own
+    except Exception as error:  # transformers, tokenizers, safetensors and torch each raise their own types
         reason = next(iter(str(error).splitlines()), repr(error))
         raise ValueError(f"The model in {folder} cannot be loaded: {reason}") from error
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):

@@ -161,14 +161,14 @@ def _points(difference: float) -> str:
 
 
 def _headline(summary: Record) -> Record:
-    """Title and gain; a run that has no last evaluation yet gets a notice in place of the gain."""
+    """Title and gain; a run that has no last evaluation yet gets a notice instead of the gain."""
     before, after, gain = summary["before"], summary["after"], summary["gain"]
     if math.isnan(after["exact_match"]):
         running = summary["stopped"] == "running"
         notice = "This run has no evaluation after training, so there is no gain to report."
         return {
             "headline": "Learning to search with GRPO",
-            "notice": "This run is not finished: reload the page to see how it goes on." if running else notice,
+            "notice": "This run is not finished: reload the page to follow it." if running else notice,
         }
     gained = after["exact_match"] - before["exact_match"] if math.isnan(gain["exact_match"]) else gain["exact_match"]
     low, high = gain["ci95"] if len(gain["ci95"]) == 2 else (math.nan, math.nan)

@@ -1,4 +1,4 @@
-"""The real retriever as a process of its own: its index is built once, the server is started, awaited and stopped."""
+"""The real retriever as a separate process: builds its index once, starts the server, waits for it, stops it."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ START_TIMEOUT_S = 120.0
 
 
 def index_path(cache: Path, corpus: Path) -> Path:
-    """Where a corpus's index is kept: under a name that changes with its text, so that no other corpus's is taken."""
+    """Where a corpus's index is kept. The name depends on the text, so another corpus never gets this index."""
     try:
         digest = hashlib.sha256(corpus.read_bytes()).hexdigest()[:12]
     except OSError as error:

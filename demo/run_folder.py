@@ -1,4 +1,4 @@
-"""The folder of one run: what happened, line by line, as it happens, so that an interrupted run keeps it all."""
+"""The folder of one run. Everything is logged line by line as it happens, so an interrupted run keeps it all."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":
-        """The folder of a run that goes on."""
+        """The folder of a run that is resumed."""
         folder = cls.__new__(cls)
         folder.path = path
         return folder

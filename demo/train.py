@@ -1,10 +1,10 @@
 """Trains a small language model to search, on a CPU, with real parts: the demo behind `make demo`.
 
     search-r1 demo                          18 minutes; the folder that it names at the end has all of it
-    search-r1 demo --resume runs/demo-…     goes on after an interruption or a kill, with the run's own options
+    search-r1 demo --resume runs/demo-…     continues an interrupted or killed run, with its own options
 
 1 a corpus of real-world facts and questions about it             demo/world_facts.py
-2 the real retriever, as a server of its own                      local_dense_retriever/
+2 the real retriever, as a separate server                        local_dense_retriever/
 3 an engine that speaks SGLang's /generate over HTTP              demo/engine.py, demo/engine_server.py
 4 a few supervised steps on synthetic traces                      demo/warm_start.py
 5 GRPO: rollouts by the plugin as slime calls it, then one step   generate_with_search.py, demo/grpo.py
@@ -96,7 +96,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="keep the models before and after GRPO in the run's folder, for chat and evaluate (540 MB each)",
     )
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run; no other option")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run; its own options apply")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(arguments)
@@ -194,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say_what_next(run: Path, finished: bool, has_models: bool) -> None:
-    commands: dict[str, tuple[object, ...]] = {"go on with this run": ("demo", "--resume", run)}
+    commands: dict[str, tuple[object, ...]] = {"continue this run": ("demo", "--resume", run)}
     if finished:
         commands = {"look through its trajectories": ("view", run), "compare before and after": ("compare", run)}
     if finished and has_models:

@@ -67,7 +67,7 @@ class TrainingRun:
         self.summary = self.progress.summary
         self.deltas: list[float] = []  # |train - rollout log-probability| of each step of this process
         self.started = started - self.progress.seconds
-        # Those that the run took before it was interrupted are skipped.
+        # A resumed run skips the questions that it took before.
         self.questions = itertools.islice(endless(train, self.choose), self.progress.questions, None)
         if self.progress.warm_started:
             engine.load_weights(model, f"step {self.summary['steps']}")
@@ -165,7 +165,7 @@ class TrainingRun:
         print(f"[demo] phase {phase} of {PHASES}: {what}, {about}", flush=True)
 
     def _checkpoint(self) -> None:
-        """From here `--resume` goes on."""
+        """Saves the point from which `--resume` continues."""
         self.progress.seconds = time.monotonic() - self.started
         self.progress.log_sizes = self.folder.log_sizes()
         checkpoint.save(self.folder.path, self.progress, self.model, self.optimizer)

@@ -173,7 +173,7 @@ class Asker:
 
 
 class Watched:
-    """See `Tracking`: another one, whose turns and messages are shown as they come."""
+    """A `Tracking` that passes everything on to another and shows its turns and messages as they come."""
 
     def __init__(
         self, tracking: Tracking, show_turn: Callable[[Sequence[int]], None], show: Callable[[str], None]
@@ -196,7 +196,7 @@ class Watched:
         self._show(message.text)
 
     async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
-        """As the other."""
+        """Passed on."""
         await self._tracking.verify(trajectory, headers)
 
 

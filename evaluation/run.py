@@ -123,7 +123,7 @@ def _mode(asked: str | None, questions: Sequence[Question]) -> str:
 def _settings(
     options: argparse.Namespace, plugin: argparse.Namespace, questions: Sequence[Question], mode: str
 ) -> dict[str, Any]:
-    """What the figures depend on; a run goes on only if all of it is the same. Raises ConfigError."""
+    """What the figures depend on; a run is continued only if all of it is the same. Raises ConfigError."""
     import generate_with_search
     from search_rollout.config import load_config
 
@@ -189,10 +189,10 @@ def report(
 ) -> int:
     """Tables on the terminal, results.json and results.png; the exit code."""
     from evaluation.metrics import summarise
-    from evaluation.report import draw, place_of, tables
+    from evaluation.report import draw, rank, tables
 
     by_set: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for question in sorted(questions, key=lambda question: (place_of(question.data_source), question.id)):
+    for question in sorted(questions, key=lambda question: (rank(question.data_source), question.id)):
         by_set[question.data_source].append(records.scores[question.id])
     summary = summarise(by_set, options.seed)
     counts = {name: len(rows) for name, rows in by_set.items()}

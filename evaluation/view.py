@@ -102,11 +102,11 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
         with unfinished.open("w", encoding="utf-8") as page, Progress("reading", total, "kB") as progress:
             writer, read = PageWriter(page, texts), 0
             for file in files:
-                for fields, size, place in read_samples(file, trust_pickle=trust_pickle):
+                for fields, size, where in read_samples(file, trust_pickle=trust_pickle):
                     try:
                         writer.add(*trajectory(fields, names[file], texts))
                     except ValueError as error:
-                        raise ValueError(f"{place}: {error}.") from None
+                        raise ValueError(f"{where}: {error}.") from None
                     read += size
                     progress.update(read // 1000 - progress.done)
             count = writer.finish()
