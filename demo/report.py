@@ -26,6 +26,7 @@ import jinja2
 from markupsafe import Markup
 
 from evaluation.viewer_data import searches_of
+from search_rollout.samples.record import RolloutRecord, read_record
 
 Record = dict[str, Any]  # one JSON object after `_conform`: every key of its shape is there
 
@@ -333,8 +334,14 @@ SHOWN = 6  # trajectories of a phase; links lead to all of them
 LIKELY, UNLIKELY = -0.1, -1.0  # log-probabilities between the three shades of trained tokens: p = 0.90 and p = 0.37
 
 
+def _rollout(record: Record) -> RolloutRecord | None:
+    found = record["metadata"]["search_r1"]
+    return read_record(found) if found else None
+
+
 def _score(record: Record) -> Record:
-    return record["metadata"]["search_r1"].get("score") or {}
+    rollout = _rollout(record)
+    return (rollout and rollout.score) or {}
 
 
 def _is_right(record: Record) -> bool:
@@ -343,14 +350,14 @@ def _is_right(record: Record) -> bool:
 
 def _shown(record: Record) -> Record:
     """What the template shows of a trajectory."""
-    info, score = record["metadata"]["search_r1"], _score(record)
+    rollout, score = _rollout(record), _score(record)
     kind, badge = ("good", "✓ correct") if score.get("exact_match") is True else ("bad", "✗ wrong")
     if not isinstance(score.get("exact_match"), bool):
         kind, badge = "", "not graded"
     facts = {"gold": " / ".join(record["gold"]), "answer": _word(score.get("answer"))}
     facts["reward"] = _number(record["reward"], ".2f")
     facts |= {name.replace("_", " "): _word(value) for name, value in score.items() if name not in facts}
-    facts |= {"stop reason": str(info.get("stop_reason", "")).replace("_", " "), "status": record["status"]}
+    facts |= {"stop reason": rollout.stop.value.replace("_", " ") if rollout else "", "status": record["status"]}
     trained = sum(record["loss_mask"])
     facts["tokens"] = f"{trained} trained, {len(record['pieces']) - trained} environment"
     pieces = zip(record["loss_mask"], record["pieces"], strict=True)
@@ -364,7 +371,7 @@ def _shown(record: Record) -> Record:
         "prompt": record["prompt_text"],
         "turns": [turn for turn in turns if turn["text"]],
         "tokens": _tokens(record),
-        "searches": searches_of(info),
+        "searches": searches_of(rollout),
     }
 
 

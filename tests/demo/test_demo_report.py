@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from demo.report import main, write_report
+from search_rollout.samples.record import RolloutRecord, Turn
+from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.trajectory import StopReason
 
 VOID = {"meta", "path", "circle"}  # elements without an end tag; the SVG ones close themselves
 
@@ -30,19 +33,18 @@ STEPS: list[dict[str, Any]] = [
 ]
 
 SCORE: dict[str, Any] = {"exact_match": True, "valid_format": True, "answer": "Nairobi", "retrieved_gold": False}
-SEARCHES: list[dict[str, Any]] = [
-    {
-        "query": 'Kenya" onmouseover="x',
-        "documents": [{"title": "<script>alert(2)</script>", "text": "</details></body>&amp;"}],
-        "error": None,
-    },
-    {"query": "capital", "documents": [], "error": "timed out after 30 s"},
+SEARCHES = [
+    SearchResult('Kenya" onmouseover="x', [Passage("<script>alert(2)</script>", "</details></body>&amp;")]),
+    SearchResult("capital", [], "timed out after 30 s"),
 ]
 
 
 def trajectory(score: dict[str, Any] = SCORE, **changes: Any) -> dict[str, Any]:
     """A record of trajectories.jsonl."""
-    info = {"stop_reason": "answered", "searches": SEARCHES, "score": score}
+    searches = [Turn("search", queries=[result.query], results=[result]) for result in SEARCHES]
+    info = RolloutRecord(
+        StopReason.ANSWERED, turns=[*searches, Turn("answer", answer="Nairobi")], score=score
+    ).as_json()
     return {
         **{"phase": "before", "id": "q0", "gold": ["Nairobi"], "prompt_text": "Answer & search.\n"},
         "metadata": {"question": "Which <city>?", "search_r1": info},

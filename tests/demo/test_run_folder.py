@@ -12,6 +12,8 @@ from slime.utils.types import Sample
 
 from demo.run_folder import RunFolder, paired_gain
 from evaluation.records import read_records
+from search_rollout.samples.record import RolloutRecord
+from search_rollout.trajectory import StopReason
 
 ONE_MOMENT = "20261122-213000"
 
@@ -58,9 +60,8 @@ def test_a_trajectory_is_recorded_as_evaluations_do_with_the_texts_of_its_tokens
     sample.tokens, sample.response_length = prompt + response, len(response)
     sample.loss_mask, sample.rollout_log_probs = [1] * len(response), [-0.5] * len(response)
     sample.status = Sample.Status.COMPLETED
-    recorded = {"stop_reason": "answered", "searches": [], "score": {"exact_match": True, "answer": "Nairobi"}}
-    recorded |= {"gave_up": False, "turns": 1}
-    sample.metadata = {"question": "Which capital?", "question_id": "q0", "search_r1": recorded}
+    recorded = RolloutRecord(StopReason.ANSWERED, score={"exact_match": True, "answer": "Nairobi"})
+    sample.metadata = {"question": "Which capital?", "question_id": "q0", "search_r1": recorded.as_json()}
     folder = RunFolder(tmp_path, 0)
     folder.append_trajectory("before", sample, tokenizer)
     (record,) = read_records(folder.path, "before")
