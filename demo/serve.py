@@ -41,7 +41,10 @@ class Served(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until interrupted, or as long as the chosen command runs; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="search-r1 serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="search-r1 serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # what is not known here belongs to the command
     )
     parser.add_argument("run", type=Path, help="the folder that the demo named in its last line")
     parser.add_argument("--phase", choices=["before", "after"], default="after", help="of GRPO (default: after)")

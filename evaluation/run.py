@@ -31,7 +31,7 @@ from evaluation.options import absolute, add_options, running_plugin
 from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
 from evaluation.records import Records, record_of
-from evaluation.terminal import Progress, short
+from evaluation.terminal import Progress, short, typed
 
 SECRETS = {"google_api_key"}
 ADDRESSES = {"retrieval_server_url"}  # may change while what is found there stays the same
@@ -203,7 +203,7 @@ def report(
     records.write_json("results.json", {"settings": settings, "results": results})
     print(tables(summary, counts))
     draw(summary, counts, options.output / "results.png", title=Path(options.model).name)
-    print(short(options.output), flush=True)
+    print(f"{short(options.output)} has it all; look through it with: {typed('view', options.output)}", flush=True)
     rows = list(records.scores.values())
     failed, searched = (int(sum(row[key] for row in rows)) for key in ("failed_searches", "searches"))
     if failed:

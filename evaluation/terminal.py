@@ -54,7 +54,8 @@ class Progress:
             return ", ".join(filter(None, (f"{self._title} … {clock(used)}", self._note)))
         parts = [f"{self._title}: {self.done:,} of {self._total:,} {self._unit}".rstrip(), clock(used)]
         counted = self.done - self._done_before
-        if 0 < counted and self.done < self._total:
+        # Questions are asked side by side: the first few say little about the rest.
+        if counted * 10 >= self._total - self._done_before and self.done < self._total:
             parts.append(f"about {clock(used / counted * (self._total - self.done))} left")
         return ", ".join(filter(None, (*parts, self._note)))
 

@@ -59,7 +59,10 @@ def test_a_line_has_count_time_used_and_time_left(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
     progress = Progress("evaluation", 1280, "questions", done=280)
     assert progress.line() == "evaluation: 280 of 1,280 questions, 0:00"
-    progress.update(250)
+    now = 60.0
+    progress.update(99)
+    assert progress.line() == "evaluation: 379 of 1,280 questions, 1:00"  # too few to tell how long the rest takes
+    progress.update(151)
     now = 75.0  # 250 in 75 s: 750 more take 225 s
     assert progress.line() == "evaluation: 530 of 1,280 questions, 1:15, about 3:45 left"
     progress.update(750, note="exact match 0.500")
