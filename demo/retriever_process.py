@@ -1,5 +1,6 @@
 """The real retriever as a separate process: builds its index once, starts the server, waits for it, stops it."""
 
+import contextlib
 import hashlib
 import io
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 from evaluation.server_process import ServerProcess, free_port
+from evaluation.terminal import Progress
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "local_dense_retriever"
 START_TIMEOUT_S = 120.0
@@ -31,7 +33,9 @@ def build_index(corpus: Path, index: Path, encoder: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "build_index.py"), "--corpus_path", str(corpus)]
     command += ["--index_path", str(index), "--retriever_name", "minilm", "--retriever_model", str(encoder)]
     reason = "The index could not be built; the message above says why."
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    is_terminal = sys.stderr.isatty()
+    waiting = contextlib.nullcontext() if is_terminal else Progress("building the index")
+    with waiting, subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         # newline="": a progress bar's \r ends a line, and is kept.
         lines = io.TextIOWrapper(process.stderr, encoding="utf-8", errors="replace", newline="")
@@ -39,7 +43,7 @@ def build_index(corpus: Path, index: Path, encoder: Path) -> None:
             for line in lines:
                 if line.startswith("error: "):
                     reason = line.removeprefix("error: ").strip()
-                else:
+                elif is_terminal or "%|" not in line:  # a bar is for terminals
                     sys.stderr.write(line)
                     sys.stderr.flush()
         except BaseException:

@@ -243,3 +243,14 @@ def test_the_log_of_an_older_demo_is_named_as_such(tmp_path, tokenizer_folder, c
     file = write_jsonl(tmp_path / "trajectories.jsonl", [{"tokens": ["<search>"], "reward_parts": {}}])
     assert view.main([str(file), "--tokenizer", str(tokenizer_folder)]) == 1
     assert "a demo's log of an older version, without token ids" in capsys.readouterr().err
+
+
+def test_a_dump_of_version_0_1_still_opens(tmp_path):
+    old = json.loads((Path(__file__).parent / "sample_of_0_1.json").read_text(encoding="utf-8"))
+    page = page_of(tmp_path, old)
+    (record,) = embedded_records(page)
+    assert [kind for kind, _ in record["segments"]] == ["turn", "observation", "turn"]
+    assert record["searches"][0]["query"] == "capital of Kenya 0" and len(record["searches"][0]["documents"]) == 3
+    assert record["parts"]["exact_match"] is True
+    (row,) = embedded(page)["index"]["rows"]
+    assert (row["stop"], row["answer"], row["right"]) == ("answered", "Nairobi", True)
