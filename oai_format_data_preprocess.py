@@ -5,10 +5,12 @@
     python oai_format_data_preprocess.py --input questions.jsonl  your own: question and golden_answers, or prompt and
                                                                   reward_model, in each row
 
+A file that exists is replaced only with --overwrite.
+
 Columns: prompt, reward_model, data_source, extra_info, metadata, in chat mode tools;
 `search_rollout/protocols/prompts.py` makes the prompts. For slime: --input-key prompt --label-key reward_model, for
-XML mode --apply-chat-template. The same input gives the same files. Files appear whole or not at all; any split that
-fails makes the exit status 1.
+XML mode --apply-chat-template. The same input gives the same files. Files appear whole or not at all. The exit status
+is 1 if a split fails, or if most of its rows were left out.
 """
 
 import argparse
@@ -38,7 +40,14 @@ DATA_SOURCES = {  # of a repository with a folder for each; a test split is merg
     "test": ["nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"],
 }
 STAND_INS = {"test": ("test", "dev", "validation")}  # HotpotQA, 2Wiki and MuSiQue keep the answers of test back
-COLUMNS = ("id", "question", "golden_answers", "prompt", "reward_model", "data_source")
+COLUMNS = ("id", "question", "golden_answers", "prompt", "reward_model", "data_source")  # those that are read
+MISTAKEN = (
+    "answer",
+    "answers",
+    "gold",
+    "target",
+    "ground_truth",
+)  # columns that people have in place of golden_answers
 BATCH = 2000  # rows read, converted and written together
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -67,13 +76,28 @@ def convert(raw: object, *, mode: PromptMode, split: str, index: int, source: st
         return Unusable("no question")
     golds = _golds(raw.get("golden_answers")) or _golds(raw.get("reward_model"))
     if not golds:
-        return Unusable("no gold answer")
+        return Unusable(_no_gold(raw))
     source = _text(raw.get("data_source")) or source
     name = f"{split}_{index}" if raw.get("id") is None else raw["id"]
     if _SURROGATE.search("".join([question, *golds, source, str(name)])):  # JSON may hold halves of characters
         return Unusable("not Unicode")
     extra = {"id": f"{source}/{name}", "split": split, "index": index}
     return prompt_row(question, golds, source, mode=mode, extra=extra)
+
+
+def _no_gold(raw: Mapping[str, Any]) -> str:
+    found = next((name for name in MISTAKEN if _golds(raw.get(name))), None)
+    if found is None:
+        return "no gold answer"
+    return f"no gold answer: it has `{found}`; golden_answers (a list) or reward_model is read"
+
+
+def _few_shot_turns(raw: object) -> bool:
+    """Whether the row's prompt shows the model earlier turns, which a row of prompt data has no room for."""
+    messages = _plain(raw.get("prompt")) if isinstance(raw, Mapping) else None
+    if not isinstance(messages, list):
+        return False
+    return any(isinstance(message, Mapping) and message.get("role") == "assistant" for message in messages)
 
 
 def _question(raw: Mapping[str, Any]) -> str:
@@ -205,14 +229,16 @@ class Report(NamedTuple):
     path: Path
     rows: Counter[str]  # written, by data source
     skipped: Counter[str]  # left out, by reason
+    few_shot: int  # rows whose earlier turns were dropped
 
 
 class Split:
-    """One split being made. Iterating over it gives its usable rows, and counts the others anew."""
+    """One split being made. Iterating over it gives its usable rows, and counts the others from zero."""
 
     def __init__(self, name: str, parts: Sequence[Part], args: argparse.Namespace) -> None:
         self.name = name
         self.skipped: Counter[str] = Counter()
+        self.few_shot = 0
         self.listing = False
         self._parts = parts
         self._args = args
@@ -221,6 +247,7 @@ class Split:
         from tqdm import tqdm
 
         self.skipped.clear()
+        self.few_shot = 0
         wanted, mode = self._args.data_sources, MODES[self._args.format]
         raw_rows = ((part, raw) for part in self._parts for raw in read_rows(part.path))
         with tqdm(raw_rows, desc=self.name, unit=" rows", disable=None) as bar:
@@ -231,6 +258,7 @@ class Split:
                     if self.listing:
                         bar.write(f"{part.path.name} row {index}: {row.reason}: {str(raw)[:200]}", file=sys.stderr)
                 elif not wanted or row["data_source"] in wanted:
+                    self.few_shot += _few_shot_turns(raw)
                     yield row
 
 
@@ -250,7 +278,7 @@ def make_split(name: str, parts: Sequence[Part], args: argparse.Namespace) -> Re
                 raise DataError(f"no usable rows of {', '.join(missing) or 'any source'}; there are of: {held}.")
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{error} (read from {', '.join(sorted({str(part.path) for part in parts}))}).") from error
-    return Report(path, written, split.skipped)
+    return Report(path, written, split.skipped, split.few_shot)
 
 
 def drawn(split: Split, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -320,6 +348,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--local_dir", type=Path, default=Path("/root/nq_search"), help="folder of the output (default: %(default)s)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--splits", type=_names, help="default: train,test; of one --input file: train")
     parser.add_argument(
         "--data_sources",
@@ -363,7 +392,10 @@ def make_all(args: argparse.Namespace) -> bool:
 
 
 def _make_or_say(split: str, parts: Callable[[], list[Part]], args: argparse.Namespace) -> bool:
+    path = args.local_dir / f"{split}.parquet"
     try:
+        if path.exists() and not args.overwrite:
+            raise DataError(f"{path} exists already; replace it with --overwrite, or give another --local_dir.")
         report = make_split(split, parts(), args)
     except DataError as error:
         print(f"error: split {split}: {error}", file=sys.stderr)
@@ -372,6 +404,16 @@ def _make_or_say(split: str, parts: Callable[[], list[Part]], args: argparse.Nam
     print(f"{report.path}: {report.rows.total()} rows ({by_source})")
     for reason, rows in report.skipped.most_common():
         print(f"  {rows} rows left out: {reason}")
+    if report.few_shot:
+        print(
+            f"warning: {report.few_shot} prompts had few-shot turns, which are dropped: only the question is kept. Let "
+            "slime read such prompts as they are (--prompt-data with your own file).",
+            file=sys.stderr,
+        )
+    left_out = report.skipped.total()
+    if left_out > report.rows.total() and args.limit is None:
+        print(f"error: split {split}: most rows ({left_out}) were left out; --list_skipped shows them", file=sys.stderr)
+        return False
     return True
 
 

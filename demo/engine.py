@@ -24,7 +24,7 @@ from demo.slot_cache import ATTENTION, SlotCache
 logger = logging.getLogger(__name__)
 
 LOGITS_ROWS = 256  # of a prompt's log-probabilities, computed at once: 50 MB with a vocabulary of 49,152
-PREFILL_TOKENS = 4096  # computed in one forward pass at most, padding included: bounds the memory of a pass
+PREFILL_TOKENS = 4096  # maximum of one forward pass, padding included: bounds its memory
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise RuntimeError("The engine is closed.")
-            request.done.set_running_or_notify_cancel()  # nobody can cancel it any more: `abort` ends a request
+            request.done.set_running_or_notify_cancel()  # from here only `abort` ends it
             self._waiting.append(request)
             self._changed.notify_all()
         return request.done
@@ -149,7 +149,7 @@ class Engine:
             self._changed.notify_all()
 
     def load_weights(self, model: PreTrainedModel, version: str) -> None:
-        """Copies the trainer's weights; every key computed before is forgotten. Call it between rollouts."""
+        """Copies the trainer's weights and forgets all computed keys. Call it between rollouts."""
         with self._changed:
             if self._running or self._waiting:
                 raise RuntimeError("The weights of a busy engine cannot be exchanged; wait for its requests first.")
@@ -181,7 +181,7 @@ class Engine:
                         self._prefill(admitted)
                     elif self._running:
                         self._decode()
-                except Exception as error:  # a fault of ours: every caller hears of it, the engine lives on
+                except Exception as error:  # a bug of ours: every caller gets it, the engine goes on
                     logger.exception("engine step failed")
                     self._fail_all(error)
 
@@ -220,7 +220,7 @@ class Engine:
             request.cached_tokens = min(int(common[best]), _reusable(request))
             if common[slot] < request.cached_tokens:
                 self._cache.copy_prefix(best, slot, request.cached_tokens)
-            self._slot_ids[slot, request.cached_tokens :] = -1  # keys that are not there yet, nobody may copy
+            self._slot_ids[slot, request.cached_tokens :] = -1  # not computed yet, so not to be copied
             self._slot_ids[slot, : request.cached_tokens] = torch.tensor(request.input_ids[: request.cached_tokens])
             request.weight_version = self.weight_version
             free.remove(slot)
@@ -278,9 +278,9 @@ class Engine:
             self._append(request, token, log_prob)
 
     def _input_log_probs(self, request: Request, hidden: torch.Tensor) -> list[float | None]:
-        """Those of the prompt's ids from logprob_start_len on, at temperature 1, whatever is sampled at afterwards.
+        """Log-probabilities of the prompt's ids from logprob_start_len on, always at temperature 1.
 
-        `hidden` (T, D) begins behind the reused keys; each state tells about the id that follows it.
+        `hidden` (T, D) begins behind the reused keys; each state predicts the id that follows it.
         """
         ids = torch.tensor(request.input_ids[request.logprob_start_len :], dtype=torch.long)
         states = hidden[request.logprob_start_len - request.cached_tokens :]
@@ -339,7 +339,7 @@ def sample(
 
 
 def _reusable(request: Request) -> int:
-    """How many of a prompt's tokens may be left out of its forward pass at most: each log-probability needs its own."""
+    """Maximum number of prompt tokens whose keys may be reused: a requested log-probability needs its own pass."""
     last = len(request.input_ids) - 1
     return last if request.logprob_start_len < 0 else min(last, request.logprob_start_len)
 

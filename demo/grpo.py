@@ -4,7 +4,7 @@
     loss        -min(w A, clip(w, 1 - 0.2, 1 + 0.28) A),  w = exp(log_prob - rollout log_prob), on tokens with mask 1,
                 averaged over a sample's tokens, then over samples, as slime does     (upper bound: arXiv:2503.14476)
 
-The rollout's log-probabilities stand for the old policy, as with slime's --use-rollout-logprobs. There is no KL term:
+The rollout's log-probabilities serve as the old policy, as with slime's --use-rollout-logprobs. There is no KL term:
 slime's scripts for this task give it the coefficient 0.
 """
 
@@ -42,7 +42,7 @@ class StepResult:
 
 
 def group_advantages(rewards: Sequence[float]) -> list[float] | None:
-    """Advantages of one question's samples; None where all rewards are equal and there is nothing to learn."""
+    """Advantages of one question's samples; None if all rewards are equal: there is nothing to learn."""
     group = torch.tensor(rewards, dtype=torch.float64)
     if len(group) < 2 or bool((group == group[0]).all()):
         return None
@@ -103,7 +103,7 @@ def train_step(
 
 
 def batches(samples: Sequence[TrainSample]) -> Iterator[list[TrainSample]]:
-    """Samples of similar length together, at most BATCH_TOKENS a batch with padding (one sample at least)."""
+    """Batches of similar length, each of at most BATCH_TOKENS with padding, or of a single sample."""
     batch: list[TrainSample] = []
     for sample in sorted(samples, key=lambda sample: -len(sample.tokens)):
         if batch and (len(batch) + 1) * len(batch[0].tokens) > BATCH_TOKENS:

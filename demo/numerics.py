@@ -1,7 +1,7 @@
 """The arithmetic that the engine and the trainer must share, so that their log-probabilities agree.
 
 Under bfloat16, linear layers multiply in bfloat16 over float32 weights and a float32 residual stream (autocast), and
-the last layer is computed in float32 in both places: rounded logits alone would cost 0.03 of mean difference.
+the last layer is computed in float32 in both: rounded logits alone would cost 0.03 of mean difference.
 """
 
 from contextlib import AbstractContextManager

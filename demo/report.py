@@ -1,22 +1,32 @@
 """The page of one demo run: `python -m demo.report RUN_DIR` reads the run's files and writes RUN_DIR/report.html.
 
-    summary.json         required: the seed, and whatever else is known (evaluations, gain, arguments)  → header, table
-    steps.jsonl          one line per GRPO step                                                         → curves
-    warm_start.jsonl     one line per warm-start step                                                   → curve
-    trajectories.jsonl   one line per shown rollout: tokens, loss mask, log-probabilities, searches     → coloured text
+    summary.json         required: the seed, and whatever else is known (evaluations, gain, arguments)
+    steps.jsonl          one line per GRPO step: the curves
+    warm_start.jsonl     one line per warm-start step: a curve
+    trajectories.jsonl   one line per recorded rollout: a slime Sample, its phase and the texts of its tokens
 
-The page is one file without scripts or external resources. All text that comes from the run passes through `_text`.
+This module turns them into what the page shows; report.html.jinja, report.css and report.js are the page. It is one
+file that asks nothing of the network. Its policy allows our own script only, by its hash.
 """
 
 import argparse
+import base64
+import hashlib
+import itertools
 import json
 import math
 import os
+import shlex
 import sys
-from collections.abc import Callable
-from html import escape
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from evaluation.viewer_data import searches_of
+from search_rollout.samples.record import RolloutRecord, read_record
 
 Record = dict[str, Any]  # one JSON object after `_conform`: every key of its shape is there
 
@@ -48,22 +58,22 @@ EVALUATION: Record = {
 }
 SUMMARY: Record = {
     "seed": int,
-    **dict.fromkeys(("model", "dtype", "stopped"), str),
+    **dict.fromkeys(("model", "dtype", "stopped", "started"), str),
     **dict.fromkeys(("minutes", "seconds", "steps", "mean_abs_delta_logprob"), float),
     "before": EVALUATION,
     "after": EVALUATION,
     "gain": {"exact_match": float, "ci95": [float]},
+    "arguments": [str],
     "config": {},
 }
 TRAJECTORY: Record = {
-    **dict.fromkeys(("phase", "question", "prompt", "stop_reason", "status"), str),
+    **dict.fromkeys(("phase", "id", "prompt_text", "status"), str),
     "gold": [str],
-    "tokens": [str],  # (T_resp,) decoded pieces, prompt excluded
+    "pieces": [str],  # (T_resp,) decoded tokens, prompt excluded
     "loss_mask": [int],  # (T_resp,) 1 = the model wrote it and is trained on it, 0 = the environment wrote it
-    "log_probs": [float],  # (T_resp,) or empty
+    "rollout_log_probs": [float],  # (T_resp,) or empty
     "reward": float,
-    "reward_parts": {},
-    "searches": [{"query": str, "documents": [{"title": str, "text": str}], "error": str}],
+    "metadata": {"question": str, "search_r1": {}},
 }
 
 
@@ -129,18 +139,14 @@ def _conform(value: Any, shape: Any, name: str) -> Any:
 
 def _check_alignment(record: Record) -> None:
     """A trajectory's tokens, mask and log-probabilities go together, one each; other records have none of them."""
-    length, mask, log_probs = len(record.get("tokens", [])), record.get("loss_mask", []), record.get("log_probs", [])
-    if len(mask) != length or len(log_probs) not in (0, length):
-        raise ValueError("`tokens`, `loss_mask` and `log_probs` differ in length")
+    length, mask = len(record.get("pieces", [])), record.get("loss_mask", [])
+    if len(mask) != length or len(record.get("rollout_log_probs", [])) not in (0, length):
+        raise ValueError("`pieces`, `loss_mask` and `rollout_log_probs` differ in length")
     if not set(mask) <= {0, 1}:
         raise ValueError("`loss_mask` holds something other than 0 and 1")
 
 
 # ---- words and numbers -----------------------------------------------------------------------------------------------
-
-
-def _text(value: object) -> str:
-    return escape(str(value))
 
 
 def _number(value: float, spec: str = ".4g") -> str:
@@ -152,72 +158,81 @@ def _points(difference: float) -> str:
     return "—" if math.isnan(difference) else f"{_number(100 * difference, '+.1f')} points"
 
 
-def _tiles(facts: dict[str, object]) -> str:
-    """Small captioned values side by side; what is not known is left out."""
-    known = [(name, value) for name, value in facts.items() if value not in ("", "—")]
-    tiles = [f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in known]
-    return f'<dl class="tiles">{"".join(tiles)}</dl>'
+# ---- the story -------------------------------------------------------------------------------------------------------
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """A table of plain text that scrolls sideways on a narrow screen; the first cell of each row is its heading."""
-    top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
-    body = ""
-    for first, *others in rows:
-        body += f'<tr><th scope="row">{_text(first)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in others)}</tr>\n'
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+def _headline(summary: Record) -> Record:
+    """Title and gain; a run that has no last evaluation yet gets a notice instead of the gain."""
+    before, after, gain = summary["before"], summary["after"], summary["gain"]
+    if math.isnan(after["exact_match"]):
+        running = summary["stopped"] == "running"
+        notice = "This run has no evaluation after training, so there is no gain to report."
+        return {
+            "headline": "Learning to search with GRPO",
+            "notice": "This run is not finished: reload the page to follow it." if running else notice,
+        }
+    gained = after["exact_match"] - before["exact_match"] if math.isnan(gain["exact_match"]) else gain["exact_match"]
+    low, high = gain["ci95"] if len(gain["ci95"]) == 2 else (math.nan, math.nan)
+    interval, clear = "", True
+    if not math.isnan(low + high):
+        clear = low > 0 or high < 0
+        meaning = "excludes 0" if clear else "includes 0: no clear change"
+        interval = f"95 % interval {_number(100 * low, '+.1f')} to {_points(high)}, which {meaning}"
+    verb = "No clear change" if not clear else "The model learned to search" if gained > 0 else "The model got worse"
+    asked = "" if math.isnan(after["questions"]) else f" on {_number(after['questions'])} held-out questions"
+    return {
+        "headline": f"{verb}: {_points(gained)}",
+        "gain": {
+            "before": _number(before["exact_match"], ".1%"),
+            "after": _number(after["exact_match"], ".1%"),
+            "points": _points(gained),
+            "kind": "" if not clear else "better" if gained > 0 else "worse",
+            "interval": f"exact match{asked}. {interval}",
+        },
+    }
 
 
-# ---- header and table ------------------------------------------------------------------------------------------------
+def _story(records: list[Record]) -> Record | None:
+    """A question that GRPO taught the model to answer, else any that was asked before and after; or before only."""
+    before, after = ({r["id"]: r for r in records if r["phase"] == phase} for phase in ("before", "after"))
+    both = [name for name in before if name in after]
+    learned = [name for name in both if not _is_right(before[name]) and _is_right(after[name])]
+    name = next(iter([*learned, *both, *before]), None)
+    if name is None:
+        return None
+    story = _shown(before[name])
+    late = _shown(after[name]) if name in after else None
+    return {"question": story["question"], "gold": story["gold"], "before": story, "after": late}
 
 
-def _header(run: Run) -> str:
+def _results(summary: Record) -> list[list[str]]:
+    """The rows of the before/after table."""
+    before, after = summary["before"], summary["after"]
+    shares = [
+        ("Exact match", before["exact_match"], after["exact_match"]),
+        ("… one-search questions", before["by_hops"]["1"], after["by_hops"]["1"]),
+        ("… two-search questions", before["by_hops"]["2"], after["by_hops"]["2"]),
+        ("Valid format", before["valid_format"], after["valid_format"]),
+    ]
+    rows = [[name, _number(old, ".1%"), _number(new, ".1%"), _points(new - old)] for name, old, new in shares]
+    old, new = before["searches_per_question"], after["searches_per_question"]
+    return [*rows, ["Searches per question", _number(old, ".2f"), _number(new, ".2f"), _number(new - old, "+.2f")]]
+
+
+def _facts(run: Run) -> dict[str, str]:
     summary = run.summary
     used = summary["minutes"] if math.isnan(summary["seconds"]) else summary["seconds"] / 60
     endings = {"time": "time was up", "steps": "all steps done"}
-    facts: dict[str, object] = {
+    return {
         "model": summary["model"],
-        "seed": summary["seed"],
+        "seed": str(summary["seed"]),
+        "started": summary["started"],
         "GRPO steps": _number(len(run.steps) if math.isnan(summary["steps"]) else summary["steps"]),
         "minutes": _number(used, ".1f"),
         "precision": summary["dtype"],
         "ended": endings.get(summary["stopped"], summary["stopped"]),
         f"mean {STEP_COLUMNS['abs_delta_logprob']}": _number(summary["mean_abs_delta_logprob"], ".4f"),
     }
-    return f"""<header><p class="muted">Search-R1 on slime · demo run</p><h1>Learning to search with GRPO</h1>
-<p>A language model answers questions. It may call a search engine before it answers, and is rewarded for an answer that
-matches the gold one. GRPO compares several rollouts of the same question and reinforces the better ones.</p>
-{_tiles(facts)}</header>"""
-
-
-def _results(summary: Record) -> str:
-    """The before/after table under one sentence on what it shows."""
-    before, after, gain = summary["before"], summary["after"], summary["gain"]
-    low, high = gain["ci95"] if len(gain["ci95"]) == 2 else (math.nan, math.nan)
-    interval = "" if math.isnan(low + high) else f"{_number(100 * low, '+.1f')} to {_points(high)}"
-    gained = after["exact_match"] - before["exact_match"] if math.isnan(gain["exact_match"]) else gain["exact_match"]
-    old, new = before["exact_match"], after["exact_match"]
-    rows = [["Exact match", _number(old, ".1%"), _number(new, ".1%"), _points(gained)]]
-    if interval:
-        rows.append(["… paired 95 % interval", "", "", interval])
-    shares = [
-        ("… one-search questions", before["by_hops"]["1"], after["by_hops"]["1"]),
-        ("… two-search questions", before["by_hops"]["2"], after["by_hops"]["2"]),
-        ("Valid format", before["valid_format"], after["valid_format"]),
-    ]
-    rows += [[name, _number(old, ".1%"), _number(new, ".1%"), _points(new - old)] for name, old, new in shares]
-    old, new = before["searches_per_question"], after["searches_per_question"]
-    rows.append(["Searches per question", _number(old, ".2f"), _number(new, ".2f"), _number(new - old, "+.2f")])
-    verdict = ""
-    if math.isnan(after["exact_match"]):
-        verdict = '<p class="notice">This run has no evaluation after training, so there is no gain to report.</p>'
-    elif interval:
-        meaning = "excludes 0" if low > 0 or high < 0 else "includes 0: no clear change"
-        verdict = f"""<p>Exact match changed by <strong>{_points(gained)}</strong> on
-{_number(after["questions"])} questions, each asked before and after (95 % confidence interval {interval}). The
-interval {meaning}.</p>"""
-    table = _table(["Evaluation", "Before GRPO", "After GRPO", "Change"], rows)
-    return f"<section><h2>Before and after</h2>{verdict}{table}</section>"
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
@@ -228,16 +243,19 @@ class Chart(NamedTuple):
     note: str
     series: tuple[str, ...]  # keys of STEP_COLUMNS; the second one is dashed
     top: float = 0.0  # the vertical axis reaches at least this value
+    held_out: str = ""  # key of EVALUATION, marked before the first step and after the last
 
 
 CHARTS = (
-    Chart("Reward and exact match", "means over the step's rollouts", ("reward", "exact_match"), 1.0),
-    Chart("Valid format", "share of rollouts in the asked-for format", ("valid_format",), 1.0),
-    Chart("Searches per question", "mean number of search calls", ("searches_per_question",), 1.0),
+    Chart("Reward and exact match", "means over the step's rollouts", ("reward", "exact_match"), 1.0, "exact_match"),
+    Chart("Searches per question", "mean number", ("searches_per_question",), 1.0, "searches_per_question"),
+)
+MORE_CHARTS = (
+    Chart("Valid format", "share of rollouts in the requested format", ("valid_format",), 1.0),
     Chart("Response length", "mean number of tokens", ("response_length",)),
     Chart("Actions and documents", "turns, and samples", ("valid_actions", "gold_in_documents"), 1.0),
-    Chart("Logprob of sampled tokens", "towards 0: the model is sure of itself", ("log_prob",)),
-    Chart("Repetition", "4-grams of tokens said before", ("repetition",)),
+    Chart("Logprob of sampled tokens", "near 0: the model is sure of itself", ("log_prob",)),
+    Chart("Repetition", "share of 4-grams that occurred before", ("repetition",)),
     Chart("Nothing to learn from", "share of groups", ("zero_variance_groups", "zero_variance_wrong"), 1.0),
     Chart(STEP_COLUMNS["abs_delta_logprob"], "near 0: trainer and rollout agree", ("abs_delta_logprob",)),
 )
@@ -245,58 +263,60 @@ WARM_START = Chart("Warm start: loss", "supervised steps before GRPO", ("loss",)
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 44, 12, 10, 36  # of a chart and its margins, in SVG units
 
 
-def _curves(run: Run) -> str:
-    figures = [_figure(chart, run.steps) for chart in CHARTS] + [_figure(WARM_START, run.warm_start)]
-    if not any(figures):
-        return '<section><h2>Training curves</h2><p class="notice">No training step has been recorded.</p></section>'
-    rows = [[str(row["step"]), *(_number(row[key]) for key in STEP_COLUMNS)] for row in run.steps]
-    table = _table(["step", *STEP_COLUMNS.values()], rows)
-    return f"""<section><h2>Training curves</h2><p>Each point is one step, measured on that step's own rollouts. Point
-at it to see its value.</p><div class="grid">{"".join(figures)}</div>
-<details><summary>Every number of every step</summary>{table}</details></section>"""
+def _figures(charts: Iterable[Chart], rows: list[Record], summary: Record) -> list[Record]:
+    return [figure for chart in charts if (figure := _figure(chart, rows, summary))]
 
 
-def _figure(chart: Chart, rows: list[Record]) -> str:
-    """One chart as inline SVG, or nothing when no step has its numbers."""
+def _figure(chart: Chart, rows: list[Record], summary: Record) -> Record | None:
+    """What the template draws of one chart; None when no step has its numbers."""
     rows = sorted(rows, key=lambda row: int(row["step"]))
     values = [row[key] for row in rows for key in chart.series if math.isfinite(row[key])]
     if not values:
-        return ""
-    ticks = _ticks(min(0.0, *values), max(chart.top, *values))
+        return None
     first, last = rows[0]["step"], rows[-1]["step"]
+    ends = {"before": first - 1, "after": last + 1}
+    held = {when: summary[when].get(chart.held_out, math.nan) for when in ends}
+    held = {when: value for when, value in held.items() if not math.isnan(value)}
+    ticks = _ticks(min(0.0, *values), max(chart.top, *values, *held.values()))
+    begin, end = (ends["before"], ends["after"]) if held else (first, last)
 
     def x(step: int) -> float:
-        return LEFT + 6 + ((step - first) / (last - first) if last > first else 0.5) * (WIDTH - LEFT - RIGHT - 12)
+        return LEFT + 6 + ((step - begin) / (end - begin) if end > begin else 0.5) * (WIDTH - LEFT - RIGHT - 12)
 
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (HEIGHT - TOP - BOTTOM)
 
-    axes = f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">step</text>'
-    for tick in ticks:
-        axes += f'<path class="rule" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>'
-        axes += f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>'
-    for step in range(first, last + 1, max(1, math.ceil((last - first) / 7))):
-        axes += f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{step}</text>'
-    lines = "".join(f'<g class="s{i}">{_line(key, rows, x, y)}</g>' for i, key in enumerate(chart.series))
-    names = [f'<span class="key s{i}">{_text(STEP_COLUMNS[key])}</span>' for i, key in enumerate(chart.series)]
-    return f"""<figure><figcaption><strong>{_text(chart.title)}</strong><small class="muted">{_text(chart.note)}</small>
-{"".join(names) if len(names) > 1 else ""}</figcaption>
-<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_text(chart.title)} by step">{axes}{lines}</svg></figure>"""
+    labels = [{"x": (LEFT + WIDTH - RIGHT) / 2, "y": HEIGHT - 4, "anchor": "middle", "text": "step"}]
+    labels += [{"x": LEFT - 6, "y": f"{y(tick) + 4:.1f}", "anchor": "end", "text": _number(tick)} for tick in ticks]
+    labels += [
+        {"x": f"{x(step):.1f}", "y": HEIGHT - BOTTOM + 16, "anchor": "middle", "text": step}
+        for step in range(first, last + 1, max(1, math.ceil((last - first) / 7)))
+    ]
+    return {
+        **{"title": chart.title, "note": chart.note, "width": WIDTH, "height": HEIGHT, "labels": labels},
+        "names": [STEP_COLUMNS[key] for key in chart.series] if len(chart.series) > 1 else [],
+        "rules": [{"path": f"M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"} for tick in ticks],
+        "lines": [_line(key, rows, x, y) for key in chart.series],
+        "marks": [_mark(when, value, x(ends[when]), y(value)) for when, value in held.items()],
+    }
 
 
-def _line(key: str, rows: list[Record], x: Callable[[int], float], y: Callable[[float], float]) -> str:
-    """The curve of one series, broken where a step lacks the number, with a tooltip on every point."""
-    path, points, pen = "", "", "M"
+def _line(key: str, rows: list[Record], x: Callable[[int], float], y: Callable[[float], float]) -> Record:
+    """The curve of one series, broken where a step lacks the number, and its points."""
+    path, points, pen = "", [], "M"
     for row in rows:
         if math.isnan(row[key]):
             pen = "M"
             continue
-        at = f'cx="{x(row["step"]):.1f}" cy="{y(row[key]):.1f}"'
-        path, pen = f"{path}{pen}{x(row['step']):.1f} {y(row[key]):.1f}", "L"
-        title = f"step {row['step']} · {STEP_COLUMNS[key]} {_number(row[key])}"
-        dots = f'<circle class="dot" {at} r="3"/><circle class="hit" {at} r="9"/>'
-        points += f"<g><title>{_text(title)}</title>{dots}</g>"
-    return f'<path class="line" d="{path}"/>{points}'
+        at = {"x": f"{x(row['step']):.1f}", "y": f"{y(row[key]):.1f}"}
+        path, pen = f"{path}{pen}{at['x']} {at['y']}", "L"
+        points.append(at | {"tip": f"step {row['step']} · {STEP_COLUMNS[key]} {_number(row[key])}"})
+    return {"path": path, "points": points}
+
+
+def _mark(when: str, value: float, x: float, y: float) -> Record:
+    tip = f"held-out questions {when} GRPO · {_number(value)}"
+    return {"x": f"{x:.1f}", "y": f"{y:.1f}", "tip": tip, "path": f"M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z"}
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -310,145 +330,122 @@ def _ticks(low: float, high: float) -> list[float]:
 # ---- trajectories ----------------------------------------------------------------------------------------------------
 
 PHASES = {"untrained": "Untrained model", "before": "Before GRPO", "after": "After GRPO", "": "Unnamed phase"}
+SHOWN = 6  # trajectories of a phase; links lead to all of them
 LIKELY, UNLIKELY = -0.1, -1.0  # log-probabilities between the three shades of trained tokens: p = 0.90 and p = 0.37
 
 
-def _trajectories(records: list[Record]) -> str:
-    groups: dict[str, str] = {}
-    for number, record in enumerate(records):
-        groups[record["phase"]] = groups.get(record["phase"], "") + _trajectory(record, is_open=number == 0)
-    if not groups:
-        return '<section><h2>Trajectories</h2><p class="notice">No trajectory has been recorded.</p></section>'
-    shown = [f"<h3>{_text(PHASES.get(name, name))}</h3>{cards}" for name, cards in groups.items()]
-    return f"""<section><h2>Trajectories</h2><p>The response of each rollout, token by token. Tokens with loss mask 1
-are the model's own: GRPO trains on them. Tokens with loss mask 0 came from the environment and stay out of the loss.
-Point at a token to see its log-probability.</p>
-<p class="legend"><span class="m1">trained, logprob above {_number(LIKELY)}</span>
-<span class="m1 p1">trained, {_number(UNLIKELY)} to {_number(LIKELY)}</span>
-<span class="m1 p2">trained, below {_number(UNLIKELY)}</span>
-<span class="m0">environment, not trained</span></p>{"".join(shown)}</section>"""
+def _rollout(record: Record) -> RolloutRecord | None:
+    found = record["metadata"]["search_r1"]
+    return read_record(found) if found else None
 
 
-def _trajectory(record: Record, is_open: bool) -> str:
-    correct, answer = record["reward_parts"].get("exact_match"), record["reward_parts"].get("answer")
-    kind, badge = ("good", "✓ correct") if correct is True else ("bad", "✗ wrong")
-    if not isinstance(correct, bool):
+def _score(record: Record) -> Record:
+    rollout = _rollout(record)
+    return (rollout and rollout.score) or {}
+
+
+def _is_right(record: Record) -> bool:
+    return _score(record).get("exact_match") is True
+
+
+def _shown(record: Record) -> Record:
+    """What the template shows of a trajectory."""
+    rollout, score = _rollout(record), _score(record)
+    kind, badge = ("good", "✓ correct") if score.get("exact_match") is True else ("bad", "✗ wrong")
+    if not isinstance(score.get("exact_match"), bool):
         kind, badge = "", "not graded"
-    facts: dict[str, object] = {"gold": " / ".join(record["gold"]), "answer": "none" if answer is None else answer}
+    facts = {"gold": " / ".join(record["gold"]), "answer": _word(score.get("answer"))}
     facts["reward"] = _number(record["reward"], ".2f")
-    for name, value in record["reward_parts"].items():
-        shown = ("no", "yes")[value] if isinstance(value, bool) else "none" if value is None else value
-        facts.setdefault(name.replace("_", " "), shown)
-    facts |= {"stop reason": record["stop_reason"].replace("_", " "), "status": record["status"]}
+    facts |= {name.replace("_", " "): _word(value) for name, value in score.items() if name not in facts}
+    facts |= {"stop reason": rollout.stop.value.replace("_", " ") if rollout else "", "status": record["status"]}
     trained = sum(record["loss_mask"])
-    facts["tokens"] = f"{trained} trained, {len(record['tokens']) - trained} environment"
-    prompt = f'<details><summary>Prompt</summary><div class="tokens">{_text(record["prompt"])}</div></details>'
-    return f"""<details class="card"{" open" if is_open else ""}>
-<summary><span class="badge {kind}">{badge}</span> {_text(record["question"])}</summary>
-{_tiles(facts)}{prompt if record["prompt"] else ""}<div class="tokens">{_tokens(record)}</div>
-{_searches(record["searches"])}</details>
-"""
+    facts["tokens"] = f"{trained} trained, {len(record['pieces']) - trained} environment"
+    pieces = zip(record["loss_mask"], record["pieces"], strict=True)
+    turns = [
+        {"is_model": bool(mask), "text": "".join(text for _, text in part).strip()}
+        for mask, part in itertools.groupby(pieces, key=lambda piece: piece[0])
+    ]
+    return {
+        **{"badge": badge, "badge_kind": kind, "facts": facts, "gold": facts["gold"]},
+        "question": record["metadata"]["question"],
+        "prompt": record["prompt_text"],
+        "turns": [turn for turn in turns if turn["text"]],
+        "tokens": _tokens(record),
+        "searches": searches_of(rollout),
+    }
 
 
-def _tokens(record: Record) -> str:
-    """One span per token, nothing between them: the text stays exactly what the tokens decode to."""
-    log_probs = record["log_probs"] or [math.nan] * len(record["tokens"])
-    spans = ""
-    for index, (token, mask) in enumerate(zip(record["tokens"], record["loss_mask"], strict=True)):
-        title, kind, log_prob = f"token {index} · environment", "m0", log_probs[index]
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _tokens(record: Record) -> list[Record]:
+    """Text, class and tooltip of every token."""
+    log_probs = record["rollout_log_probs"] or [math.nan] * len(record["pieces"])
+    tokens = []
+    for index, (text, mask) in enumerate(zip(record["pieces"], record["loss_mask"], strict=True)):
+        tip, kind, log_prob = f"token {index} · environment", "m0", log_probs[index]
         if mask:  # an environment token's log-probability is a placeholder: it is not shown
-            title = f"token {index} · trained"
-            title += "" if math.isnan(log_prob) else f" · logprob {_number(log_prob, '.2f')}"
+            tip = f"token {index} · trained"
+            tip += "" if math.isnan(log_prob) else f" · logprob {_number(log_prob, '.2f')}"
             kind = "m1 p2" if log_prob < UNLIKELY else "m1 p1" if log_prob < LIKELY else "m1"
-        kind += " nl" if token.startswith("\n") else ""
-        spans += f'<span class="{kind}" title="{title}">{_text(token)}</span>'
-    return spans
-
-
-def _searches(searches: list[Record]) -> str:
-    shown = ""
-    for number, search in enumerate(searches, start=1):
-        found = [(_text(document["title"]), _text(document["text"])) for document in search["documents"]]
-        documents = "".join(f"<li><strong>{title}</strong> {text}</li>" for title, text in found)
-        documents = f"<ol>{documents}</ol>" if found else '<p class="muted">No document came back.</p>'
-        error = f'<p class="notice">Error: {_text(search["error"])}</p>' if search["error"] else ""
-        heading = f"Search {number}: <strong>{_text(search['query'])}</strong>"
-        shown += f'<div class="search">{heading}{error}{documents}</div>'
-    return shown
+        tokens.append({"text": text, "tip": tip, "kind": kind + (" nl" if text.startswith("\n") else "")})
+    return tokens
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
-CSS = """
-:root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --ink: #1a1f27; --muted: #58616e; --rule: #d9dee5;
-  --blue: #1d5fc4; --orange: #b45309; --good: #17693a; --good-back: #dcf5e5; --bad: #a3211b; --bad-back: #fde6e4;
-  --m1: #e3eefd; --m1-p1: #bfd8fb; --m1-p2: #8fbaf5; --m1-ink: #0a2347; --m0: #fcefd2; --m0-ink: #553a04; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151a; --card: #1b2027; --ink: #e5e9ef; --muted: #a0a9b6;
-  --rule: #343c47; --blue: #79adf5; --orange: #f0a34a; --good: #7fdca4; --good-back: #12381f; --bad: #ffa49d;
-  --bad-back: #4a1a17; --m1: #172c4b; --m1-p1: #1d4375; --m1-p2: #2a60a8; --m1-ink: #e2edfd; --m0: #3a2e14;
-  --m0-ink: #f2deb0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1120px; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
-p { max-width: 75ch; }
-h1 { margin: 0; line-height: 1.2; } h2 { margin: 2.5rem 0 .5rem; } h3 { margin: 1.75rem 0 .5rem; }
-h3::first-letter { text-transform: uppercase; }
-.muted, dt { color: var(--muted); } header .muted { margin: 0; }
-.notice { border-left: 4px solid var(--orange); padding: .4rem .8rem; background: var(--card); }
-.tiles { display: flex; flex-wrap: wrap; gap: .6rem 1.75rem; margin: 1rem 0; }
-dt { font-size: .8rem; } dd { margin: 0; font-weight: 600; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; background: var(--card); overflow-wrap: normal; }
-th, td { padding: .45rem .8rem; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top;
-  font-variant-numeric: tabular-nums; }
-th { font-weight: 600; } th:first-child { text-align: left; }
-@media (max-width: 600px) { th, td { padding: .4rem; font-size: .85rem; } }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
-figure, .card { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--rule);
-  border-radius: 8px; }
-figure { display: flex; flex-direction: column; }
-figcaption { line-height: 1.4; } figcaption small { display: block; }
-svg { margin-top: auto; width: 100%; height: auto; } svg text { fill: var(--muted); font-size: 11px; }
-.rule { stroke: var(--rule); } .line { fill: none; stroke: currentColor; stroke-width: 2; }
-.s0 { color: var(--blue); } .s1 { color: var(--orange); } .s1 .line { stroke-dasharray: 5 3; }
-.dot { fill: currentColor; } .hit { fill: transparent; } g:hover > .dot { r: 5; }
-.key { margin-right: .8rem; font-size: .85rem; } .key::before { content: ""; display: inline-block; width: 1.6em;
-  margin-right: .4em; vertical-align: middle; border-top: 2px solid; } .key.s1::before { border-top-style: dashed; }
-details { margin: .6rem 0; } details table { font-size: .85rem; } summary { cursor: pointer; }
-.card { margin: .6rem 0; } .card > summary { font-weight: 600; }
-.badge { padding: .1rem .5rem; border-radius: 99px; border: 1px solid; font-size: .8rem; white-space: nowrap; }
-.good { color: var(--good); background: var(--good-back); } .bad { color: var(--bad); background: var(--bad-back); }
-.tokens { padding: .7rem; border: 1px solid var(--rule); border-radius: 6px; white-space: pre-wrap; tab-size: 4;
-  font: 14px/1.75 ui-monospace, Menlo, Consolas, monospace; }
-.m0, .m1 { padding: 2px 0; border-radius: 3px; print-color-adjust: exact; }
-.m0 { background: var(--m0); color: var(--m0-ink); }
-.m1 { background: var(--m1); color: var(--m1-ink); border-bottom: 2px solid var(--blue); }
-.p1 { background: var(--m1-p1); } .p2 { background: var(--m1-p2); }
-.tokens span:hover { outline: 2px solid var(--ink); } .nl::before { content: "↵"; opacity: .55; }
-.legend { position: sticky; top: 0; max-width: none; padding: .5rem 0; background: var(--page); font-size: .85rem; }
-.legend span { display: inline-block; padding: 0 .5rem; }
-.search { margin: .8rem 0 0; padding-left: .8rem; border-left: 3px solid var(--rule); font-size: .9rem; }
-.search ol { margin: 0; padding-left: 1.4rem; } .search p { margin: .25rem 0; }
-"""
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Search-R1 demo · seed {seed}</title><style>{css}</style></head><body>{body}</body></html>
-"""  # the policy forbids scripts and requests, should an escape ever be forgotten
+EXPLANATION = (
+    "A language model answers questions. It may call a search engine before it answers, and is rewarded for an answer "
+    "that matches the gold one. GRPO compares several rollouts of the same question and reinforces the better ones."
+)
+PAGE_PARTS = Path(__file__).parent
+LINKS = {"trajectories.html": "in the browser, with filters", "trajectories.jsonl": "as JSON lines"}
 
 
-def render(run: Run) -> str:
-    """The whole page."""
-    parts = [_header(run), _results(run.summary), _curves(run), _trajectories(run.trajectories)]
-    if run.summary["config"]:
-        table = _table(["argument", "value"], [[name, str(value)] for name, value in run.summary["config"].items()])
-        parts.append(f"<details><summary>Arguments of this run</summary>{table}</details>")
-    return PAGE.format(seed=run.summary["seed"], css=CSS, body="\n".join(parts))
+def render(run: Run, links: list[tuple[str, str]]) -> str:
+    """The whole page; `links` are files of the run's folder with a title each."""
+    summary = run.summary
+    groups: dict[str, list[Record]] = {}
+    for record in run.trajectories:
+        group = groups.setdefault(PHASES.get(record["phase"]) or str(record["phase"]), [])
+        if len(group) < SHOWN:
+            group.append(_shown(record))
+    style, script = ((PAGE_PARTS / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE_PARTS), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    started = [summary["started"]] if summary["started"] else []
+    return environment.get_template("report.html.jinja").render(
+        {"gain": None, "notice": ""} | _headline(summary),
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        seed=summary["seed"],
+        subtitle=", ".join([summary["model"], f"seed {summary['seed']}", *started]),
+        explanation=EXPLANATION,
+        story=_story(run.trajectories),
+        charts=_figures(CHARTS, run.steps, summary),
+        more_charts=[*_figures(MORE_CHARTS, run.steps, summary), *_figures([WARM_START], run.warm_start, summary)],
+        results=_results(summary),
+        step_columns=["step", *STEP_COLUMNS.values()],
+        steps=[[str(row["step"]), *(_number(row[key]) for key in STEP_COLUMNS)] for row in run.steps],
+        groups=groups,
+        links=links,
+        likely=_number(LIKELY),
+        unlikely=_number(UNLIKELY),
+        facts=_facts(run),
+        command=shlex.join(["search-r1", "demo", *summary["arguments"]]) if summary["started"] else "",
+        config=[[name, str(value)] for name, value in summary["config"].items()],
+    )
 
 
 def write_report(run_dir: Path) -> Path:
     """Writes `report.html` into the run's folder, whole or not at all, and returns its path."""
-    page = render(read_run(run_dir))
+    links = [(name, title) for name, title in LINKS.items() if (run_dir / name).is_file()]
+    page = render(read_run(run_dir), links)
     path = run_dir / "report.html"
     unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
     try:

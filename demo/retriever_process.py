@@ -1,5 +1,6 @@
-"""The real retriever as a process of its own: its index is built once, the server is started, awaited and stopped."""
+"""The real retriever as a separate process: builds its index once, starts the server, waits for it, stops it."""
 
+import contextlib
 import hashlib
 import io
 import subprocess
@@ -7,13 +8,14 @@ import sys
 from pathlib import Path
 
 from evaluation.server_process import ServerProcess, free_port
+from evaluation.terminal import Progress
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "local_dense_retriever"
 START_TIMEOUT_S = 120.0
 
 
 def index_path(cache: Path, corpus: Path) -> Path:
-    """Where a corpus's index is kept: under a name that changes with its text, so that no other corpus's is taken."""
+    """Where a corpus's index is kept. The name depends on the text, so another corpus never gets this index."""
     try:
         digest = hashlib.sha256(corpus.read_bytes()).hexdigest()[:12]
     except OSError as error:
@@ -22,14 +24,18 @@ def index_path(cache: Path, corpus: Path) -> Path:
 
 
 def build_index(corpus: Path, index: Path, encoder: Path) -> None:
-    """Encodes the corpus into a FAISS index, unless it is there already. Raises RuntimeError with the tool's words.
+    """Encodes the corpus into a FAISS index, unless it exists. Raises RuntimeError with the tool's own message.
 
     The tool's progress is shown as it comes; only its `error:` line is held back, to be the exception's message.
     """
+    if index.is_file():  # its name follows the corpus
+        return
     command = [sys.executable, str(SCRIPTS / "build_index.py"), "--corpus_path", str(corpus)]
     command += ["--index_path", str(index), "--retriever_name", "minilm", "--retriever_model", str(encoder)]
     reason = "The index could not be built; the message above says why."
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    is_terminal = sys.stderr.isatty()
+    waiting = contextlib.nullcontext() if is_terminal else Progress("building the index")
+    with waiting, subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         # newline="": a progress bar's \r ends a line, and is kept.
         lines = io.TextIOWrapper(process.stderr, encoding="utf-8", errors="replace", newline="")
@@ -37,7 +43,7 @@ def build_index(corpus: Path, index: Path, encoder: Path) -> None:
             for line in lines:
                 if line.startswith("error: "):
                     reason = line.removeprefix("error: ").strip()
-                else:
+                elif is_terminal or "%|" not in line:  # a bar is for terminals
                     sys.stderr.write(line)
                     sys.stderr.flush()
         except BaseException:

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from demo.world_facts import Question
 from evaluation.plugin import plugin_args, sample_of_row
+from evaluation.terminal import Progress
 from search_rollout.config import SearchConfig
 from search_rollout.protocols.prompts import PromptMode, prompt_row
 from search_rollout.samples.record import record_of
@@ -98,11 +97,11 @@ async def roll_out(
     for number, group in enumerate(groups):
         for sample in group:
             sample.group_index = number
-    with tqdm(total=len(groups), desc=title, unit="question", leave=False, disable=None) as bar:
+    with Progress(title, len(groups), "questions") as progress:
 
         async def run(group: list[Any]) -> list[Any]:
             finished = await generate_and_rm_group(args, group, params, evaluation=evaluation)
-            bar.update()
+            progress.update()
             return finished
 
         return await asyncio.gather(*map(run, groups))

@@ -1,4 +1,4 @@
-"""The folder of one run: what happened, line by line, as it happens, so that an interrupted run keeps it all."""
+"""The folder of one run. Everything is logged line by line as it happens, so an interrupted run keeps it all."""
 
 import itertools
 import json
@@ -9,12 +9,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.metrics import scores_of
+from evaluation.records import record_of
+from qa_em_format import gold_answers
 from search_rollout.protocols.chat_template import decode
-from search_rollout.samples.record import record_of
+
+LOGS = ("warm_start.jsonl", "steps.jsonl", "evaluation.jsonl", "trajectories.jsonl")
 
 
 class RunFolder:
-    """`<runs>/demo-<time>-seed<seed>/`, made new."""
+    """`<runs>/demo-<time>-seed<seed>/`, newly made; or that of an interrupted run, with `existing`."""
 
     def __init__(self, runs: Path, seed: int) -> None:
         name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
@@ -27,52 +31,60 @@ class RunFolder:
             except FileExistsError:  # a run of the same second
                 continue
 
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """The folder of a run that is resumed."""
+        folder = cls.__new__(cls)
+        folder.path = path
+        return folder
+
     def append(self, file: str, record: dict[str, Any]) -> None:
         """Adds one line of JSON to a file of the folder."""
         with (self.path / file).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
+    def log_sizes(self) -> dict[str, int]:
+        """Bytes of each of LOGS, for `truncate_logs`."""
+        return {name: (self.path / name).stat().st_size for name in LOGS if (self.path / name).is_file()}
+
+    def truncate_logs(self, sizes: dict[str, int]) -> None:
+        """Forgets what was logged after `log_sizes` gave these sizes."""
+        for name in LOGS:
+            if (self.path / name).is_file():
+                with (self.path / name).open("ab") as log:
+                    log.truncate(sizes.get(name, 0))
+
     def keep_evaluation(self, rows: Iterable[dict[str, Any]], settings: dict[str, Any], corpus: Path) -> None:
         """What a later evaluation needs beside the models: eval.jsonl, settings.yaml and corpus.jsonl."""
-        for row in rows:
-            self.append("eval.jsonl", row)
+        (self.path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         lines = (f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
         (self.path / "settings.yaml").write_text("".join(lines), encoding="utf-8")
         shutil.copyfile(corpus, self.path / "corpus.jsonl")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replaces summary.json."""
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        unfinished = self.path / "summary.json.unfinished"
+        unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(self.path / "summary.json")
 
     def append_trajectory(self, phase: str, sample: Any, tokenizer: Any) -> None:
-        """Adds a rewarded slime Sample to trajectories.jsonl, token by token, for the report."""
-        record = record_of(sample)
-        assert record is not None  # ours
+        """Adds a rewarded slime Sample to trajectories.jsonl, as evaluations record it; for report, view and compare.
+
+        The demo adds the phase of the run, and the texts of the response's tokens.
+        """
         begin = len(sample.tokens) - sample.response_length
-        self.append(
-            "trajectories.jsonl",
-            {
-                "phase": phase,
-                "question": sample.metadata["question"],
-                "gold": sample.label["ground_truth"]["target"],
-                "prompt": decode(tokenizer, sample.tokens[:begin]),
-                "tokens": [tokenizer.decode([token]) for token in sample.tokens[begin:]],
-                "loss_mask": sample.loss_mask,
-                "log_probs": sample.rollout_log_probs,
-                "reward": sample.reward,
-                "reward_parts": record.score or {},
-                "stop_reason": record.stop.value,
-                "status": sample.status.value,
-                "searches": [
-                    {
-                        "query": result.query,
-                        "error": result.error,
-                        "documents": [{"title": passage.title, "text": passage.text} for passage in result.passages],
-                    }
-                    for result in record.searches
-                ],
-            },
+        golds = gold_answers(sample.label)
+        record = record_of(
+            sample,
+            id=sample.metadata["question_id"],
+            data_source="demo",
+            scores=scores_of(sample, golds),
+            phase=phase,
+            gold=golds,
+            prompt_text=decode(tokenizer, sample.tokens[:begin]),
+            pieces=[tokenizer.decode([token]) for token in sample.tokens[begin:]],
         )
+        self.append("trajectories.jsonl", record)
 
 
 def paired_gain(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:

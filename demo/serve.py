@@ -1,41 +1,67 @@
-"""Puts a finished run's model and retriever up again: to ask it questions, or to evaluate it once more.
+"""Starts a finished run's model and retriever again: to ask it questions, evaluate it once more, or check it.
 
-    python -m demo.serve runs/demo-…              the trained model
-    python -m demo.serve runs/demo-… --phase before    the model before GRPO
+    search-r1 chat RUN           ask it questions at the terminal; --ask "…" asks one
+    search-r1 evaluate RUN       its held-out questions again, into RUN/evaluation-after
+    search-r1 preflight RUN      the checks of a training setup, with one real rollout
+    search-r1 serve RUN          serve both until Ctrl-C, for programs of your own
 
-Prints three commands for another terminal, to check, to ask and to evaluate it, and serves until Ctrl-C.
+`--phase before` takes the model before GRPO. Further options are those of the command itself.
 """
 
 import argparse
 import json
 import os
-import shlex
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from demo.interruption import terminating_interrupts
 from demo.train import MAX_LENGTH, ROOT
+from evaluation.terminal import Progress, short
+
+
+class Served(NamedTuple):
+    """A run whose model and retriever are up."""
+
+    run: Path
+    phase: str
+    config: dict[str, Any]  # the run's options
+    engine: str  # URL
+    retriever: str  # URL
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face folder."""
+        return self.run / self.phase
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves until interrupted; returns the exit code."""
+    """Serves until interrupted, or as long as the chosen command runs; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m demo.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="search-r1 serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # what is not known here belongs to the command
     )
     parser.add_argument("run", type=Path, help="the folder that the demo named in its last line")
     parser.add_argument("--phase", choices=["before", "after"], default="after", help="of GRPO (default: after)")
     parser.add_argument(
         "--cache", type=Path, default=ROOT / ".cache", help="where the index is kept (default: .cache/)"
     )
-    args = parser.parse_args(argv)
+    what = parser.add_mutually_exclusive_group()
+    for name in DOINGS:
+        what.add_argument(f"--{name}", dest="what", action="store_const", const=name, help=f"as search-r1 {name} RUN")
+    args, more = parser.parse_known_args(argv)
+    if more and not args.what:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
     terminating_interrupts()
     try:
-        serve(args.run, args.phase, args.cache)
+        with served(args.run, args.phase, args.cache) as run:
+            return DOINGS[args.what](run, more) if args.what else wait(run)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -44,61 +70,97 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def serve(run: Path, phase: str, cache: Path) -> None:
-    """Raises ValueError if the folder is not that of a run that kept its models."""
+@contextmanager
+def served(run: Path, phase: str, cache: Path) -> Iterator[Served]:
+    """Engine and retriever of a run, stopped at the end. Raises ValueError if the folder has no model of that phase."""
     model = run / phase
     if not (model / "config.json").is_file() or not (run / "summary.json").is_file():
         raise ValueError(
             f"{run} holds no finished run with a model in {phase}/ (kept unless --no-save-models is given)."
         )
     config = json.loads((run / "summary.json").read_text(encoding="utf-8"))["config"]
-    import torch
-
-    from demo.engine import Engine
-    from demo.engine_server import EngineServer
-    from demo.models import encoder_folder, load_policy
-    from demo.retriever_process import RetrieverProcess, build_index, index_path
-
-    corpus, encoder = run / "corpus.jsonl", encoder_folder()
-    index = index_path(cache, corpus)
-    cache.mkdir(parents=True, exist_ok=True)
-    build_index(corpus, index, encoder)
+    print(f"starting the engine on {short(model)} and the retriever, about half a minute", file=sys.stderr, flush=True)
     with ExitStack() as stack:
-        policy, tokenizer = load_policy(model)
-        retriever = stack.enter_context(RetrieverProcess(corpus, index, encoder, run / "retriever.log"))
-        engine = stack.enter_context(
-            Engine(policy, tokenizer, dtype=getattr(torch, config["dtype"]), max_length=MAX_LENGTH)
-        )
-        del policy  # the engine has its own
-        server = stack.enter_context(EngineServer(engine))
-        print(_commands(run.absolute(), phase, config, f"http://127.0.0.1:{server.port}", retriever.url), flush=True)
-        threading.Event().wait()
+        with Progress("starting engine and retriever"):
+            import torch
+
+            from demo.engine import Engine
+            from demo.engine_server import EngineServer
+            from demo.models import encoder_folder, load_policy
+            from demo.retriever_process import RetrieverProcess, build_index, index_path
+
+            corpus, encoder = run / "corpus.jsonl", encoder_folder()
+            index = index_path(cache, corpus)
+            cache.mkdir(parents=True, exist_ok=True)
+            build_index(corpus, index, encoder)
+            policy, tokenizer = load_policy(model)
+            retriever = stack.enter_context(RetrieverProcess(corpus, index, encoder, run / "retriever.log"))
+            engine = stack.enter_context(
+                Engine(policy, tokenizer, dtype=getattr(torch, config["dtype"]), max_length=MAX_LENGTH)
+            )
+            del policy  # the engine has its own copy
+            server = stack.enter_context(EngineServer(engine))
+        yield Served(run.absolute(), phase, config, f"http://127.0.0.1:{server.port}", retriever.url)
 
 
-def _commands(run: Path, phase: str, config: dict[str, Any], engine: str, retriever: str) -> str:
+def wait(run: Served) -> int:
+    """Serves until Ctrl-C."""
+    print(f"engine {run.engine}, retriever {run.retriever}; Ctrl-C stops both", flush=True)
+    threading.Event().wait()
+    return 0
+
+
+def chat(run: Served, more: Sequence[str]) -> int:
+    """Questions at the terminal."""
+    from evaluation.chat import main as command
+
+    mode = "chat" if run.config["api_mode"] == "chat" else "xml"
+    return command([*_evaluation_options(run), "--mode", mode, *more])
+
+
+def evaluate(run: Served, more: Sequence[str]) -> int:
+    """The held-out questions, into a folder of the run."""
+    from evaluation.run import main as command
+
+    # All questions at once, as the demo asks them: in bfloat16 a reply may depend on what shares its batch.
+    fixed = ["--concurrency", "256", "--per_set", "all", "--data", str(run.run / "eval.jsonl")]
+    output = ["--output", str(run.run / f"evaluation-{run.phase}")]
+    return command([*_evaluation_options(run), *fixed, *output, *more])
+
+
+def preflight(run: Served, more: Sequence[str]) -> int:
+    """The checks of a training setup as far as they apply to the demo, and one real rollout."""
+    from demo.rollouts import MAX_RESPONSE_LEN
+    from preflight.__main__ import main as command
+    from preflight.__main__ import prepare_process
+
+    os.environ.update(
+        HF_CHECKPOINT=str(run.model),
+        PROMPT_DATA=str(run.run / "eval.jsonl"),
+        CUSTOM_CONFIG_PATH=str(run.run / "settings.yaml"),
+        LLM_API_MODE=run.config["api_mode"],
+        SEARCH_BACKEND="local",
+        RETRIEVAL_SERVER_URL=run.retriever,
+        ROLLOUT_MAX_RESPONSE_LEN=str(MAX_RESPONSE_LEN),
+        ROLLOUT_BATCH_SIZE="1",  # the held-out questions may be fewer than those of a training step
+    )
+    prepare_process()
+    return command(["--skip", "packages", "machine", "model", "--engine", run.engine, *more])
+
+
+DOINGS: dict[str, Callable[[Served, Sequence[str]], int]] = {
+    "chat": chat,
+    "evaluate": evaluate,
+    "preflight": preflight,
+}
+
+
+def _evaluation_options(run: Served) -> list[str]:
     from demo.rollouts import MAX_RESPONSE_LEN
 
-    python = [sys.executable, "-m"]
-    settings = {
-        "HF_CHECKPOINT": run / phase,
-        "PROMPT_DATA": run / "eval.jsonl",
-        "CUSTOM_CONFIG_PATH": run / "settings.yaml",
-        "LLM_API_MODE": config["api_mode"],
-        "SEARCH_BACKEND": "local",
-        "RETRIEVAL_SERVER_URL": retriever,
-        "ROLLOUT_MAX_RESPONSE_LEN": MAX_RESPONSE_LEN,
-        "ROLLOUT_BATCH_SIZE": 1,  # the held-out questions may be fewer than a training step's
-    }
-    preflight = ["env", *(f"{name}={value}" for name, value in settings.items()), *python, "preflight"]
-    preflight += ["--skip", "packages", "machine", "model", "--engine", engine]
-    shared = ["--model", run / phase, "--engine", engine, "--search", f"local:{retriever}"]
-    shared += ["--custom_config_path", run / "settings.yaml", "--max_response_len", MAX_RESPONSE_LEN]
-    ask = [*python, "evaluation.chat", *shared, "--mode", "chat" if config["api_mode"] == "chat" else "xml"]
-    # All questions at once, as the demo asks them: in bfloat16 a reply may depend on what shares its batch.
-    evaluate = [*python, "evaluation.run", *shared, "--concurrency", 256, "--data", run / "eval.jsonl"]
-    evaluate += ["--per_set", "all", "--output", run / f"evaluation-{phase}"]
-    lines = "\n\n".join(shlex.join(map(str, command)) for command in (preflight, ask, evaluate))
-    return f"engine {engine}, retriever {retriever}; in another terminal:\n\n{lines}\n\nCtrl-C stops both."
+    options = ["--model", run.model, "--engine", run.engine, "--search", f"local:{run.retriever}"]
+    options += ["--custom_config_path", run.run / "settings.yaml", "--max_response_len", MAX_RESPONSE_LEN]
+    return [str(word) for word in options]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Trains a small language model to search, on a CPU, with real parts: the demo behind `make demo`.
 
-   python -m demo.train --minutes 18
+    search-r1 demo                          18 minutes; the folder that it names at the end has all of it
+    search-r1 demo --resume runs/demo-…     continues an interrupted or killed run, with its own options
 
 1 a corpus of real-world facts and questions about it             demo/world_facts.py
-2 the real retriever, as a server of its own                      local_dense_retriever/
+2 the real retriever, as a separate server                        local_dense_retriever/
 3 an engine that speaks SGLang's /generate over HTTP              demo/engine.py, demo/engine_server.py
 4 a few supervised steps on synthetic traces                      demo/warm_start.py
 5 GRPO: rollouts by the plugin as slime calls it, then one step   generate_with_search.py, demo/grpo.py
@@ -11,6 +12,7 @@
 """
 
 import argparse
+import json
 import logging
 import math
 import os
@@ -26,6 +28,7 @@ sys.path.insert(0, str(ROOT / "slime_standin"))  # what slime's workers have on 
 sys.path.insert(0, str(ROOT))  # … and this plugin's folder
 
 from demo.interruption import terminating_interrupts  # noqa: E402
+from evaluation.terminal import Progress, short, typed  # noqa: E402
 
 MAX_LENGTH = 896  # tokens of a trajectory
 
@@ -53,21 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m demo.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="search-r1 demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
     def option(name: str, default: Any, text: str, **more: Any) -> None:
         parser.add_argument(name, default=default, help=f"{text} (default: {more.pop('shown', default)})", **more)
 
     option(
-        "--minutes",
-        18.0,
-        "when to be done; set-up, warm start, evaluations and one step always run",
-        type=_positive(float),
+        "--minutes", 18.0, "total time; set-up, warm start, evaluations and one step always run", type=_positive(float)
     )
-    option("--steps", None, "GRPO steps at most", type=_positive(int), shown="as many as time allows")
-    option("--seed", 0, "of sampling and of the order of questions", type=int)
-    option("--model", None, "a Hugging Face model folder", type=Path, shown="SmolLM2-135M-Instruct, from its package")
+    option("--steps", None, "maximum GRPO steps", type=_positive(int), shown="as many as time allows")
+    option("--seed", 0, "seed of sampling and of the order of questions", type=int)
+    option("--model", None, "Hugging Face model folder", type=Path, shown="SmolLM2-135M-Instruct, from its package")
     option(
         "--world",
         None,
@@ -83,24 +83,45 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     option("--dtype", "bfloat16", "arithmetic of engine and trainer", choices=["bfloat16", "float32"])
     option("--warm-start-steps", 16, "supervised steps on synthetic traces", type=_positive(int))
-    option("--questions-per-step", 8, "groups of a GRPO step", type=_positive(int))
-    option("--samples", 4, "rollouts of each question, at least 2", type=_positive(int))
-    option("--warm-learning-rate", 5e-5, "of the warm start, where it falls to that of GRPO", type=_positive(float))
-    option("--learning-rate", 2e-5, "of GRPO", type=_positive(float))
-    option("--held-out", 128, "how many held-out questions to ask", type=_positive(int))
+    option("--questions-per-step", 8, "questions (groups) per GRPO step", type=_positive(int))
+    option("--samples", 4, "rollouts per question, at least 2", type=_positive(int))
+    option("--warm-learning-rate", 5e-5, "warm start's first rate; falls to GRPO's", type=_positive(float))
+    option("--learning-rate", 2e-5, "GRPO's rate", type=_positive(float))
+    option("--held-out", 128, "held-out questions to ask before and after", type=_positive(int))
     option("--runs", ROOT / "runs", "where the run's folder is made", type=Path, shown="runs/")
     option("--cache", ROOT / ".cache", "where model, corpus and index are kept", type=Path, shown=".cache/")
     parser.add_argument(
         "--save-models",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep the models before and after GRPO in the run's folder, for demo.serve (540 MB each)",
+        help="keep the models before and after GRPO in the run's folder, for chat and evaluate (540 MB each)",
     )
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run; its own options apply")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(arguments)
     if args.samples < 2:
         parser.error("--samples must be 2 or more: an advantage compares the samples of one question")
+    if args.resume:
+        try:
+            arguments = _arguments_of(args.resume)
+        except ValueError as error:
+            parser.error(str(error))
+        args = argparse.Namespace(**{**vars(parser.parse_args(arguments)), "resume": args.resume, "debug": args.debug})
+    args.arguments = arguments
     return args
+
+
+def _arguments_of(run: Path) -> list[str]:
+    """The command line that began a run. Raises ValueError if there is nothing to go on with."""
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        arguments = summary["arguments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{run} is not the folder of a demo run that can be resumed") from error
+    if "gain" in summary:
+        raise ValueError(f"{run} is finished; start a new run")
+    return [str(word) for word in arguments]
 
 
 def _positive(kind: type) -> Any:
@@ -117,19 +138,20 @@ def _positive(kind: type) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Sets up model, corpus, retriever and engine, trains, and tears everything down again."""
     started = time.monotonic()
-    for place in (args.runs, args.cache):  # a place that cannot be written is found before the long work
-        place.mkdir(parents=True, exist_ok=True)
-    say("loading the model and the questions")
-    from demo.models import encoder_folder, load_policy, policy_folder, tool_tokenizer_folder
-    from demo.retriever_process import RetrieverProcess, build_index, index_path
-    from demo.world_facts import build_world, load_questions, write_world
+    for folder in (args.runs, args.cache):  # one that cannot be written is found before the long work
+        folder.mkdir(parents=True, exist_ok=True)
+    say("phase 1 of 5: model, corpus, index, servers, about a minute")
+    with Progress("loading PyTorch, the model and the questions"):
+        from demo.models import encoder_folder, keep_tokenizer, load_policy, policy_folder, tool_tokenizer_folder
+        from demo.retriever_process import RetrieverProcess, build_index, index_path
+        from demo.world_facts import build_world, load_questions, write_world
 
-    model_folder = args.model or policy_folder(args.cache)
-    model, tokenizer = load_policy(model_folder)
-    world = args.world or args.cache / "world"
-    if args.world is None:
-        write_world(build_world(), world)
-    train, held_out = load_questions(world / "train.jsonl"), load_questions(world / "held_out.jsonl")
+        model_folder = args.model or policy_folder(args.cache)
+        model, tokenizer = load_policy(model_folder)
+        world = args.world or args.cache / "world"
+        if args.world is None:
+            write_world(build_world(), world)
+        train, held_out = load_questions(world / "train.jsonl"), load_questions(world / "held_out.jsonl")
     held_out = held_out[: args.held_out]
     encoder = encoder_folder()
     index = index_path(args.cache, world / "corpus.jsonl")
@@ -143,30 +165,44 @@ def run(args: argparse.Namespace) -> int:
     from demo.run_folder import RunFolder
     from demo.training_run import TrainingRun
 
-    folder = RunFolder(args.runs, args.seed)
+    folder = RunFolder.existing(args.resume) if args.resume else RunFolder(args.runs, args.seed)
     rows = (row_of(question, args.api_mode) for question in held_out)
     folder.keep_evaluation(rows, settings(args.api_mode, MAX_LENGTH), world / "corpus.jsonl")
+    tokenizer_folder = tool_tokenizer_folder(model_folder, args.cache) if args.api_mode == "chat" else model_folder
+    keep_tokenizer(tokenizer_folder, folder.path / "tokenizer")
     with ExitStack() as stack:
-        retriever = stack.enter_context(
-            RetrieverProcess(world / "corpus.jsonl", index, encoder, folder.path / "retriever.log")
-        )
-        engine = stack.enter_context(
-            Engine(model, tokenizer, dtype=getattr(torch, args.dtype), max_length=MAX_LENGTH, seed=args.seed)
-        )
-        server = stack.enter_context(EngineServer(engine))
-        say(f"retriever on port {retriever.port}, engine on port {server.port}")
+        with Progress("starting the retriever and the engine"):
+            retriever = stack.enter_context(
+                RetrieverProcess(world / "corpus.jsonl", index, encoder, folder.path / "retriever.log")
+            )
+            engine = stack.enter_context(
+                Engine(model, tokenizer, dtype=getattr(torch, args.dtype), max_length=MAX_LENGTH, seed=args.seed)
+            )
+            server = stack.enter_context(EngineServer(engine))
+        say(f"retriever on port {retriever.port}, engine on port {server.port}; run folder {short(folder.path)}")
         plugin = slime_args(
-            model=str(tool_tokenizer_folder(model_folder, args.cache) if args.api_mode == "chat" else model_folder),
+            model=str(tokenizer_folder),
             engine_port=server.port,
             retriever_port=retriever.port,
             max_length=MAX_LENGTH,
             api_mode=args.api_mode,
         )
         finished = TrainingRun(args, plugin, folder, model, tokenizer, engine, train, held_out, started).run()
-    if finished and args.save_models:
-        say(f"to ask this model, or evaluate it again: {sys.executable} -m demo.serve {folder.path}")
+    _say_what_next(folder.path, finished, args.save_models)
     print(folder.path, flush=True)
     return 0 if finished else 130
+
+
+def _say_what_next(run: Path, finished: bool, has_models: bool) -> None:
+    commands: dict[str, tuple[object, ...]] = {"continue this run": ("demo", "--resume", run)}
+    if finished:
+        commands = {"look through its trajectories": ("view", run), "compare before and after": ("compare", run)}
+    if finished and has_models:
+        commands |= {"ask the trained model": ("chat", run), "evaluate it again": ("evaluate", run)}
+        commands |= {"check it with preflight": ("preflight", run)}
+    print("next:")
+    for what, words in commands.items():
+        print(f"  {typed(*words)}  # {what}")
 
 
 def say(text: str) -> None:

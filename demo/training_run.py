@@ -2,15 +2,16 @@
 
 import argparse
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from demo import checkpoint
 from demo.engine import Engine
 from demo.grpo import StepResult, TrainSample, group_advantages, train_step
 from demo.report import write_report
@@ -18,6 +19,8 @@ from demo.rollouts import Metrics, outcome, roll_out
 from demo.run_folder import RunFolder, paired_gain
 from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Question
+from evaluation.terminal import Progress, clock, short
+from evaluation.view import write_page
 from search_rollout.config import load_config
 from search_rollout.metrics import rollout_metrics
 from search_rollout.runtime import Runtime, engine_url
@@ -25,6 +28,9 @@ from search_rollout.runtime import Runtime, engine_url
 TRACES_PER_WARM_STEP = 8
 EVALUATION_RESERVE = 1.25  # the last evaluation takes about as long as the first, and a little is kept spare
 SHOWN_EVERY = 4  # GRPO steps between two whose trajectories are kept for the report
+CHECKPOINT_EVERY_S = 120.0  # of GRPO; writing one takes seconds
+PHASES = 5  # set-up, which is train.py's, and the four of `_phases`
+WARM_STEP_S, QUESTION_S = 9.0, 0.7  # on two idle cores (docs/DEMO.md); only for the times that are announced
 
 
 class TrainingRun:
@@ -50,56 +56,124 @@ class TrainingRun:
         self.engine = engine
         self.train = train
         self.held_out = held_out
-        self.started = started
         self.dtype = getattr(torch, args.dtype)
         self.choose = random.Random(args.seed)
         # One optimiser for both phases: without its second moments the first GRPO steps would follow signs alone.
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=args.warm_learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )
-        self.questions = endless(train, self.choose)
-        self.summary: dict[str, Any] = {
-            "seed": args.seed,
-            "model": args.model.resolve().name if args.model else "SmolLM2-135M-Instruct",
-            "minutes": args.minutes,
-            "dtype": args.dtype,
-            "steps": 0,
-            "config": {key: str(value) for key, value in vars(args).items()},
-        }
         torch.manual_seed(args.seed)
+        self.progress = self._resumed() or checkpoint.Progress(self._first_summary())
+        self.summary = self.progress.summary
+        self.deltas: list[float] = []  # |train - rollout log-probability| of each step of this process
+        self.started = started - self.progress.seconds
+        # A resumed run skips the questions that it took before.
+        self.questions = itertools.islice(endless(train, self.choose), self.progress.questions, None)
+        if self.progress.warm_started:
+            engine.load_weights(model, f"step {self.summary['steps']}")
+
+    def _resumed(self) -> checkpoint.Progress | None:
+        progress = checkpoint.load(self.folder.path, self.model, self.optimizer)
+        self.folder.truncate_logs(progress.log_sizes if progress else {})
+        return progress
+
+    def _first_summary(self) -> dict[str, Any]:
+        return {
+            "seed": self.args.seed,
+            "model": self.args.model.resolve().name if self.args.model else "SmolLM2-135M-Instruct",
+            "minutes": self.args.minutes,
+            "dtype": self.args.dtype,
+            "steps": 0,
+            "started": time.strftime("%Y-%m-%d %H:%M"),
+            "arguments": self.args.arguments,  # the command line, for --resume
+            "config": {key: str(value) for key, value in vars(self.args).items() if key != "arguments"},
+        }
 
     def run(self) -> bool:
         """All phases; False if the run was interrupted. The summary and the report are written either way."""
         finished = True
-        self.summary["stopped"] = "error"
+        ending = "error"
+        self._write_report("running")
         try:
             with asyncio.Runner() as runner:
-                runner.run(self._phases())
+                ending = runner.run(self._phases())
+            checkpoint.delete(self.folder.path)
         except KeyboardInterrupt:
             finished = False
-            self.summary["stopped"] = "interrupted"
+            ending = "interrupted"
             print("\ninterrupted: what was done so far is in the report", flush=True)
         finally:
-            self.summary["seconds"] = round(time.monotonic() - self.started, 1)
-            self.folder.write_summary(self.summary)
-            print(f"report: {write_report(self.folder.path)}", flush=True)
+            self._write_viewer_page()
+            self._write_report(ending)
+            print(f"report: {short(self.folder.path / 'report.html')}", flush=True)
         return finished
 
-    async def _phases(self) -> None:
+    def _write_viewer_page(self) -> None:
+        """All recorded trajectories as the page of `search-r1 view`; the report links to it."""
+        log = self.folder.path / "trajectories.jsonl"
+        if log.is_file() and log.stat().st_size:
+            write_page([log], self.tokenizer, log.with_suffix(".html"))
+
+    def _write_report(self, stopped: str) -> None:
+        """Summary and report as they stand; `stopped` is "running", or why the run ended."""
+        self.summary["stopped"] = stopped
+        self.summary["seconds"] = round(time.monotonic() - self.started, 1)
+        self.folder.write_summary(self.summary)
+        write_report(self.folder.path)
+
+    async def _phases(self) -> str:
+        """Everything that is not done yet; returns why GRPO ended."""
         import generate_with_search
 
+        done = self.progress
         try:
-            await self._look_at_untrained()
-            await self._warm_start()
-            self._save_model("before")
-            before, seconds = await self._evaluate("before")
-            await self._grpo(reserve_s=seconds * EVALUATION_RESERVE)
+            if not done.warm_started:
+                warm_s = self.args.warm_start_steps * WARM_STEP_S
+                self._announce(2, f"warm start, {self.args.warm_start_steps} supervised steps", warm_s)
+                await self._look_at_untrained()
+                await self._warm_start()
+                done.warm_started = True
+                self._save_model("before")
+                self._checkpoint()
+            if not done.before:
+                asked = len(self.held_out)
+                self._announce(3, f"evaluation before GRPO, {asked} held-out questions", asked * QUESTION_S)
+                done.before, done.evaluation_s = await self._evaluate("before")
+                self._checkpoint()
+                print(
+                    f"report so far: {short(self.folder.path / 'report.html')}, rewritten after each step", flush=True
+                )
+            left = self.started + self.args.minutes * 60 - time.monotonic() - done.evaluation_s * EVALUATION_RESERVE
+            self._announce(4, "GRPO, as many steps as time allows" if self.args.steps is None else "GRPO", left)
+            print(
+                f"a step asks {self.args.questions_per_step} questions {self.args.samples} times each; `groups` counts "
+                "the questions whose samples earned different rewards: only they teach anything",
+                flush=True,
+            )
+            ending = await self._grpo(reserve_s=done.evaluation_s * EVALUATION_RESERVE)
             self._save_model("after")
+            self._announce(5, "evaluation after GRPO, the same questions", done.evaluation_s)
             after, _ = await self._evaluate("after")
-            self.summary["gain"] = paired_gain(before, after)
+            self.summary["gain"] = paired_gain(done.before, after)
             self._print_comparison()
+            return ending
         finally:
             await generate_with_search.close()
+
+    def _announce(self, phase: int, what: str, seconds: float) -> None:
+        about = f"about {max(1, round(seconds / 60))} min" if seconds > 30 else "less than a minute"
+        print(f"[demo] phase {phase} of {PHASES}: {what}, {about}", flush=True)
+
+    def _checkpoint(self) -> None:
+        """Saves the point from which `--resume` continues."""
+        self.progress.seconds = time.monotonic() - self.started
+        self.progress.log_sizes = self.folder.log_sizes()
+        checkpoint.save(self.folder.path, self.progress, self.model, self.optimizer)
+        self._write_report("running")
+
+    def _next_question(self) -> Question:
+        self.progress.questions += 1
+        return next(self.questions)
 
     def _save_model(self, phase: str) -> None:
         """Keeps the model as it is now, for `demo.serve` and `evaluation`, with the tokenizer that rollouts use."""
@@ -123,18 +197,16 @@ class TrainingRun:
         runtime = Runtime(engine_url(self.plugin), load_config({}, {}, self.plugin), GenerateState(self.plugin))
         loss = float("nan")
         try:
-            steps = tqdm(
-                range(1, self.args.warm_start_steps + 1), desc="warm start", unit="step", leave=False, disable=None
-            )
-            shown = solutions(self.questions)
-            for step in steps:
-                began = time.monotonic()
-                self._set_learning_rate((step - 1) / self.args.warm_start_steps)
-                traces = [await trace(next(shown), runtime, self.plugin) for _ in range(TRACES_PER_WARM_STEP)]
-                loss = supervised_step(self.model, self.optimizer, traces, self.dtype)
-                steps.set_postfix(loss=f"{loss:.3f}")
-                record = {"step": step, "loss": round(loss, 4), "seconds": round(time.monotonic() - began, 1)}
-                self.folder.append("warm_start.jsonl", record)
+            shown = solutions(iter(self._next_question, None))
+            with Progress("warm start", self.args.warm_start_steps, "steps") as progress:
+                for step in range(1, self.args.warm_start_steps + 1):
+                    began = time.monotonic()
+                    self._set_learning_rate((step - 1) / self.args.warm_start_steps)
+                    traces = [await trace(next(shown), runtime, self.plugin) for _ in range(TRACES_PER_WARM_STEP)]
+                    loss = supervised_step(self.model, self.optimizer, traces, self.dtype)
+                    progress.update(note=f"loss {loss:.3f}")
+                    record = {"step": step, "loss": round(loss, 4), "seconds": round(time.monotonic() - began, 1)}
+                    self.folder.append("warm_start.jsonl", record)
         finally:
             await runtime.close()
         self.engine.load_weights(self.model, "warm start")
@@ -153,7 +225,6 @@ class TrainingRun:
         samples = [group[0] for group in groups]
         for sample in samples:
             self.folder.append("evaluation.jsonl", {"phase": phase, **outcome(sample)})
-        for sample in samples[:6]:
             self.folder.append_trajectory(phase, sample, self.tokenizer)
         outcomes = [outcome(sample) for sample in samples]
         by_hops = {
@@ -171,33 +242,30 @@ class TrainingRun:
         self._show(f"a held-out question {phase} GRPO", samples[0])
         return [row["exact_match"] for row in outcomes], time.monotonic() - began
 
-    async def _grpo(self, reserve_s: float) -> None:
-        """GRPO steps until the number of steps or the time is used up."""
+    async def _grpo(self, reserve_s: float) -> str:
+        """GRPO steps until the number of steps or the time is used up: returns which, "steps" or "time"."""
         self._set_learning_rate(1.0)
-        deltas: list[float] = []
-        longest = 0.0
-        step = 0
-        while step != self.args.steps:
+        done, saved = self.progress, time.monotonic()
+        while self.args.steps is None or self.summary["steps"] < self.args.steps:
+            step = self.summary["steps"] + 1
             left = self.started + self.args.minutes * 60 - time.monotonic() - reserve_s
-            if step > 0 and left < longest:
-                self.summary["stopped"] = "time"
-                break
-            step += 1
+            if step > 1 and left < done.longest_step_s:
+                return "time"
             began = time.monotonic()
             metrics, series, result, trained = await self._grpo_step(step)
             seconds = time.monotonic() - began
-            longest = max(longest, seconds)
+            done.longest_step_s = max(done.longest_step_s, seconds)
             self.summary["steps"] = step
-            if result:
-                deltas.append(result.abs_delta_log_prob)
-                self.summary["mean_abs_delta_logprob"] = float(f"{_mean(deltas):.3g}")
             self._record_step(step, metrics, series, result, trained, seconds)
-        else:
-            self.summary["stopped"] = "steps"
+            if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                self._checkpoint()
+                saved = time.monotonic()
+            self._write_report("running")
+        return "steps"
 
     async def _grpo_step(self, step: int) -> tuple[Metrics, dict[str, float], StepResult | None, int]:
         """Rollouts, advantages, one optimiser step, new weights for the engine; the second is `rollout_metrics`."""
-        questions = [next(self.questions) for _ in range(self.args.questions_per_step)]
+        questions = [self._next_question() for _ in range(self.args.questions_per_step)]
         samples = self.args.samples
         groups = await roll_out(
             self.plugin, questions, samples=samples, evaluation=False, title=f"step {step} rollouts"
@@ -213,7 +281,7 @@ class TrainingRun:
                 continue
             trained += 1
             for sample, advantage in zip(group, advantages, strict=True):
-                if any(sample.loss_mask):  # a sample that was given up has nothing to train
+                if any(sample.loss_mask):  # a discarded sample has nothing to train
                     batch.append(TrainSample(sample.tokens, sample.loss_mask, sample.rollout_log_probs, advantage))
         metrics, series = Metrics.of(sample for group in groups for sample in group), rollout_metrics(groups)
         if not batch:
@@ -242,6 +310,8 @@ class TrainingRun:
         delta = "-"
         if result:
             delta = f"{result.abs_delta_log_prob:.5f}"
+            self.deltas.append(result.abs_delta_log_prob)
+            self.summary["mean_abs_delta_logprob"] = float(f"{_mean(self.deltas):.3g}")
             record |= {
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
@@ -258,8 +328,7 @@ class TrainingRun:
         )
 
     def _clock(self) -> str:
-        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        return f"{minutes}:{seconds:02d}"
+        return clock(time.monotonic() - self.started)
 
     def _show(self, title: str, sample: Any) -> None:
         """Prints one trajectory."""

@@ -50,7 +50,7 @@ def solutions(questions: Iterable[Question]) -> Iterator[Question]:
 
 
 async def trace(question: Question, runtime: Runtime, args: argparse.Namespace) -> TrainSample:
-    """The trajectory of one solution, as training data, by the very parts that rollouts are made of."""
+    """The trajectory of one solution as training data, built by the parts that rollouts are made of."""
     mode = runtime.config.llm_api_mode
     rollout = await runtime.begin(args, sample_of(args, runtime.tokenizer, question), {}, evaluation=False)
     trajectory = rollout.trajectory

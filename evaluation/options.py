@@ -1,4 +1,4 @@
-"""What `run` and `chat` ask for in the same way: the model, its engine, the search, and settings of the rollout."""
+"""The options that `run` and `chat` share: model, engine, search, and settings of the rollout."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ import yaml
 from evaluation.plugin import plugin_args
 from evaluation.server_process import ENGINES, check_listening, engine_process
 
-NOWHERE = "http://127.0.0.1:1"  # of a retriever that is never called
+NOWHERE = "http://127.0.0.1:1"  # the address of a retriever that is never called
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +40,12 @@ def search_settings(search: str) -> dict[str, Any]:
     """--search as settings of SearchConfig. Raises ValueError."""
     kind, _, url = search.partition(":")
     if kind == "local" and url:
-        for one in url.split(","):  # several stand in for each other
+        for one in url.split(","):  # several back each other up
             check_listening("retriever", one.strip())
         return {"search_backend": "local", "retrieval_server_url": url}
     if search == "google":
         return {"search_backend": "google"}
-    if search == "none":  # no turn but the one that answers, so that no search is ever run
+    if search == "none":  # only the turn that answers, so no search is ever run
         return {"search_backend": "local", "retrieval_server_url": NOWHERE, "max_turns": 0}
     raise ValueError(f"--search is {search!r}; it must be local:URL, google or none.")
 

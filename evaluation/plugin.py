@@ -43,7 +43,7 @@ def plugin_args(
     Raises ValueError on an engine_url that slime could not hold.
     """
     host, port = _address(engine_url)
-    slimes = {
+    slime_args = {
         "hf_checkpoint": model,
         "custom_generate_function_path": "generate_with_search.generate",
         "custom_rm_path": "generate_with_search.reward_func",
@@ -62,7 +62,7 @@ def plugin_args(
         "rollout_skip_special_tokens": False,
         "apply_chat_template_kwargs": dict(template_kwargs or {}),
     }
-    return argparse.Namespace(**{**settings, **slimes})
+    return argparse.Namespace(**{**settings, **slime_args})
 
 
 def sample_of_row(args: argparse.Namespace, tokenizer: Any, row: Mapping[str, Any], index: int = 0) -> Any:
@@ -90,7 +90,7 @@ def sampling_params(args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def ask(args: argparse.Namespace, sample: Any, sampling_params: dict[str, Any]) -> Any:
-    """The sample with its trajectory and reward, by the very hooks that slime calls in training."""
+    """The sample with its trajectory and reward, from the hooks that slime calls in training."""
     import generate_with_search
 
     sample = await generate_with_search.generate(args, sample, sampling_params, evaluation=True)

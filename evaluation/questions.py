@@ -102,10 +102,10 @@ def _question(row: Mapping[str, Any], met: Counter[str]) -> Question:
     if not any(gold.strip() for gold in golds):
         raise ValueError("its reward_model holds no gold answer")
     source = str(row["data_source"])
-    places = (row.get("metadata"), row.get("extra_info"), row)
-    text = next((place["question"] for place in places if isinstance(place, Mapping) and place.get("question")), None)
+    holders = (row.get("metadata"), row.get("extra_info"), row)
+    text = next((held["question"] for held in holders if isinstance(held, Mapping) and held.get("question")), None)
     if text is None:
-        raise ValueError("the question's text stands neither in its metadata nor in its extra_info")
+        raise ValueError("neither its metadata nor its extra_info has the question's text")
     digest = hashlib.sha256(json.dumps([source, text, golds]).encode()).hexdigest()[:16]
     met[digest] += 1  # a set may ask the same twice
     name = f"{digest}-{met[digest]}" if met[digest] > 1 else digest

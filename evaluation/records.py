@@ -29,19 +29,40 @@ def record_of(sample: Any, **more: Any) -> dict[str, Any]:
     return {**more, **fields, "status": sample.status.value}
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The trajectories of a finished or interrupted run. Raises ValueError if `folder` is none."""
+def read_records(folder: Path, phase: str = "") -> list[dict[str, Any]]:
+    """The trajectories of a finished or interrupted evaluation; of a demo run, those of one phase.
+
+    Raises ValueError if `folder` is neither.
+    """
     try:
-        return [json.loads(line) for line in _whole_lines(folder / "trajectories.jsonl")]
+        records = [json.loads(line) for line in _whole_lines(folder / "trajectories.jsonl")]
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not the folder of an evaluation: {error}.") from error
+        raise ValueError(f"{folder} is the folder neither of an evaluation nor of a demo run: {error}.") from error
+    if records and "scores" not in records[0]:
+        raise ValueError(f"{folder} holds a demo run of an older version; evaluate its models to compare them.")
+    return [record for record in records if record.get("phase", phase) == phase]
+
+
+def is_demo_run(folder: Path) -> bool:
+    """Whether a folder is that of a demo run."""
+    return (folder / "summary.json").is_file()
+
+
+def tokenizer_of(folder: Path) -> Path | None:
+    """The tokenizer of a demo run, or of the model that an evaluation asked; None if the folder does not know one."""
+    if is_demo_run(folder):
+        return next((found for name in ("tokenizer", "after", "before") if (found := folder / name).is_dir()), None)
+    try:
+        return Path(json.loads((folder / "settings.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class Records:
     """The trajectories of one run, appended as they come; `with Records(folder, settings) as records`.
 
-    A folder that holds a run with the same settings is gone on with: `scores` has what is finished already.
-    Questions that were given up are forgotten, so that they are asked again.
+    A folder that holds a run with the same settings is continued: `scores` has what is finished already. Discarded
+    questions are forgotten, so that they are asked again.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -81,7 +102,7 @@ class Records:
             raise ValueError(f"Another evaluation is writing to {self.folder}; give another --output.") from error
 
     def _keep_finished(self) -> None:
-        """Rewrites the file in place (its lock stays) if a line was cut off or a question was given up."""
+        """Rewrites the file in place (its lock stays) if a line was cut off or a question was discarded."""
         path = self.folder / "trajectories.jsonl"
         kept = []
         for line in _whole_lines(path):

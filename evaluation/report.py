@@ -26,7 +26,7 @@ COLUMNS = {  # of the first table, beside exact match and its interval
     "valid_format": "valid",
     "gold_found": "gold found",
     "truncated": "truncated",
-    "gave_up": "given up",
+    "gave_up": "discarded",
 }
 
 Summary = Mapping[str, Mapping[str, Estimate]]
@@ -49,16 +49,16 @@ def tables(summary: Summary, counts: Mapping[str, int]) -> str:
 
 
 def _beside_the_paper(summary: Summary, counts: Mapping[str, int]) -> list[str]:
-    places = [number for number, name in enumerate(SETS) if name in counts]
-    if not places:
+    columns = [number for number, name in enumerate(SETS) if name in counts]
+    if not columns:
         return []
-    names = [SETS[place] for place in places]
+    names = [SETS[column] for column in columns]
     ours = [summary[name]["em"].mean for name in names]
     rows = [["this run", *_cells(ours)]]
-    rows += [[name, *_cells([figures[place] for place in places])] for name, figures in PUBLISHED.items()]
-    if len(places) == len(SETS):
+    rows += [[name, *_cells([figures[column] for column in columns])] for name, figures in PUBLISHED.items()]
+    if len(columns) == len(SETS):
         rows += [[f"{name} (its README)", *[""] * len(SETS), f"{figure:.3f}"] for name, figure in LATER.items()]
-    average = "average" if len(places) == len(SETS) else "average of these"
+    average = "average" if len(columns) == len(SETS) else "average of these"
     return ["", f"beside {PAPER}:", *aligned(["exact match", *names, average], rows)]
 
 
@@ -70,8 +70,8 @@ def _title(name: str, counts: Mapping[str, int]) -> str:
     return name if name in counts else f"average of {len(counts)} sets"
 
 
-def place_of(name: str) -> tuple[int, str]:
-    """Sorts sets as the paper has them, others behind."""
+def rank(name: str) -> tuple[int, str]:
+    """Sort key: the paper's sets in its order, then others by name."""
     return SETS.index(name) if name in SETS else len(SETS), name
 
 
@@ -80,8 +80,8 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in (header, *rows)
     ]
@@ -108,7 +108,7 @@ def draw(summary: Summary, counts: Mapping[str, int], path: Path, title: str) ->
         figures = dict(zip(SETS, PUBLISHED[label], strict=True))
         if whole:
             figures["average"] = sum(PUBLISHED[label]) / len(SETS)
-        known = [(place + 0.34, figures[name]) for place, name in enumerate(names) if name in figures]
+        known = [(bar + 0.34, figures[name]) for bar, name in enumerate(names) if name in figures]
         if known:
             axes.plot(*zip(*known, strict=True), marker, color=colour, linestyle="", label=f"paper, 3B: {label}")
     axes.set_xticks(range(len(names)), [name.replace("multihopqa", "\nmultihopqa") for name in names])

@@ -1,14 +1,16 @@
-"""Evaluates a model on question sets, by the very rollout and reward that training runs.
+"""Evaluates a model on question sets, with the rollout and the reward of training.
 
-    python -m evaluation.run --model DIR --engine http://127.0.0.1:30000 --search local:http://127.0.0.1:8000 \\
+    search-r1 evaluate --model DIR --engine http://127.0.0.1:30000 --search local:http://127.0.0.1:8000 \\
         --data test.parquet --output runs/eval-step100
 
-500 questions of each set, always the same ones; greedy. The output folder gets trajectories.jsonl (one line a
-question, as it finishes), results.json and results.png. The same command again goes on where it was interrupted.
---search none is the closed-book control: the same questions from memory, scored alike.
-A checkpoint of slime's (torch_dist) is converted first, and needs an engine that is started on the result:
+    search-r1 evaluate runs/demo-…                      a demo run's model on its own held-out questions
 
-    python -m evaluation.run --megatron_checkpoint /root/ckpt --slime_dir /root/slime --engine sglang \\
+500 questions of each set, always the same ones; greedy. The output folder gets trajectories.jsonl (one line per
+question, as it finishes), results.json and results.png. The same command continues an interrupted evaluation.
+--search none is the closed-book control: the same questions from memory, scored alike.
+One of slime's checkpoints (torch_dist) is converted first, and needs an engine that is started on the result:
+
+    search-r1 evaluate --megatron_checkpoint /root/ckpt --slime_dir /root/slime --engine sglang \\
         --model /root/Qwen2.5-3B-Instruct …
 """
 
@@ -24,16 +26,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from evaluation.metrics import scores_of
 from evaluation.options import absolute, add_options, running_plugin
 from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
 from evaluation.records import Records, record_of
+from evaluation.terminal import Progress, short, typed
 
 SECRETS = {"google_api_key"}
-PLACES = {"retrieval_server_url"}  # may change while what is found there stays the same
+ADDRESSES = {"retrieval_server_url"}  # may change while what is found there stays the same
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; the same command continues from here", file=sys.stderr)
         return 130
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="search-r1 evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
     parser.add_argument("--closed_book", dest="search", action="store_const", const="none", help="as --search none")
@@ -61,10 +62,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of this evaluation")
     parser.add_argument("--mode", choices=["xml", "chat"], help="(default: what the data was prepared for)")
     parser.add_argument("--per_set", type=_count_or_all, default=500, help="questions of each set, or `all` (500)")
-    parser.add_argument("--limit", type=int, help="questions in all, for a first look")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of questions and the bootstrap (0)")
+    parser.add_argument("--limit", type=int, help="maximum number of questions, for a first look")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of questions and of the bootstrap (0)")
     parser.add_argument("--concurrency", type=int, default=64, help="questions asked at the same time (64)")
-    parser.add_argument("--megatron_checkpoint", type=Path, help="of slime's --save; converted first")
+    parser.add_argument("--megatron_checkpoint", type=Path, help="folder that slime's --save wrote; converted first")
     parser.add_argument("--slime_dir", type=Path, help="slime's repository, for its converter")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where converted checkpoints are kept")
     options = parser.parse_args(argv)
@@ -85,7 +86,8 @@ def _count_or_all(text: str) -> int | None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Asks what is not finished yet, then reports over everything."""
+    """Asks the questions that are not finished yet, then reports on all of them."""
+    print("loading the questions and the tokenizer", flush=True)
     find_slime()
     questions = choose(read_questions(options.data), options.per_set, options.seed)[: options.limit]
     mode = _mode(options.mode, questions)
@@ -121,7 +123,7 @@ def _mode(asked: str | None, questions: Sequence[Question]) -> str:
 def _settings(
     options: argparse.Namespace, plugin: argparse.Namespace, questions: Sequence[Question], mode: str
 ) -> dict[str, Any]:
-    """What the figures depend on; a run goes on only if all of it is the same. Raises ConfigError."""
+    """What the figures depend on; a run is continued only if all of it is the same. Raises ConfigError."""
     import generate_with_search
     from search_rollout.config import load_config
 
@@ -137,7 +139,7 @@ def _settings(
         "limit": options.limit,
         "seed": options.seed,
         "questions": hashlib.sha256("\n".join(question.id for question in questions).encode()).hexdigest()[:16],
-        "config": {key: value for key, value in config.items() if key not in SECRETS | PLACES},
+        "config": {key: value for key, value in config.items() if key not in SECRETS | ADDRESSES},
     }
 
 
@@ -156,30 +158,29 @@ async def ask_all(
 
     state = GenerateState(plugin)
     index = {question.id: number for number, question in enumerate(questions)}
-    places = asyncio.Semaphore(concurrency)
+    slots = asyncio.Semaphore(concurrency)
     right = sum(scores["em"] for scores in records.scores.values())
-    bar = tqdm(total=len(questions), initial=len(records.scores), unit="question", disable=None)
+    progress = Progress("evaluation", len(questions), "questions", done=len(records.scores))
 
     async def one(question: Question) -> None:
         nonlocal right
         row = closed_book_row(question) if closed_book else question.row
-        async with places:
+        async with slots:
             sample = sample_of_row(plugin, state.tokenizer, row, index[question.id])
             sample = await ask(plugin, sample, sampling_params(plugin))
         scores = scores_of(sample, question.golds)
         records.add(record_of(sample, id=question.id, data_source=question.data_source, scores=scores))
         right += scores["em"]
-        bar.set_postfix(em=f"{right / len(records.scores):.3f}", refresh=False)
-        bar.update()
+        progress.update(note=f"exact match {right / len(records.scores):.3f}")
 
     try:
-        async with asyncio.TaskGroup() as group:
-            for question in todo:
-                group.create_task(one(question))
+        with progress:
+            async with asyncio.TaskGroup() as group:
+                for question in todo:
+                    group.create_task(one(question))
     except ExceptionGroup as errors:  # a wrong setting: every question meets it
         raise errors.exceptions[0] from None
     finally:
-        bar.close()
         await generate_with_search.close()
 
 
@@ -188,10 +189,10 @@ def report(
 ) -> int:
     """Tables on the terminal, results.json and results.png; the exit code."""
     from evaluation.metrics import summarise
-    from evaluation.report import draw, place_of, tables
+    from evaluation.report import draw, rank, tables
 
     by_set: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for question in sorted(questions, key=lambda question: (place_of(question.data_source), question.id)):
+    for question in sorted(questions, key=lambda question: (rank(question.data_source), question.id)):
         by_set[question.data_source].append(records.scores[question.id])
     summary = summarise(by_set, options.seed)
     counts = {name: len(rows) for name, rows in by_set.items()}
@@ -202,15 +203,15 @@ def report(
     records.write_json("results.json", {"settings": settings, "results": results})
     print(tables(summary, counts))
     draw(summary, counts, options.output / "results.png", title=Path(options.model).name)
-    print(options.output, flush=True)
+    print(f"{short(options.output)} has it all; look through it with: {typed('view', options.output)}", flush=True)
     rows = list(records.scores.values())
     failed, searched = (int(sum(row[key] for row in rows)) for key in ("failed_searches", "searches"))
     if failed:
-        print(f"warning: {failed} of {searched} searches failed; the figures are lower for it", file=sys.stderr)
+        print(f"warning: {failed} of {searched} searches failed, which lowers the figures", file=sys.stderr)
     gave_up = int(sum(row["gave_up"] for row in rows))
     if gave_up:
         print(
-            f"error: {gave_up} of {len(rows)} questions were given up, and count as wrong; the log above says why. "
+            f"error: {gave_up} of {len(rows)} questions were discarded and count as wrong; the log above says why. "
             "The same command asks them again.",
             file=sys.stderr,
         )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 class FileSample(NamedTuple):
     fields: dict[str, Any]
     bytes_read: int  # of the file, since the sample before
-    place: str  # for messages: file, and line or sample
+    where: str  # for messages: file, and line or sample
 
 
 def read_samples(path: Path, *, trust_pickle: bool = False) -> Iterator[FileSample]:
@@ -71,13 +71,13 @@ def _read_jsonl(path: Path) -> Iterator[FileSample]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            place = f"{path}, line {number}"
+            where = f"{path}, line {number}"
             try:
                 sample = json.loads(line)
             except ValueError:  # not JSON, or not UTF-8
                 if not line.endswith(b"\n"):  # the end of a file that is being written
                     return
-                raise ValueError(f"{place} is not JSON.") from None
+                raise ValueError(f"{where} is not JSON.") from None
             if not isinstance(sample, dict):
-                raise ValueError(f"{place} is not a JSON object.")
-            yield FileSample(sample, len(line), place)
+                raise ValueError(f"{where} is not a JSON object.")
+            yield FileSample(sample, len(line), where)

@@ -1,4 +1,4 @@
-"""A server as a process of its own: started, awaited, stopped; and an engine for as long as an evaluation runs."""
+"""Servers as child processes: started, awaited, stopped. Among them an engine that runs as long as an evaluation."""
 
 import shlex
 import socket
@@ -21,7 +21,7 @@ ENGINE_TIMEOUT_S = 1800.0  # large models load slowly from network disks
 
 
 class ServerProcess:
-    """`with ServerProcess(…) as server: server.url`; only this very process is ever stopped."""
+    """`with ServerProcess(…) as server: server.url`; stops only the process that it started."""
 
     def __init__(
         self,
@@ -86,21 +86,21 @@ class ServerProcess:
 
 
 def engine_process(kind: str, model: str, log: Path, extra: str = "") -> ServerProcess:
-    """An engine of ENGINES over a model; `extra` are further arguments of its own."""
+    """An engine of ENGINES over a model; `extra` are further arguments of the engine."""
     port = free_port()
     parts = [part.format(model=model, port=port) for part in shlex.split(ENGINES[kind])]
     return ServerProcess("engine", [sys.executable, *parts, *shlex.split(extra)], port, log, ENGINE_TIMEOUT_S, cwd=ROOT)
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on at this moment."""
+    """A loopback port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def check_listening(name: str, url: str) -> None:
-    """Raises ValueError if nothing takes connections there: found now, not after a minute of retries per question."""
+    """Raises ValueError if nothing listens there: better now than after a minute of retries per question."""
     parts = urlsplit(url)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,4 +1,4 @@
-"""What each id of a tokenizer stands for: its text, or its bytes where they are only a part of a character."""
+"""The text of each id of a tokenizer, or its bytes if they are only part of a character."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -21,7 +21,7 @@ class TokenTexts:
         self.table: dict[int, TokenText] = {}
 
     def add(self, ids: Iterable[int]) -> None:
-        """Makes sure that the table has these ids; one that the tokenizer does not know stands for no text."""
+        """Makes sure that the table has these ids; an id that the tokenizer does not know gets no text."""
         for token in set(ids).difference(self.table):
             self.table[token] = self._text(token) if 0 <= token < self._size else ""
 

@@ -1,8 +1,11 @@
-"""One web page of trajectories: python -m evaluation.view FILES... --tokenizer DIR --output page.html
+"""Writes one web page to look through trajectories with.
 
-FILES are slime's debug dumps (--save-debug-rollout-data) and JSONL of evaluations. The page is one file, opens from
-disk and asks nothing of the network. Everything that comes from FILES stands in it as compressed base64, so no text of
-theirs is ever read as HTML; the page's script writes it as text only.
+    search-r1 view runs/demo-…                          a demo run: RUN/trajectories.html
+    search-r1 view runs/eval-step100                    the output folder of an evaluation
+    search-r1 view dumps/*.pt --tokenizer MODEL_DIR     slime's debug dumps (--save-debug-rollout-data), or JSONL
+
+The page is one file, opens from disk and asks nothing of the network. All text of trajectories is stored in it as
+compressed base64, so none of it is ever parsed as HTML; the page's script writes it as text only.
 """
 
 import argparse
@@ -16,9 +19,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
+from evaluation.records import tokenizer_of
 from evaluation.sample_files import read_samples
+from evaluation.terminal import Progress, short
 from evaluation.token_texts import TokenTexts
 from evaluation.viewer_data import Json, trajectory
 
@@ -87,24 +90,25 @@ def _page_parts() -> tuple[str, str, str]:
 def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pickle: bool = False) -> int:
     """Writes the page, whole or not at all, and returns how many trajectories it holds.
 
-    Raises ValueError with one sentence that names the file and the place that cannot be used, OSError for a file that
+    Raises ValueError with one sentence that names the file and line that cannot be used, OSError for a file that
     cannot be read or written.
     """
-    total = sum(file.stat().st_size for file in files)
+    total = sum(file.stat().st_size for file in files) // 1000
     texts = TokenTexts(tokenizer)
     names = _short_names(files)
     unfinished = output.with_name(f"{output.name}.unfinished-{os.getpid()}")
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with unfinished.open("w", encoding="utf-8") as page, _progress(total) as bar:
-            writer = PageWriter(page, texts)
+        with unfinished.open("w", encoding="utf-8") as page, Progress("reading", total, "kB") as progress:
+            writer, read = PageWriter(page, texts), 0
             for file in files:
-                for fields, size, place in read_samples(file, trust_pickle=trust_pickle):
+                for fields, size, where in read_samples(file, trust_pickle=trust_pickle):
                     try:
                         writer.add(*trajectory(fields, names[file], texts))
                     except ValueError as error:
-                        raise ValueError(f"{place}: {error}.") from None
-                    bar.update(size)
+                        raise ValueError(f"{where}: {error}.") from None
+                    read += size
+                    progress.update(read // 1000 - progress.done)
             count = writer.finish()
         if not count:
             raise ValueError("There is no trajectory in these files.")
@@ -112,10 +116,6 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
     finally:
         unfinished.unlink(missing_ok=True)
     return count
-
-
-def _progress(total: int) -> tqdm:
-    return tqdm(total=total, desc="reading", unit="B", unit_scale=True, leave=False, disable=None)
 
 
 def _short_names(files: Iterable[Path]) -> dict[Path, str]:
@@ -127,7 +127,7 @@ def _short_names(files: Iterable[Path]) -> dict[Path, str]:
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a local model folder. Raises ValueError."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; --tokenizer takes the folder of the model that was rolled out.")
+        raise ValueError(f"There is no folder {folder}; --tokenizer takes the folder of the model that was rolled out.")
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     from transformers import AutoTokenizer  # seconds: not before the arguments are known to be sound
 
@@ -140,24 +140,35 @@ def load_tokenizer(folder: Path) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.view", description="Write one web page to look through trajectories with."
+        prog="search-r1 view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", type=Path, help="debug dumps of slime (.pt), or JSONL of an evaluation")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the model that was rolled out")
-    parser.add_argument("--output", type=Path, default=Path("trajectories.html"), help="default: %(default)s")
+    parser.add_argument("files", nargs="+", type=Path, help="folder of a demo run or an evaluation, dumps (.pt), JSONL")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of the model that was rolled out (default: the run's own)"
+    )
+    parser.add_argument("--output", type=Path, help="default: trajectories.html, in the folder if one was given")
     parser.add_argument(
         "--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code"
     )
     args = parser.parse_args(argv)
     try:
-        missing = [str(file) for file in args.files if not file.is_file()]
+        files = [path / "trajectories.jsonl" if path.is_dir() else path for path in args.files]
+        missing = [str(file) for file in files if not file.is_file()]
         if missing:
             raise ValueError(f"There is no file {', '.join(missing)}.")
-        count = write_page(args.files, load_tokenizer(args.tokenizer), args.output, trust_pickle=args.trust_pickle)
+        folder = next((path for path in args.files if path.is_dir()), None)
+        tokenizer = args.tokenizer or (tokenizer_of(folder) if folder else tokenizer_of(files[0].parent))
+        if tokenizer is None:
+            raise ValueError("Give --tokenizer, the folder of the model that was rolled out.")
+        output = args.output or (folder or Path()) / "trajectories.html"
+        print("loading the tokenizer", flush=True)
+        with Progress("loading the tokenizer"):
+            loaded = load_tokenizer(tokenizer)
+        count = write_page(files, loaded, output, trust_pickle=args.trust_pickle)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{args.output}: {count:,} trajectories, {args.output.stat().st_size / 1e6:.1f} MB")
+    print(f"{short(output)}: {count:,} trajectories, {output.stat().st_size / 1e6:.1f} MB; open it in a browser")
     return 0
 
 

@@ -24,6 +24,10 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
     """Row and record of one Sample's fields. ValueError if they cannot be a Sample's."""
     ids, length = fields.get("tokens"), fields.get("response_length")
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        if "reward_parts" in fields:
+            raise ValueError(
+                "this is a demo's log of an older version, without token ids; evaluate its model, view that"
+            )
         raise ValueError("`tokens` is not a list of whole numbers")
     if type(length) is not int or not 0 <= length <= len(ids):
         raise ValueError(f"`response_length` is not a whole number from 0 to {len(ids)}, the number of tokens")
@@ -36,7 +40,7 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
         "mask": _numbers(fields.get("loss_mask")),
         "log_probs": _thousandths(fields.get("rollout_log_probs")),
         "segments": [list(span) for span in rollout.spans] if rollout else [],
-        "searches": [_search(result) for result in rollout.searches] if rollout else [],
+        "searches": searches_of(rollout),
         "parts": _reward_parts(fields, rollout),
         "facts": _facts(fields, rollout),
         "texts": _other_texts(fields, ids, length, texts, discarded=bool(rollout and rollout.discarded)),
@@ -63,7 +67,7 @@ def _row(
     length = len(record["ids"]) - record["start"]
     mask = [1] * length if record["mask"] is None else record["mask"]
     scored = [value for value, on in zip(record["log_probs"] or (), mask, strict=False) if on and value is not None]
-    group = fields.get("group_index")
+    group, source = fields.get("group_index"), fields.get("data_source") or metadata.get("data_source") or ""
     return {
         "question": title(fields.get("prompt"), metadata),
         "gold": [answer[:MAX_TITLE] for answer in gold_answers(fields.get("label"))],
@@ -76,7 +80,7 @@ def _row(
         "tokens": length,
         "trained": sum(map(bool, mask)),
         "log_prob": sum(scored) / len(scored) / 1000 if scored else None,
-        "source": str(fields.get("data_source") or metadata.get("data_source") or ""),
+        "source": f"{source} {fields.get('phase') or ''}".strip(),  # a demo's records have the phase of the run
         "file": file,
         "group": None if group is None else f"{file} {group}",
         "index": fields.get("index"),
@@ -141,6 +145,11 @@ def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: 
     return {
         name: text for name, (text, part) in pairs.items() if isinstance(text, str) and not texts.decode_to(part, text)
     }
+
+
+def searches_of(rollout: RolloutRecord | None) -> list[Json]:
+    """Query, error and (title, text) of the passages of each search that a rollout made."""
+    return [_search(result) for result in rollout.searches] if rollout else []
 
 
 def _search(result: SearchResult) -> Json:

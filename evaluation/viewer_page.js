@@ -1,5 +1,5 @@
 "use strict";
-// The page of `python -m evaluation.view`. Text of trajectories enters the document by text nodes only.
+// The page of `search-r1 view`. Text of trajectories enters the document by text nodes only.
 
 const ROW_HEIGHT = 78; // pixels, as in the style sheet
 const SPARE_ROWS = 6; // drawn above and below what is seen
@@ -287,7 +287,7 @@ function scrollToRow(index) {
 
 // ---- one trajectory -------------------------------------------------------------------------------------------------
 
-/** Shows a trajectory; on a narrow screen it takes the place of the list if it is to be read. */
+/** Shows a trajectory; on a narrow screen it replaces the list if it is to be read. */
 async function openRow(index, read = false) {
   state.open = index;
   if (read) document.body.classList.add("reading");
@@ -505,7 +505,7 @@ function foldAll() {
 
 const foldTitle = () => (state.unfolded ? "Close all" : "Open all");
 
-/** One span a token, each a direction of its own: they stand in the order in which the model wrote them. */
+/** One span per token, each with its own writing direction, in the order in which the model wrote them. */
 function tokenText(record, from, to) {
   const spans = pieces(record.ids, from, to).map(([text, begin, end]) => {
     const shown = visible(text).replaceAll("\n", "↵\n").replaceAll("\t", "→\t");

@@ -14,6 +14,11 @@ from search_rollout.samples.record import RolloutRecord, Span, Turn
 from search_rollout.search.searcher import Passage, SearchResult
 from search_rollout.trajectory import StopReason
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 END = "<|im_end|>"
 HOSTILE = (
     "<img src=x onerror=window.wasHacked=1><script>window.wasHacked=1</script></script><!-- <b>bold</b> &lt; "

@@ -77,15 +77,49 @@ def test_parquet_goes_in_as_json_lines_do(tmp_path):
 
 def test_rows_that_cannot_be_used_are_counted_by_reason_and_listed_on_request(tmp_path, capsys):
     lines = [QUESTION, {"question": "q?"}, QUESTION, {"question": "", "golden_answers": ["x"]}, {"question": "r?"}]
-    own = write_lines(tmp_path / "own.jsonl", lines)
+    own = write_lines(tmp_path / "own.jsonl", [*lines, QUESTION, QUESTION])
     own.write_text(own.read_text(encoding="utf-8") + "\n{broken\n", encoding="utf-8")
     assert run("--input", own, "--local_dir", tmp_path) == 0
     out, err = capsys.readouterr()
-    assert "2 rows (own 2)" in out and "2 rows left out: no gold answer" in out
+    assert "4 rows (own 4)" in out and "2 rows left out: no gold answer" in out
     assert "1 rows left out: no question" in out and "1 rows left out: not JSON" in out and "row 1" not in err
-    assert run("--input", own, "--local_dir", tmp_path, "--list_skipped") == 0
+    assert run("--input", own, "--local_dir", tmp_path, "--overwrite", "--list_skipped") == 0
     err = capsys.readouterr().err
     assert "own.jsonl row 1: no gold answer: {'question': 'q?'}" in err and err.count("row ") == 4
+
+
+def test_a_file_that_exists_is_replaced_on_request_only(tmp_path, capsys):
+    own = write_lines(tmp_path / "own.jsonl", [QUESTION])
+    assert run("--input", own, "--local_dir", tmp_path) == 0
+    old = (tmp_path / "train.parquet").read_bytes()
+    assert run("--input", own, "--local_dir", tmp_path, "--format", "xml") == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'train.parquet'} exists already" in error and "--overwrite" in error
+    assert (tmp_path / "train.parquet").read_bytes() == old
+    assert run("--input", own, "--local_dir", tmp_path, "--format", "xml", "--overwrite") == 0
+    assert (tmp_path / "train.parquet").read_bytes() != old
+
+
+def test_a_row_with_another_answer_column_is_told_which_fields_are_read(tmp_path, capsys):
+    own = write_lines(tmp_path / "own.jsonl", [QUESTION, {"question": "who?", "answer": "Jane Austen"}])
+    assert run("--input", own, "--local_dir", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "no gold answer: it has `answer`; golden_answers (a list) or reward_model is read" in out
+
+
+def test_most_rows_left_out_is_a_failure(tmp_path, capsys):
+    own = write_lines(tmp_path / "own.jsonl", [QUESTION, {"question": "q?"}, {"question": "r?"}])
+    assert run("--input", own, "--local_dir", tmp_path) == 1
+    assert "most rows (2) were left out; --list_skipped shows them" in capsys.readouterr().err
+
+
+def test_few_shot_turns_of_a_prompt_are_not_dropped_in_silence(tmp_path, capsys):
+    turns = [("user", "Question: who wrote It?"), ("assistant", "Stephen King"), ("user", "Question: who wrote Emma?")]
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    own = write_lines(tmp_path / "own.jsonl", [{"prompt": prompt, "golden_answers": ["Jane Austen"]}])
+    assert run("--input", own, "--local_dir", tmp_path) == 0
+    assert read(tmp_path / "train.parquet")[0]["metadata"]["question"] == "who wrote Emma?"
+    assert "1 prompts had few-shot turns, which are dropped" in capsys.readouterr().err
 
 
 # --- splits -------------------------------------------------------------------------------------------------------
@@ -127,7 +161,10 @@ def test_data_sources_choose_rows_and_folders(tmp_path):
         write_lines(tmp_path / "folders" / source / "train.jsonl", questions(source, 2))
     for folder, chosen, sources in (("merged", "b", "bb"), ("folders", "b,a", "bbaa")):
         assert (
-            run("--input", tmp_path / folder, "--local_dir", tmp_path, "--splits", "train", "--data_sources", chosen)
+            run(
+                *("--input", tmp_path / folder, "--local_dir", tmp_path, "--splits", "train"),
+                *("--data_sources", chosen, "--overwrite"),
+            )
             == 0
         )
         assert "".join(row["data_source"] for row in read(tmp_path / "train.parquet")) == sources
@@ -137,7 +174,7 @@ def test_a_limit_draws_by_the_seed_and_keeps_the_order(tmp_path):
     own = write_lines(tmp_path / "own.jsonl", [{"question": "no answer"}, *questions("q", 200)])
 
     def drawn(*more):
-        assert run("--input", own, "--local_dir", tmp_path / "out", *more) == 0
+        assert run("--input", own, "--local_dir", tmp_path / "out", "--overwrite", *more) == 0
         return [row["extra_info"]["index"] for row in read(tmp_path / "out" / "train.parquet")]
 
     ten = drawn("--limit", 10)
@@ -184,7 +221,7 @@ def test_a_failed_split_leaves_the_old_file_and_no_other(tmp_path, capsys, case)
     out.mkdir()
     (out / "train.parquet").write_text("old", encoding="utf-8")
     chosen = ["--data_sources", "a,b"] if "source" in case else []
-    assert run("--input", tmp_path / name, "--local_dir", out, *chosen) == 1
+    assert run("--input", tmp_path / name, "--local_dir", out, "--overwrite", *chosen) == 1
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err and len(err.strip().splitlines()) == 1
     assert [path.name for path in out.iterdir()] == ["train.parquet"]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -81,6 +80,8 @@ def test_two_steps_leave_a_summary_a_report_and_no_process(finished: tuple[Path,
     phases = {json.loads(line)["phase"] for line in (folder / "trajectories.jsonl").read_text().splitlines()}
     assert phases == {"untrained", "before", "step 1", "after"}
     assert "<html" in (folder / "report.html").read_text()
+    for phase in range(1, 6):
+        assert f"phase {phase} of 5" in done.stdout
     for words in ("step  1  reward", "exact match", "valid format", "searches", "|train-rollout logprob|"):
         assert words in done.stdout
     assert "Traceback" not in done.stderr
@@ -92,25 +93,13 @@ def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
 ) -> None:
     folder, _ = finished
     serve = [sys.executable, "-m", "demo.serve", str(folder), "--phase", phase]
-    cache = str(folder.parent.parent / "cache")
-    with subprocess.Popen([*serve, "--cache", cache], cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            lines: list[str] = []
-            while not lines or "Ctrl-C" not in lines[-1]:
-                lines.append(server.stdout.readline())
-                assert lines[-1], lines  # it ended too early
-            check, ask, evaluate = (shlex.split(line) for line in lines if " -m " in line)
-            checked = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=120)
-            done = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, timeout=120)
-            asked = subprocess.run(
-                [*ask, "--ask", "Capital of Peru?"], cwd=ROOT, capture_output=True, text=True, timeout=120
-            )
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
+    serve += ["--cache", str(folder.parent.parent / "cache")]
+    checked, done, asked = (
+        subprocess.run([*serve, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        for command in (["--preflight"], ["--evaluate"], ["--chat", "--ask", "Capital of Peru?"])
+    )
     assert checked.returncode == 0 and "one rollout" in checked.stdout, checked.stdout
-    assert (done.returncode, server.returncode) == (0, 0), done.stderr
+    assert done.returncode == 0, done.stderr
     results = json.loads((folder / f"evaluation-{phase}" / "results.json").read_text())["results"]["demo"]
     table = json.loads((folder / "summary.json").read_text())[phase]
     names = {"em": "exact_match", "valid_format": "valid_format", "searches": "searches_per_question"}
@@ -124,6 +113,48 @@ def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
     records = [json.loads(line) for line in trajectories]
     assert {record["metadata"]["question_id"]: record["scores"]["em"] for record in records} == expected
     assert asked.stdout.startswith("question: Capital of Peru?\n") and "answer: " in asked.stdout
+
+
+def test_a_finished_run_can_be_viewed_and_compared_by_its_folder(finished: tuple[Path, Any]) -> None:
+    folder, done = finished
+    commands = [line.strip().partition("  #")[0] for line in done.stdout.splitlines() if "search-r1 " in line]
+    assert [command.split()[1] for command in commands] == ["view", "compare", "chat", "evaluate", "preflight"]
+    page = (folder / "trajectories.html").read_bytes()
+    for command in commands[:2]:  # those that the run itself suggests, as they stand there
+        subprocess.run(command, shell=True, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    assert (folder / "trajectories.html").read_bytes() == page
+    assert 'href="trajectories.html"' in (folder / "report.html").read_text()
+
+
+def test_a_killed_run_goes_on_where_it_was_and_has_each_step_once(tmp_path: Path) -> None:
+    command = demo_command(tmp_path)
+    command[command.index("--steps") + 1] = "3"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        shown = []
+        for line in process.stdout:
+            shown.append(line)
+            if line.startswith("step  1"):
+                break
+        children = children_of(process.pid)
+        process.kill()
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    (folder,) = (tmp_path / "runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["stopped"] == "running" and "before" in summary
+    assert "This run is not finished" in (folder / "report.html").read_text()
+    resume = [sys.executable, "-m", "demo.train", "--resume", str(folder)]
+    done = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "phase 4 of 5" in done.stdout and "phase 2 of 5" not in done.stdout
+    steps = [json.loads(line)["step"] for line in (folder / "steps.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    now = json.loads((folder / "summary.json").read_text())
+    assert now["before"] == summary["before"] and now["stopped"] == "steps" and now["seconds"] > summary["seconds"]
+    assert not (folder / "resume.pt").exists()
+    again = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 2 and again.stderr.endswith(f"error: {folder} is finished; start a new run\n")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -1,5 +1,7 @@
 """The page of a demo run, from files as the demo writes them to the HTML that a browser reads."""
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -9,6 +11,9 @@ from typing import Any
 import pytest
 
 from demo.report import main, write_report
+from search_rollout.samples.record import RolloutRecord, Turn
+from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.trajectory import StopReason
 
 VOID = {"meta", "path", "circle"}  # elements without an end tag; the SVG ones close themselves
 
@@ -27,23 +32,31 @@ STEPS: list[dict[str, Any]] = [
     {"step": 2, "reward": 0.65, "exact_match": 0.6, "valid_format": 0.95, "response_length": 208.0, "grad_norm": None},
 ]
 
-TRAJECTORY: dict[str, Any] = {
-    **{"phase": "before", "question": "Which <city>?", "gold": ["Nairobi"], "prompt": "Answer & search.\n"},
-    "tokens": ["<search>", "Kenya", "</search>", "\n", "<script>alert(1)</script>", "  Nairobi", "<|im_end|>"],
-    "loss_mask": [1, 1, 1, 0, 0, 1, 1],
-    "log_probs": [-0.12, -0.01, -2.5, 0.0, 0.0, -0.5, -0.02],
-    "reward": 1.0,
-    "reward_parts": {"exact_match": True, "valid_format": True, "answer": "Nairobi", "retrieved_gold": False},
-    **{"stop_reason": "answered", "status": "completed"},
-    "searches": [
-        {
-            "query": 'Kenya" onmouseover="x',
-            "documents": [{"title": "<script>alert(2)</script>", "text": "</details></body>&amp;"}],
-            "error": None,
-        },
-        {"query": "capital", "documents": [], "error": "timed out after 30 s"},
-    ],
-}
+SCORE: dict[str, Any] = {"exact_match": True, "valid_format": True, "answer": "Nairobi", "retrieved_gold": False}
+SEARCHES = [
+    SearchResult('Kenya" onmouseover="x', [Passage("<script>alert(2)</script>", "</details></body>&amp;")]),
+    SearchResult("capital", [], "timed out after 30 s"),
+]
+
+
+def trajectory(score: dict[str, Any] = SCORE, **changes: Any) -> dict[str, Any]:
+    """A record of trajectories.jsonl."""
+    searches = [Turn("search", queries=[result.query], results=[result]) for result in SEARCHES]
+    info = RolloutRecord(
+        StopReason.ANSWERED, turns=[*searches, Turn("answer", answer="Nairobi")], score=score
+    ).as_json()
+    return {
+        **{"phase": "before", "id": "q0", "gold": ["Nairobi"], "prompt_text": "Answer & search.\n"},
+        "metadata": {"question": "Which <city>?", "search_r1": info},
+        "pieces": ["<search>", "Kenya", "</search>", "\n", "<script>alert(1)</script>", "  Nairobi", "<|im_end|>"],
+        "loss_mask": [1, 1, 1, 0, 0, 1, 1],
+        "rollout_log_probs": [-0.12, -0.01, -2.5, 0.0, 0.0, -0.5, -0.02],
+        **{"reward": 1.0, "status": "completed"},
+        **changes,
+    }
+
+
+TRAJECTORY = trajectory()
 
 
 class Page(HTMLParser):
@@ -70,19 +83,25 @@ class Page(HTMLParser):
         assert tag not in VOID and self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.text += data
 
     def tags(self) -> set[str]:
         return {tag for tag, _ in self.elements}
 
     def tokens(self) -> list[tuple[str, str]]:
-        """(class, title) of every token's span, in order."""
+        """(class, tooltip) of every token's span, in order."""
         spans = [
-            (str(a.get("class")), str(a.get("title"))) for tag, a in self.elements if tag == "span" and "title" in a
+            (str(a.get("class")), str(a["data-tip"])) for tag, a in self.elements if tag == "span" and "data-tip" in a
         ]
-        assert all(title.startswith("token ") for _, title in spans)
+        assert all(tip.startswith("token ") for _, tip in spans)
         return spans
+
+    def tips(self) -> list[str]:
+        """The tooltips of all charts, in order."""
+        return [
+            str(attributes["data-tip"]) for tag, attributes in self.elements if tag == "g" and "data-tip" in attributes
+        ]
 
 
 def write_run(folder: Path, summary: object = SUMMARY, **files: list[dict[str, Any]]) -> Path:
@@ -103,41 +122,82 @@ def test_page_of_a_whole_run_is_balanced_and_asks_for_nothing_from_outside(tmp_p
     path = write_report(whole_run(tmp_path))
     page = Page(path)
     assert path == tmp_path / "report.html"
-    assert not page.tags() & {"script", "link", "img", "iframe"}
-    assert not [name for _, attributes in page.elements for name in attributes if name in ("src", "href")]
-    assert not re.search(r"url\(|@import|https?:", path.read_text(encoding="utf-8"))
+    assert not page.tags() & {"link", "img", "iframe"}
+    assert not [name for _, attributes in page.elements for name in attributes if name == "src"]
+    assert {attributes["href"] for tag, attributes in page.elements if tag == "a"} == {"trajectories.jsonl"}
+    html = path.read_text(encoding="utf-8")
+    assert not re.search(r"url\(|@import|https?:", html)
+    script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)  # one, and the policy has its hash
+    (policy,) = [a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a]
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert len(script) == 1 and f"script-src 'sha256-{digest}'" in str(policy)
     assert sorted(p.name for p in tmp_path.glob("*html*")) == ["report.html"]  # no unfinished page stays
 
 
 def test_table_shows_the_gain_with_its_interval_and_each_kind_of_question(tmp_path: Path) -> None:
     text = Page(write_report(whole_run(tmp_path))).text
-    assert "Exact match52.0%69.0%+17.0 points" in text and "paired 95 % interval+10.0 to +25.0 points" in text
+    assert "Exact match52.0%69.0%+17.0 points" in text
+    assert "95 % interval +10.0 to +25.0 points, which excludes 0" in text and "on 160 held-out questions" in text
     assert "one-search questions70.0%82.0%+12.0 points" in text
     assert "two-search questions20.0%44.0%+24.0 points" in text
     assert "Valid format90.0%98.0%+8.0 points" in text
     assert "Searches per question1.301.50+0.20" in text
-    assert "interval excludes 0." in text
+    assert "The model learned to search: +17.0 points" in text
 
 
 def test_interval_around_zero_is_not_called_a_change(tmp_path: Path) -> None:
     summary = SUMMARY | {"gain": {"exact_match": 0.02, "ci95": [-0.03, 0.07]}}
     text = Page(write_report(write_run(tmp_path, summary))).text
     assert "+2.0 points" in text and "\N{MINUS SIGN}3.0 to +7.0 points" in text
-    assert "includes 0: no clear change" in text
+    assert "includes 0: no clear change" in text and "No clear change: +2.0 points" in text
 
 
 def test_every_point_of_a_curve_has_a_tooltip_and_a_curve_without_numbers_is_left_out(tmp_path: Path) -> None:
     page = Page(write_report(whole_run(tmp_path)))
-    assert "step 1 · reward 0.55" in page.text and "step 2 · exact match 0.6" in page.text
-    charts = [attributes["aria-label"] for tag, attributes in page.elements if tag == "svg"]
-    assert charts == [
-        "Reward and exact match by step",
-        "Valid format by step",
-        "Response length by step",
-        "Warm start: loss by step",
+    assert {"step 1 · reward 0.55", "step 2 · exact match 0.6"} < set(page.tips())
+    charts = [str(attributes["aria-label"]) for tag, attributes in page.elements if tag == "svg"]
+    assert [name.partition(" by step")[0] for name in charts] == [
+        "Reward and exact match",
+        "Valid format",
+        "Response length",
+        "Warm start: loss",
     ]
     dots = [attributes for _, attributes in page.elements if attributes.get("class") == "dot"]
     assert len(dots) == 2 * 2 + 2 + 2 + 2  # the first chart has two series
+
+
+def test_held_out_results_are_marked_before_the_first_step_and_after_the_last(tmp_path: Path) -> None:
+    page = Page(write_report(whole_run(tmp_path)))
+    marks = [tip for tip in page.tips() if "held-out" in tip]
+    assert marks == ["held-out questions before GRPO · 0.52", "held-out questions after GRPO · 0.69"]
+
+
+def test_the_story_is_a_question_that_was_wrong_before_and_right_after(tmp_path: Path) -> None:
+    wrong = SCORE | {"exact_match": False, "answer": "Kenya"}
+    wrong_ones = {("before", "q1"), ("before", "q2"), ("after", "q2")}
+    records = []
+    for phase in ("before", "after"):
+        for name in ("q0", "q1", "q2"):
+            record = trajectory(wrong if (phase, name) in wrong_ones else SCORE, phase=phase, id=name)
+            record["metadata"]["question"] = f"Question {name}?"
+            records.append(record)
+    text = Page(write_report(write_run(tmp_path, trajectories=records))).text
+    story = text[text.index("The same question") : text.index("What GRPO changed")]
+    assert "Question q1?" in story and "Question q0?" not in story and "Question q2?" not in story
+    assert story.index("✗ wrong") < story.index("After GRPO") < story.index("✓ correct")
+    assert "what the search found" in story
+
+
+def test_a_run_that_goes_on_has_a_page_that_says_so(tmp_path: Path) -> None:
+    summary = {key: value for key, value in SUMMARY.items() if key not in ("after", "gain")} | {"stopped": "running"}
+    text = Page(write_report(write_run(tmp_path, summary, trajectories=[TRAJECTORY]))).text
+    assert "This run is not finished" in text and "Which <city>?" in text
+
+
+def test_command_date_and_settings_of_the_run_are_on_the_page(tmp_path: Path) -> None:
+    summary = SUMMARY | {"arguments": ["--seed", "3"], "started": "2026-11-24 20:41"}
+    text = Page(write_report(write_run(tmp_path, summary))).text
+    assert "Command: search-r1 demo --seed 3" in text and "2026-11-24 20:41" in text and "group_size8" in text
 
 
 def test_numbers_that_are_not_finite_are_gaps_in_the_page(tmp_path: Path) -> None:
@@ -161,21 +221,21 @@ def test_each_token_is_one_span_coloured_by_its_loss_mask(tmp_path: Path) -> Non
 
 def test_response_text_is_exactly_what_the_tokens_decode_to(tmp_path: Path) -> None:
     page = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY])))
-    assert "".join(TRAJECTORY["tokens"]) in page.text
+    assert "".join(TRAJECTORY["pieces"]) in page.text
 
 
 def test_trajectory_without_logprobs_is_coloured_but_not_shaded(tmp_path: Path) -> None:
-    tokens = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY | {"log_probs": None}]))).tokens()
+    tokens = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY | {"rollout_log_probs": None}]))).tokens()
     assert tokens[0] == ("m1", "token 0 · trained")
-    assert len(tokens) == len(TRAJECTORY["tokens"])
+    assert len(tokens) == len(TRAJECTORY["pieces"])
 
 
 def test_text_of_the_run_never_becomes_markup(tmp_path: Path) -> None:
     hostile = "</title></style><script>alert(3)</script>"
     summary = SUMMARY | {"model": hostile, "dtype": hostile, "stopped": hostile, "config": {hostile: hostile}}
-    trajectory = TRAJECTORY | {"phase": hostile, "status": hostile, "reward_parts": {hostile: [hostile]}}
-    page = Page(write_report(write_run(tmp_path, summary, trajectories=[TRAJECTORY, trajectory])))
-    assert "script" not in page.tags()
+    other = trajectory({hostile: [hostile]}, phase=hostile, status=hostile)
+    page = Page(write_report(write_run(tmp_path, summary, trajectories=[TRAJECTORY, other])))
+    assert [tag for tag, _ in page.elements].count("script") == 1  # our own
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     for shown in (
         "<script>alert(2)</script>",
@@ -187,17 +247,22 @@ def test_text_of_the_run_never_becomes_markup(tmp_path: Path) -> None:
         assert shown in page.text
 
 
-def test_trajectories_are_grouped_by_phase_and_only_the_first_is_open(tmp_path: Path) -> None:
+def test_trajectories_are_grouped_by_phase(tmp_path: Path) -> None:
     phases = ["untrained", "before", "step 3", "before", "after"]
     page = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY | {"phase": phase} for phase in phases])))
     cards = [attributes for _, attributes in page.elements if attributes.get("class") == "card"]
-    assert ["open" in card for card in cards] == [True, False, False, False, False]
+    assert len(cards) == 5
     headings = re.findall("<h3>(.*?)</h3>", (tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert headings == ["Untrained model", "Before GRPO", "step 3", "After GRPO"]
+    assert headings[-4:] == ["Untrained model", "Before GRPO", "step 3", "After GRPO"]  # the story's come first
+
+
+def test_at_most_six_trajectories_of_a_phase_are_shown(tmp_path: Path) -> None:
+    page = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY] * 9)))
+    assert len([attributes for _, attributes in page.elements if attributes.get("class") == "card"]) == 6
 
 
 def test_card_shows_outcome_reward_parts_and_what_each_search_brought(tmp_path: Path) -> None:
-    wrong = TRAJECTORY | {"reward": 0.0, "reward_parts": {"exact_match": False, "answer": None, "documents": 1}}
+    wrong = trajectory({"exact_match": False, "answer": None, "documents": 1}, reward=0.0)
     text = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY, wrong]))).text
     assert "✓ correct" in text and "✗ wrong" in text
     assert "reward1.00" in text and "retrieved goldno" in text and "stop reasonanswered" in text
@@ -225,14 +290,14 @@ def test_unfinished_last_line_is_left_out(tmp_path: Path, unfinished: bytes) -> 
     whole_run(tmp_path)
     with (tmp_path / "steps.jsonl").open("ab") as file:
         file.write(unfinished)
-    text = Page(write_report(tmp_path)).text
-    assert "step 2 · reward" in text and "step 3" not in text
+    text = Page(write_report(tmp_path)).tips()
+    assert "step 2 · reward 0.65" in text and not any("step 3" in tip for tip in text)
 
 
 def test_last_line_that_lacks_only_its_newline_counts(tmp_path: Path) -> None:
     write_run(tmp_path)
     (tmp_path / "steps.jsonl").write_text('{"step": 1, "reward": 0.5}', encoding="utf-8")
-    assert "step 1 · reward 0.5" in Page(write_report(tmp_path)).text
+    assert "step 1 · reward 0.5" in Page(write_report(tmp_path)).tips()
 
 
 @pytest.mark.parametrize(
@@ -244,12 +309,12 @@ def test_last_line_that_lacks_only_its_newline_counts(tmp_path: Path) -> None:
         ("steps", '{"step": 3, "reward": "high"}', '`reward` should be a number, not "high"'),
         (
             "trajectories",
-            '{"tokens": ["a"], "loss_mask": []}',
-            "`tokens`, `loss_mask` and `log_probs` differ in length",
+            '{"pieces": ["a"], "loss_mask": []}',
+            "`pieces`, `loss_mask` and `rollout_log_probs` differ in length",
         ),
-        ("trajectories", '{"tokens": ["a"], "loss_mask": [2]}', "`loss_mask` holds something other than 0 and 1"),
-        ("trajectories", '{"tokens": ["a", 5], "loss_mask": [1, 1]}', "`tokens`[1] should be text, not 5"),
-        ("trajectories", '{"searches": [{"documents": ["x"]}]}', '`documents`[0] should be an object, not "x"'),
+        ("trajectories", '{"pieces": ["a"], "loss_mask": [2]}', "`loss_mask` holds something other than 0 and 1"),
+        ("trajectories", '{"pieces": ["a", 5], "loss_mask": [1, 1]}', "`pieces`[1] should be text, not 5"),
+        ("trajectories", '{"metadata": {"search_r1": [1]}}', "`search_r1` should be an object, not [1]"),
     ],
 )
 def test_malformed_line_is_named_in_one_sentence(
@@ -291,8 +356,8 @@ def test_failed_report_leaves_the_old_page_as_it_was(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_in_a_token_does_not_stop_the_page(tmp_path: Path) -> None:
-    trajectory = TRAJECTORY | {"tokens": ["\ud83d"], "loss_mask": [1], "log_probs": [-0.1]}
-    assert len(Page(write_report(write_run(tmp_path, trajectories=[trajectory]))).tokens()) == 1
+    half = trajectory(pieces=["\ud83d"], loss_mask=[1], rollout_log_probs=[-0.1])
+    assert len(Page(write_report(write_run(tmp_path, trajectories=[half]))).tokens()) == 1
 
 
 def test_main_prints_the_page_that_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

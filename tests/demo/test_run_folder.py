@@ -11,6 +11,7 @@ from fakes import tiny_tokenizer
 from slime.utils.types import Sample
 
 from demo.run_folder import RunFolder, paired_gain
+from evaluation.records import read_records
 from search_rollout.samples.record import RolloutRecord
 from search_rollout.trajectory import StopReason
 
@@ -52,23 +53,34 @@ def test_the_summary_is_replaced(tmp_path: Path) -> None:
     assert json.loads((folder.path / "summary.json").read_text()) == {"steps": 2}
 
 
-def test_a_trajectory_is_recorded_token_by_token(tmp_path: Path) -> None:
+def test_a_trajectory_is_recorded_as_evaluations_do_with_the_texts_of_its_tokens(tmp_path: Path) -> None:
     tokenizer: Any = tiny_tokenizer()
     prompt, response = tokenizer.encode("capital?"), tokenizer.encode("<answer>Nairobi")
     sample = Sample(prompt="capital?", label={"ground_truth": {"target": ["Nairobi"]}}, reward=1.0)
     sample.tokens, sample.response_length = prompt + response, len(response)
     sample.loss_mask, sample.rollout_log_probs = [1] * len(response), [-0.5] * len(response)
     sample.status = Sample.Status.COMPLETED
-    recorded = RolloutRecord(StopReason.ANSWERED, score={"exact_match": True})
-    sample.metadata = {"question": "Which capital?", "search_r1": recorded.as_json()}
+    recorded = RolloutRecord(StopReason.ANSWERED, score={"exact_match": True, "answer": "Nairobi"})
+    sample.metadata = {"question": "Which capital?", "question_id": "q0", "search_r1": recorded.as_json()}
     folder = RunFolder(tmp_path, 0)
     folder.append_trajectory("before", sample, tokenizer)
-    record = json.loads((folder.path / "trajectories.jsonl").read_text())
-    assert "".join(record["tokens"]) == "<answer>Nairobi"
-    assert len(record["tokens"]) == len(record["loss_mask"]) == len(record["log_probs"]) == len(response)
-    assert (record["phase"], record["gold"], record["status"]) == ("before", ["Nairobi"], "completed")
-    assert record["reward_parts"] == {"exact_match": True}
-    assert record["prompt"] == "capital?"
+    (record,) = read_records(folder.path, "before")
+    assert read_records(folder.path, "after") == []
+    assert record["tokens"] == sample.tokens and "".join(record["pieces"]) == "<answer>Nairobi"
+    assert len(record["pieces"]) == len(record["loss_mask"]) == len(record["rollout_log_probs"]) == len(response)
+    assert (record["id"], record["phase"], record["gold"]) == ("q0", "before", ["Nairobi"])
+    assert record["prompt_text"] == "capital?" and record["scores"]["em"] == 1.0
+
+
+def test_what_was_logged_after_a_checkpoint_is_forgotten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, 0)
+    folder.append("steps.jsonl", {"step": 1})
+    sizes = folder.log_sizes()
+    folder.append("steps.jsonl", {"step": 2})
+    folder.append("evaluation.jsonl", {"id": "q0"})
+    RunFolder.existing(folder.path).truncate_logs(sizes)
+    assert (folder.path / "steps.jsonl").read_text() == '{"step": 1}\n'
+    assert (folder.path / "evaluation.jsonl").read_text() == ""
 
 
 def test_the_gain_is_the_mean_difference_of_the_same_questions_with_its_interval() -> None:

@@ -1,4 +1,4 @@
-"""`python -m evaluation.chat`: what stands on the terminal, turn by turn."""
+"""`search-r1 chat`: what the terminal shows, turn by turn."""
 
 import io
 from pathlib import Path
@@ -68,9 +68,9 @@ def test_a_question_without_an_answer_says_why(model: Path, capsys: pytest.Captu
 def test_an_engine_in_trouble_is_one_sentence(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Geographer(status=400)) as (engine, retriever):
         assert chat.main(arguments(model, engine, retriever, "--ask", "What is the capital of Kenya?")) == 1
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: http://127.0.0.1:") and "answered 400" in shown
-    assert len(shown.splitlines()) == 1
+    first, error = capsys.readouterr().err.splitlines()
+    assert first == "loading the tokenizer"
+    assert error.startswith("error: http://127.0.0.1:") and "answered 400" in error
 
 
 def test_nothing_writes_to_the_terminal_but_text(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +97,7 @@ def test_an_interrupt_ends_the_program_without_a_traceback(
     monkeypatch.setattr(chat.Asker, "ask", interrupted)
     with serving(Geographer()) as (engine, retriever):
         assert chat.main(arguments(model, engine, retriever, "--ask", "What is the capital of Kenya?")) == 130
-    assert capsys.readouterr().err == "\n"
+    assert capsys.readouterr().err == "loading the tokenizer\n\n"
 
 
 def test_parts_of_a_turn_have_colours_only_where_asked() -> None:
@@ -105,3 +105,18 @@ def test_parts_of_a_turn_have_colours_only_where_asked() -> None:
     assert chat.paint(text, coloured=False) == text
     assert chat.paint(text, coloured=True) == "\x1b[2m<think>a</think>\x1b[0m\n\x1b[36m<search>b</search>\x1b[0m c"
     assert chat.paint("<think>cut off", coloured=True) == "\x1b[2m<think>cut off\x1b[0m"
+
+
+def test_a_terminal_has_commands_for_help_and_exit(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = iter(["/help", "/hlep me", "What is the capital of Kenya?", "/exit", "never asked"])
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    with serving(Geographer()) as (engine, retriever):
+        assert chat.main(arguments(model, engine, retriever)) == 0
+    shown = capsys.readouterr().out
+    assert "/exit   end the program" in shown and "/hlep is not a command; /help lists them." in shown
+    assert shown.endswith(KENYA) and next(typed) == "never asked"

@@ -1,6 +1,7 @@
 """Metrics of a trajectory, their means and intervals, the tables, and the comparison of two runs."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,4 +166,36 @@ def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, capsys: pytest.
     assert compare.main([str(first), str(second)]) == 1
     assert "have no question in common" in capsys.readouterr().err
     assert compare.main([str(first), str(tmp_path)]) == 1
-    assert f"error: {tmp_path} is not the folder of an evaluation" in capsys.readouterr().err
+    assert f"error: {tmp_path} is the folder neither of an evaluation nor of a demo run" in capsys.readouterr().err
+
+
+def test_a_demo_run_is_compared_with_itself_and_with_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, after in (("seed0", 1.0), ("seed1", 0.0)):
+        lines = [
+            {"id": f"q{n}", "phase": phase, "data_source": "demo", "scores": {"em": em}}
+            for phase, em in (("untrained", 0.0), ("before", 0.0), ("after", after))
+            for n in range(4)
+        ]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trajectories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / name / "summary.json").write_text("{}")
+    assert compare.main([str(tmp_path / "seed0")]) == 0
+    assert re.search(r"demo +4 +0.000 +1.000 +\+1.000", capsys.readouterr().out)
+    assert compare.main([str(tmp_path / "seed0"), str(tmp_path / "seed1")]) == 0
+    assert re.search(r"demo +4 +1.000 +0.000 +-1.000", capsys.readouterr().out)
+
+
+def test_what_a_single_folder_lacks_for_a_comparison_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trajectories.jsonl").write_text("")
+    assert compare.main([str(tmp_path)]) == 1
+    assert "name a second evaluation to compare it with" in capsys.readouterr().err
+    (tmp_path / "summary.json").write_text("{}")
+    assert compare.main([str(tmp_path)]) == 1
+    assert "has not reached its last evaluation" in capsys.readouterr().err
+    (tmp_path / "trajectories.jsonl").write_text('{"phase": "after", "tokens": ["a"]}\n')
+    assert compare.main([str(tmp_path)]) == 1
+    assert "holds a demo run of an older version" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_the_mode_is_that_of_the_rows(tmp_path: Path) -> None:
         ({"prompt": [{"content": "no role"}]}, "its prompt is neither a string nor messages"),
         ({"reward_model": {"ground_truth": {"target": []}}}, "its reward_model holds no gold answer"),
         ({"reward_model": {"ground_truth": {"target": [" "]}}}, "its reward_model holds no gold answer"),
-        ({"metadata": None}, "the question's text stands neither"),
+        ({"metadata": None}, "neither its metadata nor its extra_info has the question's text"),
     ],
 )
 def test_a_row_that_cannot_be_asked_is_named(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

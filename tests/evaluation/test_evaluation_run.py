@@ -1,4 +1,4 @@
-"""`python -m evaluation.run` from the command line to its files, between a fake engine and a fake retriever."""
+"""`search-r1 evaluate` from the command line to its files, between a fake engine and a fake retriever."""
 
 import json
 import signal
@@ -59,7 +59,7 @@ def test_a_run_leaves_trajectories_results_and_a_plot(
     assert "Traceback" not in shown.err
 
 
-def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_a_run_continues_where_it_was_cut_off(tmp_path: Path, tokenizer_folder: Path) -> None:
     with serving(Geographer()) as (engine, retriever):
         command = arguments(tmp_path, tokenizer_folder, engine, retriever)
         assert run.main(command) == 0
@@ -88,14 +88,14 @@ def test_a_run_with_other_settings_is_refused(
     assert (tmp_path / "out" / "trajectories.jsonl").read_bytes() == before
 
 
-def test_what_was_given_up_counts_as_wrong_and_is_asked_again(
+def test_a_discarded_question_counts_as_wrong_and_is_asked_again(
     tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Geographer(status=400)
     with serving(model) as (engine, retriever):
         command = arguments(tmp_path, tokenizer_folder, engine, retriever)
         assert run.main(command) == 1
-        assert "4 of 4 questions were given up" in capsys.readouterr().err.splitlines()[-1]
+        assert "4 of 4 questions were discarded" in capsys.readouterr().err.splitlines()[-1]
         results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["nq"]
         assert results["em"]["mean"] == 0 and results["gave_up"]["mean"] == 1
         model.status = 200
@@ -103,7 +103,7 @@ def test_what_was_given_up_counts_as_wrong_and_is_asked_again(
     assert [record["scores"]["em"] for record in records_of(tmp_path / "out")] == [1.0] * 4
 
 
-def test_a_retriever_in_trouble_is_told(
+def test_failed_searches_are_reported(
     tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEARCH_R1_SEARCH_RETRIES", "0")
@@ -205,5 +205,5 @@ def test_an_interrupted_run_keeps_what_is_finished_and_says_so(tmp_path: Path, t
         process.send_signal(signal.SIGINT)
         _, shown = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert shown.splitlines()[-1] == "interrupted; the same command goes on from here" and "Traceback" not in shown
+    assert shown.splitlines()[-1] == "interrupted; the same command continues from here" and "Traceback" not in shown
     assert len(records_of(tmp_path / "out")) == len(CAPITALS) - 1

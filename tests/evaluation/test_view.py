@@ -1,4 +1,4 @@
-"""`python -m evaluation.view`: samples from dumps and JSONL, into a page that is data and our own script only."""
+"""`search-r1 view`: samples from dumps and JSONL, into a page that is data and our own script only."""
 
 import json
 import re
@@ -97,7 +97,7 @@ def test_texts_are_kept_where_the_ids_decode_to_something_else(tmp_path):
     assert first["texts"] == {"response": "another text \ud800"} and second["texts"] == {}
 
 
-def test_notes_name_discarded_samples_and_of_lists_that_are_not_one_a_token(tmp_path):
+def test_notes_name_discarded_samples_and_lists_that_are_not_one_a_token(tmp_path):
     discarded = sample(TOKENIZER, [("observation", "x")], reward=0.0, response="", stop="engine_failed")
     short = sample(TOKENIZER, PARTS, loss_mask=[1], rollout_log_probs=None)
     rows = rows_of(tmp_path, discarded, short)
@@ -163,7 +163,7 @@ def test_a_dump_of_something_else_a_missing_file_and_a_missing_tokenizer_are_nam
         (tmp_path / "a.pt", tokenizer_folder, "is no dump of --save-debug-rollout-data"),
         (tmp_path / "b.pt", tokenizer_folder, "There is no file"),
         (tmp_path / "a.pt", tmp_path / "empty", "holds no tokenizer"),
-        (tmp_path / "a.pt", tmp_path / "nowhere", "is no folder"),
+        (tmp_path / "a.pt", tmp_path / "nowhere", "There is no folder"),
     ):
         assert view.main([str(file), "--tokenizer", str(tokenizer), "--output", str(tmp_path / "page.html")]) == 1
         error = capsys.readouterr().err
@@ -218,6 +218,31 @@ def test_files_of_the_same_name_are_told_apart(tmp_path):
 def test_the_title_is_the_prompts_question(prompt, question):
     assert title(prompt, {}) == question
     assert title(prompt, {"question": "from the metadata"}) == "from the metadata"
+
+
+def test_the_folder_of_a_run_or_an_evaluation_is_enough(tmp_path, tokenizer_folder, capsys):
+    run, evaluation = tmp_path / "run", tmp_path / "evaluation"
+    for folder in (run, evaluation):
+        folder.mkdir()
+        write_jsonl(folder / "trajectories.jsonl", [GOOD | {"phase": "after"}])
+    (run / "summary.json").write_text("{}")
+    TOKENIZER.save_pretrained(run / "tokenizer")
+    (evaluation / "settings.json").write_text(json.dumps({"model": str(tokenizer_folder)}))
+    for folder in (run, evaluation):
+        assert view.main([str(folder)]) == 0
+        page = (folder / "trajectories.html").read_text(encoding="utf-8")
+        assert embedded(page)["index"]["rows"][0]["source"] == "after"
+        assert f"{folder / 'trajectories.html'}: 1 trajectories" in capsys.readouterr().out
+    assert view.main([str(evaluation / "trajectories.jsonl"), "--output", str(tmp_path / "page.html")]) == 0
+    (evaluation / "settings.json").unlink()
+    assert view.main([str(evaluation)]) == 1
+    assert "Give --tokenizer" in capsys.readouterr().err
+
+
+def test_the_log_of_an_older_demo_is_named_as_such(tmp_path, tokenizer_folder, capsys):
+    file = write_jsonl(tmp_path / "trajectories.jsonl", [{"tokens": ["<search>"], "reward_parts": {}}])
+    assert view.main([str(file), "--tokenizer", str(tokenizer_folder)]) == 1
+    assert "a demo's log of an older version, without token ids" in capsys.readouterr().err
 
 
 def test_a_dump_of_version_0_1_still_opens(tmp_path):

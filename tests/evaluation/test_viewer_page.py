@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
-from viewer_helpers import END, HOSTILE, byte_tokenizer, sample, search, write_jsonl
+from viewer_helpers import BROWSERS, END, FLAGS, HOSTILE, byte_tokenizer, sample, search, write_jsonl
 
 from evaluation import view
 
@@ -20,11 +20,6 @@ SEARCH = ("turn", "<think>I look it up.</think>\n<search>capital of Kenya</searc
 FOUND = ("observation", "\n\n<information>Doc 1(Title: Kenya) Nairobi</information>\n\n")
 ANSWER = ("turn", "<think>Só é.</think>\n<answer>Nairobi</answer>" + END)
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 Show = Callable[..., Page]  # samples → the page of them, opened
 
 

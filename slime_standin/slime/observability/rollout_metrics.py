@@ -1,4 +1,4 @@
-"""slime's own series of a rollout, and the hooks that may log others before, or in place of them."""
+"""slime's own series of a rollout, and the hooks that may log others before or instead of them."""
 
 from typing import Any
 
