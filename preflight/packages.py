@@ -10,7 +10,7 @@ from typing import Any
 from preflight.findings import Blocked, Check, Finding, doubtful, fine, one_line, skipped, wrong
 from preflight.setup import ROOT, Setup
 
-OURS = ("aiohttp", "tenacity", "chardet")
+OURS = ("aiohttp", "chardet")
 SLIMES = ("torch", "transformers", "ray", "sglang", "megatron")
 LOGGERS = {"USE_WANDB": "wandb", "USE_TENSORBOARD": "tensorboard"}
 PYTHON_TIMEOUT_S = 30.0
