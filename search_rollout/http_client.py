@@ -28,12 +28,11 @@ class RequestFailed(Exception):
     """There is no usable answer; the message names the URL and what happened."""
 
     status: int | None = None  # of the answer; None if the service did not answer
+    retry_after_s: float = 0.0  # how long the service asks us to wait
 
 
 class TransientFailure(RequestFailed):
     """Another try may succeed."""
-
-    retry_after_s: float = 0.0  # how long the service asks us to wait
 
 
 class ServiceRefused(RequestFailed):
@@ -74,11 +73,11 @@ class Retry:
             try:
                 return await attempt()
             except TransientFailure as failure:
-                pause_s, left_s = next(pauses, math.inf), deadline - time.monotonic()
-                if pause_s == math.inf or failure.retry_after_s >= left_s:
+                pause_s = failure.retry_after_s + next(pauses, math.inf)
+                if time.monotonic() + pause_s >= deadline:
                     raise
                 logger.debug("trying again: %s", failure)
-                if not await _sleep(min(failure.retry_after_s + pause_s, left_s), called_off):
+                if not await _sleep(pause_s, called_off):
                     raise
 
 

@@ -199,7 +199,13 @@ async def test_a_session_is_named_to_the_router_only_under_consistent_hashing(mo
 
 
 async def test_a_failed_search_is_told_to_the_model_and_the_rollout_goes_on(monkeypatch):
-    async with plugin(monkeypatch, TOKENIZER, scripted(SEARCH, ANSWER), retrieval_server_url="http://127.0.0.1:1") as (
+    async with plugin(
+        monkeypatch,
+        TOKENIZER,
+        scripted(SEARCH, ANSWER),
+        retrieval_server_url="http://127.0.0.1:1",
+        search_timeout_s=0.5,
+    ) as (
         args,
         _,
     ):
