@@ -169,7 +169,7 @@ start_router() {
 }
 
 start_window() { # NAME INDEX LOG COMMAND …
-  local name="$1" index="$2" log="$LOG_DIR/$3_$STAMP.log" environment program pid now
+  local name="$1" index="$2" log="$LOG_DIR/$3_$STAMP.log" environment program pid now here="${HERE/%;/\\;}" cwd="${PWD/%;/\\;}"
   shift 3
   # A tmux server that runs already has an environment of its own: ours goes by a file that only we may read, and that
   # is removed as soon as it is read.
@@ -177,14 +177,15 @@ start_window() { # NAME INDEX LOG COMMAND …
   env -0 >"$environment"
   program=("$(command -v "$PYTHON")" -E "$HERE/launch/contain.py" --name "$name" --log "$log"
     --environment "$environment" --end-session "$TMUX_SESSION" --grace 90 "$@")
+  program=("${program[@]/%;/\\;}") # a ; at an argument's end would end tmux's own command
   if ((${#WINDOW_PIDS[@]})); then
-    pid="$(tmux new-window -P -F '#{pane_pid}' -t "=$TMUX_SESSION:$index" -n "$name" -c "$PWD" "${program[@]}")" ||
+    pid="$(tmux new-window -P -F '#{pane_pid}' -t "=$TMUX_SESSION:$index" -n "$name" -c "$cwd" "${program[@]}")" ||
       { rm -f "$environment" && die "the tmux session $TMUX_SESSION has ended (see $LOG_DIR)."; }
     WINDOW_PIDS+=("$pid")
     return
   fi
-  pid="$(tmux new-session -P -F '#{pane_pid}' -d -s "$TMUX_SESSION" -x 200 -y 50 -n "$name" -c "$PWD" "${program[@]}" \; \
-    set-option -t "=$TMUX_SESSION:" @search_r1 "$HERE" \; set-option -t "=$TMUX_SESSION:" destroy-unattached off)" ||
+  pid="$(tmux new-session -P -F '#{pane_pid}' -d -s "$TMUX_SESSION" -x 200 -y 50 -n "$name" -c "$cwd" "${program[@]}" \; \
+    set-option -t "=$TMUX_SESSION:" @search_r1 "$here" \; set-option -t "=$TMUX_SESSION:" destroy-unattached off)" ||
     { rm -f "$environment" && die "tmux could not start the session $TMUX_SESSION (see above)."; }
   WINDOW_PIDS+=("$pid")
   now="$(tmux display-message -p -t "=$TMUX_SESSION:" '#{window_index}' 2>/dev/null)" || return 0 # it ended at once

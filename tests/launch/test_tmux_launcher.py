@@ -191,6 +191,24 @@ def test_up_starts_retriever_and_training_and_down_stops_both(launcher: Launcher
 
 @needs_tmux
 @slow
+def test_a_semicolon_at_the_end_of_an_argument_is_no_command_of_tmux(launcher: Launcher) -> None:
+    launcher.tmux("new-session", "-d", "-s", "mine")
+    launcher.run_up("up", "--", "--rollout-stop", "a;", ";", r"b\;", "kill-session", "-t", "mine")
+    arguments = launcher.calls("train")[0]["argv"]
+    assert arguments[arguments.index("--rollout-stop") :] == [
+        "--rollout-stop",
+        "a;",
+        ";",
+        r"b\;",
+        "kill-session",
+        "-t",
+        "mine",
+    ]
+    assert "mine" in launcher.tmux("list-sessions")
+
+
+@needs_tmux
+@slow
 def test_a_second_up_starts_nothing(launcher: Launcher) -> None:
     launcher.run_up()
     assert "already running" in launcher.run(UP).stderr

@@ -103,7 +103,7 @@ async def test_an_outage_costs_no_sample_and_little_time(monkeypatch, capsys, ki
         assert late and not any(info(sample)["search_counts"]["failed"] for sample in late)
 
 
-# ---- Waiting for a restart --------------------------------------------------------------------------------------------
+# ---- Waiting for a restart ------------------------------------------------------------------------------------------
 
 
 async def down_for(retriever: FakeRetriever, seconds: float) -> None:
