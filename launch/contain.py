@@ -55,7 +55,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--environment", type=Path, help="file with the command's environment, as `env -0` writes it; it is removed"
     )
     parser.add_argument("--end-session", metavar="NAME", help="finally, kill this tmux session")
-    parser.add_argument("--grace", type=float, default=60.0, metavar="SECONDS", help="time to end after SIGTERM (default: %(default)s)")
+    parser.add_argument(
+        "--grace", type=float, default=60.0, metavar="SECONDS", help="time to end after SIGTERM (default: %(default)s)"
+    )
     parser.add_argument("command")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser.parse_args(argv)
