@@ -8,16 +8,15 @@
 
 As in the paper (arXiv:2503.09516): <think>, <search> and <answer> tags, the top passages in <information>, a
 correction after an invalid step, three turns and a last one in which only an answer counts, loss on the model's own
-tokens. Unlike it, no text is ever encoded twice: the engine is sent ids, and its ids are kept as they came. A rollout
-that fails for no fault of the model is given up and not trained; it never ends the job.
+tokens. Unlike in the paper, no text is ever encoded twice: the engine is sent ids, and its ids are kept as they came.
+A rollout that fails for no fault of the model is discarded and not trained; it never ends the job.
 """
 
 import asyncio
-import importlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,32 +26,35 @@ from slime.utils.types import Sample
 
 import qa_em_format
 from search_rollout.config import ConfigError, SearchConfig, load_config
-from search_rollout.engine.client import EngineError, call_params
-from search_rollout.engine.tracking import RouterMismatch, unscored_log_probs
-from search_rollout.metrics import rollout_metrics, search_cost
+from search_rollout.engine.client import call_params
+from search_rollout.engine.sglang_reply import EngineError
+from search_rollout.engine.tracking import RouterMismatch
 from search_rollout.rewards import group_normalised
 from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url
 from search_rollout.samples import fields as sample_fields
+from search_rollout.samples.bare_text import tool_record, xml_record
+from search_rollout.samples.record import RecordError, RolloutRecord, is_discarded, record_of, store_score
 from search_rollout.samples.resume import interrupted_rollout, resume_state
+from search_rollout.samples.slime_logging import SeriesLogger
 from search_rollout.samples.top_p_replay import replays_top_p, write_top_p_replay
 from search_rollout.search.searcher import PassageSource, search_all
 from search_rollout.search.usage import SearchUsage
-from search_rollout.trajectory import StopReason, Trajectory
+from search_rollout.trajectory import Segment, StopReason, Trajectory, opens_thought
 
 logger = logging.getLogger(__name__)
 
 SEARCH_R1_CONFIGS = {
     "max_turns": 3,  # searches and corrections; one more engine call is kept for the answer
-    "topk": 3,  # passages of a search
+    "topk": 3,  # passages per search
     "search_concurrency": 256,  # searches under way at once
-    "reward_preset": "default",  # any other stands in for the next three, and for two further scores
-    "format_score": 0.2,  # what a valid format is worth
-    "final_format_score": 0.0,  # what an answer in an invalid format is worth
-    "retrieval_score": 0.0,  # what finding a document with the answer is worth, without giving it
+    "reward_preset": "default",  # any other replaces the next three scores, and two more
+    "format_score": 0.2,  # reward for a valid format with a wrong answer
+    "final_format_score": 0.0,  # reward for a wrong answer in an invalid format
+    "retrieval_score": 0.0,  # reward for retrieving the answer but answering wrong
     "max_context_length": 16384,  # tokens, prompt and response together
-    "max_obs_tokens": 500,  # of an observation
-    "answer_reserve_tokens": 256,  # kept free behind an observation
-    "max_tool_calls": 8,  # of a turn, and queries of a call, in chat mode
+    "max_obs_tokens": 500,  # tokens per observation
+    "answer_reserve_tokens": 256,  # tokens kept free behind an observation
+    "max_tool_calls": 8,  # calls per turn, and queries per call, in chat mode
 }
 
 # slime's advantage estimators that work on rewards relative to their group.
@@ -63,59 +65,57 @@ LESS_THE_MEAN = (*DIVIDED_BY_DEVIATION, "reinforce_plus_plus_baseline")
 async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation: bool = False) -> Sample:
     """Rolls out one sample and writes the trajectory into it.
 
-    Raises ConfigError on a wrong setting; any other trouble gives the sample up.
+    Raises ConfigError on a wrong setting; any other trouble discards the sample.
     """
     check_slime_args(args, _config(args), sampling_params)
-    runtime, rollout = _runtime(args), None
-    replay = replays_top_p(sampling_params)
-    resumable = getattr(args, "partial_rollout", False) and not replay
+    resumable = getattr(args, "partial_rollout", False) and not replays_top_p(sampling_params)
     interrupted = interrupted_rollout(args, sample) if resumable else None
     sample_fields.reset(sample)
+    runtime = rollout = None
     try:
+        runtime = _runtime(args)
         rollout = await runtime.begin(args, sample, sampling_params, evaluation, interrupted)
-        sample_fields.add_info(sample, {"trajectory_id": rollout.trajectory_id})
         stop = await roll_out(runtime, rollout, sampling_params)
         if stop is not StopReason.ABORTED:
             await rollout.tracking.verify(rollout.trajectory, rollout.headers)
-            if replay and not stop.gives_up:
+            if replays_top_p(sampling_params) and not stop.discards:
                 write_top_p_replay(args, sample, rollout.trajectory)
-    except sample_fields.SampleError as error:
-        logger.warning("sample %s given up: %s", sample.index, error)
-        stop = StopReason.BAD_SAMPLE
-    except EngineError as error:
-        failed = StopReason.ROUTER_MISMATCH if isinstance(error, RouterMismatch) else StopReason.ENGINE_FAILED
-        stop = StopReason.ABORTED if runtime.aborted() else failed
-        logger.log(logging.DEBUG if runtime.aborted() else logging.WARNING, "sample %s: %s", sample.index, error)
     except ConfigError:
         raise
-    except Exception:  # a fault of ours: told with its traceback, and no reason to end the job
-        logger.exception("sample given up: index=%s", sample.index)
-        stop = StopReason.INTERNAL_ERROR
-    trajectory = rollout.trajectory if rollout else Trajectory(0, runtime.tracks_log_probs(sampling_params))
+    except Exception as error:
+        stop = _stop_after(error, sample, aborted=runtime is not None and runtime.aborted())
+    record = rollout.record(stop) if rollout else RolloutRecord(stop)
     if stop is StopReason.ABORTED and resumable and rollout:
-        sample_fields.add_info(sample, {"resume": resume_state(trajectory, rollout.tracking)})
-    else:
-        trajectory.drop_unscored()
-    if stop.gives_up:
-        sample_fields.write_give_up(sample, trajectory, stop, runtime.tokenizer.eos_token_id or 0)
-    else:
-        sample_fields.write_rollout(sample, trajectory, stop, runtime.tokenizer)
-    sample_fields.count_engine_work(args, sample, trajectory)
+        record.resume = resume_state(rollout.trajectory, rollout.tracking)
+    elif rollout:
+        rollout.trajectory.drop_unscored()
+    log_probs = runtime.tracks_log_probs(sampling_params) if runtime else _config(args).track_log_probs
+    trajectory = rollout.trajectory if rollout else Trajectory(0, log_probs)
+    _write(args, sample, trajectory, record, runtime, evaluation=evaluation)
     logger.debug("rollout done: index=%s tokens=%d stop=%s", sample.index, sample.response_length, stop.value)
     return sample
 
 
-async def roll_out(runtime: Runtime, rollout: Rollout, sampling_params: dict) -> StopReason:
-    """The algorithm: complete, parse, observe, until an answer or a limit. It may begin anywhere between two steps."""
+async def roll_out(
+    runtime: Runtime, rollout: Rollout, sampling_params: dict, watch: Callable[[Segment], None] | None = None
+) -> StopReason:
+    """The algorithm: complete, parse, observe, until an answer or a limit. It may begin anywhere between two steps.
+
+    `watch` is called with each turn and each message as it comes.
+    """
     config, trajectory, protocol = runtime.config, rollout.trajectory, rollout.protocol
+    watch = watch or (lambda segment: None)
     if not trajectory.prompt_ids:
         return StopReason.EMPTY_PROMPT
     while not runtime.aborted():
-        if trajectory.needs_reply and (stop := await _complete(runtime, rollout, sampling_params)):
-            return stop
+        if trajectory.needs_reply:
+            if stop := await _complete(runtime, rollout, sampling_params):
+                return stop
+            watch(trajectory.segments[-1])
         cut = trajectory.finish == "length"
-        turn = trajectory.segments[-1].text
-        action = protocol.parse(turn, think_opened=trajectory.turn_began_in_thought, ended=not cut)
+        text = trajectory.segments[-1].text
+        action = protocol.parse(text, think_opened=trajectory.turn_began_in_thought, ended=not cut)
+        turn = rollout.act_on(action)
         if action.kind == "answer":
             return StopReason.ANSWERED
         if cut and action.kind == "invalid":
@@ -128,13 +128,12 @@ async def roll_out(runtime: Runtime, rollout: Rollout, sampling_params: dict) ->
                 return StopReason.NO_ROOM_TO_OBSERVE
             began = time.monotonic()
             results = await search_all(runtime.search, action.queries, runtime.aborted)
-            trajectory.search_seconds += time.monotonic() - began
+            rollout.search_seconds += time.monotonic() - began
             if results is None:
                 return StopReason.ABORTED
-            trajectory.searches += results
+            turn.results = results
             if config.search_failure_mode == "give_up" and any(result.error for result in results):
                 return StopReason.SEARCH_FAILED
-            trajectory.mistakes.update(call.error for call in action.calls if call.error)
             message = protocol.observe(action, results, trajectory.response_ids[-1])
         else:
             message = protocol.correct(trajectory.response_ids[-1], trajectory.ended_turn)
@@ -142,6 +141,7 @@ async def roll_out(runtime: Runtime, rollout: Rollout, sampling_params: dict) ->
             return StopReason.NO_ROOM_TO_OBSERVE
         trajectory.append_env(message)
         rollout.tracking.tell(message)
+        watch(trajectory.segments[-1])
     return StopReason.ABORTED
 
 
@@ -155,17 +155,41 @@ async def _complete(runtime: Runtime, rollout: Rollout, sampling_params: dict) -
     reply = await rollout.tracking.complete(trajectory, params, rollout.headers, runtime.aborted)
     if reply.finish == "abort" and trajectory.unscored:
         return StopReason.ABORTED
-    trajectory.append_model(
-        reply.ids,
-        reply.log_probs,
-        runtime.decode([*begun, *reply.ids]),
-        unscored_log_probs(reply, trajectory),
-        finish=reply.finish,
-        ended_turn=reply.ended_turn,
-        weight_version=reply.weight_version,
-        meta_info=reply.meta_info,
-    )
+    trajectory.append_model(reply, runtime.decode([*begun, *reply.ids]))
     return StopReason.ABORTED if reply.finish == "abort" else None
+
+
+def _stop_after(error: Exception, sample: Sample, *, aborted: bool) -> StopReason:
+    """What an exception out of a rollout means for its sample; logs it."""
+    if isinstance(error, sample_fields.SampleError):
+        logger.warning("sample %s discarded: %s", sample.index, error)
+        return StopReason.BAD_SAMPLE
+    if isinstance(error, EngineError):
+        logger.log(logging.DEBUG if aborted else logging.WARNING, "sample %s: %s", sample.index, error)
+        failed = StopReason.ROUTER_MISMATCH if isinstance(error, RouterMismatch) else StopReason.ENGINE_FAILED
+        return StopReason.ABORTED if aborted else failed
+    # A fault of ours: logged with its traceback, and no reason to end the job.
+    logger.error("sample %s discarded", sample.index, exc_info=error)
+    return StopReason.INTERNAL_ERROR
+
+
+def _write(
+    args: Any,
+    sample: Sample,
+    trajectory: Trajectory,
+    record: RolloutRecord,
+    runtime: Runtime | None,
+    *,
+    evaluation: bool,
+) -> None:
+    """Writes what came of a rollout into the sample."""
+    if runtime is None or record.discarded:
+        filler = (runtime.tokenizer.eos_token_id if runtime else None) or 0
+        reward = sample_fields.discarded_reward(args, evaluation=evaluation)
+        sample_fields.write_discarded(sample, trajectory, record, filler_id=filler, reward=reward)
+    else:
+        sample_fields.write_rollout(sample, trajectory, record, runtime.decode)
+    sample_fields.count_engine_work(args, sample, trajectory)
 
 
 async def reward_func(args: Any, sample: Sample | list[Sample], **_: Any) -> float | list[float]:
@@ -177,60 +201,81 @@ async def reward_func(args: Any, sample: Sample | list[Sample], **_: Any) -> flo
 
 
 def _reward(config: SearchConfig, sample: Sample) -> float:
-    info = sample_fields.rollout_info(sample)
-    if info.get("gave_up"):
-        return 0.0  # preset by write_give_up, and nothing that the model did
+    record = _record(config, sample)
+    if record.discarded:
+        return 0.0  # preset by write_discarded, and nothing that the model did
     golds = qa_em_format.gold_answers(sample.label)
     if not golds:
         logger.warning("sample %s has no gold answer in its label: %r", sample.index, sample.label)
     score = qa_em_format.score_trajectory(
-        info.get("segments") or qa_em_format.split_response(sample.response),
+        record.answer,
         golds,
+        valid_format=record.valid_format,
+        searched=record.searched,
+        passages=(f"{passage.title}\n{passage.text}" for passage in record.passages),
         format_score=config.format_score,
         final_format_score=config.final_format_score,
         retrieval_score=config.retrieval_score,
         no_search_penalty=config.no_search_penalty,
         answer_metric=config.answer_metric,
-        style="tools" if config.llm_api_mode == "chat" else "xml",
-        think_opened=bool(info.get("think_opened")),
-        end_of_turn=info.get("end_of_turn", ()),
-        cut_off=info.get("stop_reason", "answered") != "answered",
     )
-    sample_fields.add_info(sample, {"score": score._asdict()})
+    store_score(sample, score._asdict())
     return score.reward
 
 
-def reward_post_process(args: Any, samples: list[Sample]) -> tuple[list[float], list[float]]:
-    """Raw rewards, and rewards normalised as slime does it, except that a given-up sample counts in no group.
+def _record(config: SearchConfig, sample: Sample) -> RolloutRecord:
+    """What the rollout recorded; read from the response's text if another rollout function made the sample."""
+    try:
+        if recorded := record_of(sample):
+            return recorded
+    except RecordError as error:
+        logger.warning("sample %s is scored by its text: %s", sample.index, error)
+    opened = isinstance(sample.prompt, str) and opens_thought(sample.prompt)
+    if config.llm_api_mode == "generate":
+        return xml_record(sample.response, think_opened=opened)
+    form = "hermes" if config.tool_call_format == "auto" else config.tool_call_format
+    return tool_record(sample.response, tool_format=form, max_calls=config.max_tool_calls, think_opened=opened)
 
-    For --custom-reward-post-process-path. A given-up sample gets 0, and so does one that is alone in its group.
+
+def reward_post_process(args: Any, samples: list[Sample]) -> tuple[list[float], list[float]]:
+    """Raw rewards, and rewards normalised as slime does it, except that a discarded sample counts in no group.
+
+    For --custom-reward-post-process-path. A discarded sample gets 0, and so does one that is alone in its group.
     """
-    rewards = [sample.get_reward_value(args) for sample in samples]
-    if args.advantage_estimator not in LESS_THE_MEAN or not args.rewards_normalization:
+    key = getattr(args, "reward_key", None)
+    rewards: list[Any] = [sample.reward[key] if key else sample.reward for sample in samples]  # type: ignore[index]
+    estimator = getattr(args, "advantage_estimator", None)
+    if estimator not in LESS_THE_MEAN or not args.rewards_normalization:
         return rewards, rewards
-    kept = [not sample_fields.rollout_info(sample).get("gave_up") for sample in samples]
+    kept = [not is_discarded(sample) for sample in samples]
     # slime's groups are neighbours; a batch of another size it takes for one group.
     size = args.n_samples_per_prompt
     size = size if len(samples) == size * args.rollout_batch_size else len(samples)
-    by_deviation = args.grpo_std_normalization and args.advantage_estimator in DIVIDED_BY_DEVIATION
+    by_deviation = args.grpo_std_normalization and estimator in DIVIDED_BY_DEVIATION
     return rewards, group_normalised(rewards, kept, size=size, by_deviation=by_deviation)
 
 
 def log_rollout(
-    rollout_id: int, args: Any, samples: Sequence[Any], extra_metrics: Mapping[str, Any] | None, rollout_time: float
+    rollout_id: int,
+    args: Any,
+    samples: Sequence[Any],
+    rollout_extra_metrics: Mapping[str, Any] | None,
+    rollout_time: float,
 ) -> bool:
-    """Logs what `search_rollout.metrics` says of a rollout; False, so that slime logs its own series as well.
+    """Logs the series of `search_rollout.metrics`; False, so that slime logs its own series as well.
 
     For --custom-rollout-log-function-path.
     """
-    if not getattr(args, "load_debug_rollout_data", None):  # which is of an earlier run: slime logs nothing either
-        _log_series(rollout_id, args, "rollout", {"rollout": samples})
+    if not getattr(args, "load_debug_rollout_data", None):  # from an earlier run: slime logs nothing either
+        _series.log(rollout_id, args, "rollout", {"rollout": samples})
+    args.logged_rollout_id = rollout_id  # slime's contract test of this hook looks for it
     return False
 
 
 def log_eval_rollout(rollout_id: int, args: Any, data: Mapping[str, Any], extra_metrics: Any = None) -> bool:
-    """The same of an evaluation, for each of its data sets. For --custom-eval-rollout-log-function-path."""
-    _log_series(rollout_id, args, "eval", {f"eval/{name}": rollouts.get("samples") for name, rollouts in data.items()})
+    """The same for each data set of an evaluation. For --custom-eval-rollout-log-function-path."""
+    _series.log(rollout_id, args, "eval", {f"eval/{name}": rollouts.get("samples") for name, rollouts in data.items()})
+    args.logged_eval_rollout_id = rollout_id
     return False
 
 
@@ -239,8 +284,8 @@ def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: b
 
     For --rollout-function-path of a slime that has no log hooks.
     """
-    slimes = load_function("slime.rollout.sglang_rollout.generate_rollout")
-    output = slimes(args, rollout_id, data_source, evaluation=evaluation)
+    slime_rollout = load_function("slime.rollout.sglang_rollout.generate_rollout")
+    output = slime_rollout(args, rollout_id, data_source, evaluation=evaluation)
     if evaluation:
         log_eval_rollout(rollout_id, args, output.data)
     else:
@@ -248,36 +293,9 @@ def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: b
     return output
 
 
-def _log_series(rollout_id: int, args: Any, kind: str, samples: Mapping[str, Any]) -> None:
-    """By slime's loggers, with slime's prefixes and step: W&B then plots ours over the same axis. Never raises."""
-    global _logged_usage
-    try:
-        series = {kind: search_cost(search_usage(), since=_logged_usage)}
-        _logged_usage = search_usage()
-        for prefix, some in samples.items():
-            series[prefix] = series.get(prefix, {}) | rollout_metrics(some, getattr(args, "reward_key", None))
-        metrics = {f"{prefix}/search_r1/{name}": value for prefix in series for name, value in series[prefix].items()}
-        logger.info("%s %s: %s", kind, rollout_id, metrics)
-        step, step_key = _of_slime("metric_utils.compute_rollout_step")(args, rollout_id), f"{kind}/step"
-        _of_slime("logging_utils.log", "tracking_utils.log")(args, {**metrics, step_key: step}, step_key=step_key)
-    except Exception:  # a plot is no reason to end the job
-        logger.exception("%s %s: the series could not be logged", kind, rollout_id)
-
-
-def _of_slime(*names: str) -> Any:
-    """The first of these that this slime has: its loggers have moved between modules. Raises ImportError."""
-    for package in ("slime.observability", "slime.utils"):
-        for module, _, name in (path.partition(".") for path in names):
-            try:
-                return getattr(importlib.import_module(f"{package}.{module}"), name)
-            except (ModuleNotFoundError, AttributeError):
-                continue
-    raise ImportError(f"this slime has no {' or '.join(names)}")
-
-
 _settings: tuple[Any, SearchConfig] | None = None  # slime's args, and what was read for them
 _usage = SearchUsage()  # of all loops
-_logged_usage = _usage.snapshot()  # when it was last logged
+_series = SeriesLogger(_usage)
 _runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple, Runtime]] = WeakKeyDictionary()
 
 

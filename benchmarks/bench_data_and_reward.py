@@ -23,6 +23,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.reporting import parser, print_table, verdict, write_json  # noqa: E402
 from qa_em_format import score_trajectory  # noqa: E402
 from search_rollout.config import REWARD_PRESETS  # noqa: E402
+from search_rollout.protocols.xml import parse_turn  # noqa: E402
+from search_rollout.samples.record import RolloutRecord, Span, Turn, read_record  # noqa: E402
+from search_rollout.search.searcher import Passage, SearchResult  # noqa: E402
+from search_rollout.trajectory import StopReason  # noqa: E402
 
 ROWS = 50_000
 TRAJECTORIES = 2_000
@@ -68,33 +72,39 @@ def preparation(form: str, folder: Path) -> dict[str, float]:
     return {"rows_per_s": ROWS / seconds, "peak_mib": int(peak[1]) / 1024, "file_mib": size / 2**20}
 
 
-def trajectory(searches: int, choose: random.Random) -> tuple[list[dict[str, Any]], list[str]]:
-    """Recorded segments as in sample.metadata, and the gold answers."""
+def trajectory(searches: int, choose: random.Random) -> tuple[dict[str, Any], list[str]]:
+    """A rollout's record as in sample.metadata, and the gold answers."""
     words = "the place lies in a highland of its country and was founded by settlers who came from an island".split()
     gold = f"{choose.choice(words).title()} {choose.randrange(1000)}"
     found = choose.random() < 0.5
     thought = f"<think>{' '.join(choose.choices(words, k=40))}.</think>\n"
-    segments = []
-    for number in range(searches):
-        passages = [f'Doc {n}(Title: "A place") {" ".join(choose.choices(words, k=100))}.' for n in (1, 2, 3)]
-        if found and number == searches - 1:
-            passages[-1] += f" It was {gold}, they say."
-        segments.append({"source": "model", "text": f"{thought}<search>where is it</search>", "kind": "turn"})
-        observation = "\n\n<information>" + "\n".join(passages) + "</information>\n\n"
-        segments.append({"source": "environment", "text": observation, "kind": "observation"})
-    answer = gold if found else "Nairobi"
-    segments.append({"source": "model", "text": f"{thought}<answer>{answer}</answer>", "kind": "turn"})
-    return segments, [gold, "another name of it"]
+    turns = [Turn.of(parse_turn(f"{thought}<search>where is it</search>")) for _ in range(searches)]
+    for number, turn in enumerate(turns, start=1):
+        passages = [Passage("A place", f"{' '.join(choose.choices(words, k=100))}.") for _ in range(3)]
+        if found and number == searches:
+            passages[-1] = Passage("A place", f"{passages[-1].text} It was {gold}, they say.")
+        turn.results = [SearchResult("where is it", passages)]
+    turns.append(Turn.of(parse_turn(f"{thought}<answer>{gold if found else 'Nairobi'}</answer>")))
+    spans = [Span("turn", 60), Span("observation", 400)] * searches + [Span("turn", 60)]
+    return RolloutRecord(StopReason.ANSWERED, spans=spans, turns=turns).as_json(), [gold, "another name of it"]
 
 
 def scoring(searches: int, preset: str) -> float:
     """Trajectories a second of CPU time."""
     choose = random.Random(0)
-    scored = [trajectory(searches, choose) for _ in range(TRAJECTORIES)]
+    recorded = [trajectory(searches, choose) for _ in range(TRAJECTORIES)]
     scores = REWARD_PRESETS[preset]._asdict()
     began = time.process_time()
-    for segments, golds in scored:
-        score_trajectory(segments, golds, **scores)
+    for found, golds in recorded:
+        record = read_record(found)
+        score_trajectory(
+            record.answer,
+            golds,
+            valid_format=record.valid_format,
+            searched=record.searched,
+            passages=(f"{passage.title}\n{passage.text}" for passage in record.passages),
+            **scores,
+        )
     return TRAJECTORIES / (time.process_time() - began)
 
 

@@ -12,6 +12,7 @@ from demo.world_facts import Question
 from evaluation.plugin import plugin_args, sample_of_row
 from search_rollout.config import SearchConfig
 from search_rollout.protocols.prompts import PromptMode, prompt_row
+from search_rollout.samples.record import record_of
 
 TEMPERATURE = 0.8  # of rollouts; evaluations are greedy
 MAX_RESPONSE_LEN = 80  # tokens of one engine call
@@ -71,14 +72,15 @@ class Metrics:
 
 def outcome(sample: Any) -> dict[str, Any]:
     """What came of one sample, in a few plain values."""
-    info = sample.metadata["search_r1"]
-    score = info.get("score", {})
+    record = record_of(sample)
+    assert record is not None  # ours
+    score = record.score or {}
     return {
         "id": sample.metadata["question_id"],
         "reward": sample.reward or 0.0,
         "exact_match": bool(score.get("exact_match")),
         "valid_format": bool(score.get("valid_format")),
-        "searches": len(info["searches"]),
+        "searches": len(record.searches),
         "response_length": sample.response_length,
         "hops": sample.metadata["hops"],
     }

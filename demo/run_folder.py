@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from search_rollout.protocols.chat_template import decode
+from search_rollout.samples.record import record_of
 
 
 class RunFolder:
@@ -45,7 +46,8 @@ class RunFolder:
 
     def append_trajectory(self, phase: str, sample: Any, tokenizer: Any) -> None:
         """Adds a rewarded slime Sample to trajectories.jsonl, token by token, for the report."""
-        info = sample.metadata["search_r1"]
+        record = record_of(sample)
+        assert record is not None  # ours
         begin = len(sample.tokens) - sample.response_length
         self.append(
             "trajectories.jsonl",
@@ -58,10 +60,17 @@ class RunFolder:
                 "loss_mask": sample.loss_mask,
                 "log_probs": sample.rollout_log_probs,
                 "reward": sample.reward,
-                "reward_parts": info.get("score", {}),
-                "stop_reason": info["stop_reason"],
+                "reward_parts": record.score or {},
+                "stop_reason": record.stop.value,
                 "status": sample.status.value,
-                "searches": info["searches"],
+                "searches": [
+                    {
+                        "query": result.query,
+                        "error": result.error,
+                        "documents": [{"title": passage.title, "text": passage.text} for passage in result.passages],
+                    }
+                    for result in record.searches
+                ],
             },
         )
 

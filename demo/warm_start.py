@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from demo.grpo import MAX_GRAD_NORM, TrainSample, batches, masked_log_probs
 from demo.rollouts import sample_of
 from demo.world_facts import Question
+from search_rollout.engine.sglang_reply import Reply
 from search_rollout.protocols.chat_template import encode
 from search_rollout.runtime import Runtime
 from search_rollout.search.searcher import search_all
@@ -56,7 +57,7 @@ async def trace(question: Question, runtime: Runtime, args: argparse.Namespace) 
 
     def model_writes(text: str) -> int:
         ids = encode(runtime.tokenizer, text)
-        trajectory.append_model(ids, [0.0] * len(ids), text)
+        trajectory.append_model(Reply(ids, [0.0] * len(ids), "stop"), text)
         return ids[-1]
 
     thought = ""

@@ -13,19 +13,16 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.options import absolute, add_options, running_plugin
 from evaluation.plugin import find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import closed_book_prompt
-from search_rollout.engine.client import EngineError, Reply
-from search_rollout.engine.tracking import Tracking
-from search_rollout.protocols.base import Message
+from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.prompts import PromptMode, prompt_row
-from search_rollout.trajectory import Trajectory
+from search_rollout.trajectory import Segment
 
 COLOURS = {
     "think": "2",
@@ -128,21 +125,12 @@ class Asker:
     async def ask(self, question: str) -> None:
         """Prints the trajectory, and its answer or why there is none. Raises EngineError."""
         import generate_with_search
-        import qa_em_format
-        from search_rollout.trajectory import StopReason
 
         params = sampling_params(self._args)
         rollout = await self.runtime.begin(self._args, self._sample(question), params, True)
-        watched = replace(rollout, tracking=Watched(rollout.tracking, self._show_turn, self._show))
         print(f"question: {question}")
-        stop = await generate_with_search.roll_out(self.runtime, watched, params)
-        answer = qa_em_format.extract_answer(
-            rollout.trajectory.segments,
-            style="tools" if self.runtime.config.llm_api_mode == "chat" else "xml",
-            think_opened=rollout.trajectory.think_opened,
-            end_of_turn=[self._state.tokenizer.eos_token or ""],
-            cut_off=stop is not StopReason.ANSWERED,
-        )
+        stop = await generate_with_search.roll_out(self.runtime, rollout, params, self._show)
+        answer = rollout.record(stop).answer
         print(f"answer: {_printable(answer)}" if answer else f"no answer: {stop.value}", flush=True)
 
     def _sample(self, question: str) -> Any:
@@ -153,39 +141,8 @@ class Asker:
             row = {**row, "prompt": closed_book_prompt(question, as_text=not has_template)}
         return sample_of_row(self._args, self._state.tokenizer, row)
 
-    def _show_turn(self, ids: Sequence[int]) -> None:
-        self._show(self.runtime.decode(ids))
-
-    def _show(self, text: str) -> None:
-        print(paint(_printable(text).strip(), self._coloured), flush=True)
-
-
-class Watched:
-    """See `Tracking`: another one, whose turns and messages are shown as they come."""
-
-    def __init__(
-        self, tracking: Tracking, show_turn: Callable[[Sequence[int]], None], show: Callable[[str], None]
-    ) -> None:
-        self._tracking = tracking
-        self._show_turn = show_turn
-        self._show = show
-
-    async def complete(
-        self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
-    ) -> Reply:
-        """Shows the reply."""
-        reply = await self._tracking.complete(trajectory, params, headers, aborted)
-        self._show_turn(reply.ids)
-        return reply
-
-    def tell(self, message: Message) -> None:
-        """Shows the message."""
-        self._tracking.tell(message)
-        self._show(message.text)
-
-    async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
-        """As the other."""
-        await self._tracking.verify(trajectory, headers)
+    def _show(self, segment: Segment) -> None:
+        print(paint(_printable(segment.text).strip(), self._coloured), flush=True)
 
 
 def paint(text: str, coloured: bool) -> str:

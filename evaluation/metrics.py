@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import qa_em_format
+from search_rollout.samples.record import record_of
 
 METRICS = {  # each is a number for one question, and a mean over questions
     "em": "exact match",
@@ -35,19 +36,19 @@ class Estimate(NamedTuple):
 
 def scores_of(sample: Any, golds: Sequence[str]) -> dict[str, Any]:
     """Every metric of one rewarded slime Sample, and its `answer` (None: none was given)."""
-    info = sample.metadata["search_r1"]
-    score = info.get("score", {})
-    answer = score.get("answer")
-    gave_up = bool(info["gave_up"])
+    record = record_of(sample)
+    assert record is not None  # ours
+    score = record.score or {}
+    answer, gave_up = score.get("answer"), record.discarded
     return {
         "answer": answer,
         "em": float(qa_em_format.exact_match(answer, golds)),
         "f1": float(qa_em_format.f1(answer, golds)),
         "sub_em": float(qa_em_format.sub_em(answer, golds)),
         "valid_format": float(score.get("valid_format", False)),
-        "searches": float(len(info["searches"])),
-        "failed_searches": float(sum(bool(search["error"]) for search in info["searches"])),
-        "turns": float(info["turns"]),
+        "searches": float(len(record.searches)),
+        "failed_searches": float(sum(bool(result.error) for result in record.searches)),
+        "turns": float(record.model_turns),
         "gold_found": float(score.get("retrieved_gold", False)),
         "truncated": float(sample.status is sample.Status.TRUNCATED and not gave_up),
         "gave_up": float(gave_up),

@@ -10,6 +10,9 @@ from typing import Any
 
 from evaluation.token_texts import TokenTexts
 from qa_em_format import gold_answers
+from search_rollout.protocols.base import FAULTS
+from search_rollout.samples.record import METADATA_KEY, RecordError, RolloutRecord, read_record
+from search_rollout.search.searcher import SearchResult
 
 MAX_TITLE = 300  # characters of a question or an answer in the list
 _SPECIAL = re.compile(r"<\|[^|<>]*\|>")
@@ -25,23 +28,36 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
     if type(length) is not int or not 0 <= length <= len(ids):
         raise ValueError(f"`response_length` is not a whole number from 0 to {len(ids)}, the number of tokens")
     metadata = _mapping(fields.get("metadata"))
-    info = _mapping(metadata.get("search_r1"))
+    rollout, damage = _rollout(metadata)
     texts.add(ids)
-    record = {
+    record: Json = {
         "ids": ids,
         "start": len(ids) - length,  # where the response begins
         "mask": _numbers(fields.get("loss_mask")),
         "log_probs": _thousandths(fields.get("rollout_log_probs")),
-        "segments": [[part.get("kind"), part.get("tokens")] for part in _mappings(info.get("segments"))],
-        "searches": [_search(search) for search in _mappings(info.get("searches"))],
-        "parts": _reward_parts(fields, info),
-        "facts": _facts(fields, info),
-        "texts": _other_texts(fields, ids, length, texts),
+        "segments": [list(span) for span in rollout.spans] if rollout else [],
+        "searches": [_search(result) for result in rollout.searches] if rollout else [],
+        "parts": _reward_parts(fields, rollout),
+        "facts": _facts(fields, rollout),
+        "texts": _other_texts(fields, ids, length, texts, discarded=bool(rollout and rollout.discarded)),
     }
-    return _row(fields, metadata, info, record, file), record
+    return _row(fields, metadata, rollout, record, file) | {"notes": _notes(fields, rollout, damage, record)}, record
 
 
-def _row(fields: Mapping[str, Any], metadata: Mapping, info: Mapping, record: Json, file: str) -> Json:
+def _rollout(metadata: Mapping[str, Any]) -> tuple[RolloutRecord | None, str]:
+    """The record of the rollout, and what is wrong with it; None for other rollout functions' samples."""
+    found = metadata.get(METADATA_KEY)
+    if not isinstance(found, Mapping):
+        return None, ""
+    try:
+        return read_record(found), ""
+    except RecordError as error:
+        return None, str(error)
+
+
+def _row(
+    fields: Mapping[str, Any], metadata: Mapping[str, Any], rollout: RolloutRecord | None, record: Json, file: str
+) -> Json:
     parts = record["parts"]
     right = parts.get("exact_match", parts.get("em"))
     length = len(record["ids"]) - record["start"]
@@ -54,7 +70,7 @@ def _row(fields: Mapping[str, Any], metadata: Mapping, info: Mapping, record: Js
         "answer": None if parts.get("answer") is None else str(parts["answer"])[:MAX_TITLE],
         "reward": _finite(fields.get("reward")),
         "right": None if right is None else bool(right),
-        "stop": str(info.get("stop_reason") or fields.get("status") or "unknown"),
+        "stop": rollout.stop.value if rollout else str(fields.get("status") or "unknown"),
         "status": str(fields.get("status") or ""),
         "searches": len(record["searches"]),
         "tokens": length,
@@ -64,7 +80,6 @@ def _row(fields: Mapping[str, Any], metadata: Mapping, info: Mapping, record: Js
         "file": file,
         "group": None if group is None else f"{file} {group}",
         "index": fields.get("index"),
-        "notes": _notes(fields, info, record, length),
     }
 
 
@@ -80,11 +95,12 @@ def title(prompt: Any, metadata: Mapping[str, Any]) -> str:
     return sentence.rpartition("Question:")[2].strip()[:MAX_TITLE]
 
 
-def _notes(fields: Mapping[str, Any], info: Mapping, record: Json, length: int) -> list[str]:
+def _notes(fields: Mapping[str, Any], rollout: RolloutRecord | None, damage: str, record: Json) -> list[str]:
     """What a reader should know before trusting the record."""
-    notes = []
-    if info.get("gave_up") or fields.get("remove_sample"):
-        notes.append("given up: not trained")
+    notes = [damage] if damage else []
+    length = len(record["ids"]) - record["start"]
+    if (rollout and rollout.discarded) or fields.get("remove_sample"):
+        notes.append("discarded: not trained")
     if record["texts"]:
         notes.append("text differs from decode(ids)")
     for name, values in (("loss_mask", record["mask"]), ("rollout_log_probs", record["log_probs"])):
@@ -93,38 +109,43 @@ def _notes(fields: Mapping[str, Any], info: Mapping, record: Json, length: int) 
     return notes
 
 
-def _reward_parts(fields: Mapping[str, Any], info: Mapping) -> Json:
+def _reward_parts(fields: Mapping[str, Any], rollout: RolloutRecord | None) -> Json:
     """Everything that was scored, by name."""
     reward = _mapping(fields.get("reward"))  # with --reward-key
-    parts = {**_mapping(info.get("score")), **_mapping(fields.get("scores")), **reward}
+    parts = {**_mapping(rollout.score if rollout else None), **_mapping(fields.get("scores")), **reward}
     return {str(name): _plain(value) for name, value in parts.items() if name != "reward" or reward}
 
 
-def _facts(fields: Mapping[str, Any], info: Mapping) -> Json:
+def _facts(fields: Mapping[str, Any], rollout: RolloutRecord | None) -> Json:
     """What else the rollout recorded, where it is one value."""
-    simple = {str(name): value for name, value in info.items() if isinstance(value, (str, bool, int, float))}
-    facts = {name: _plain(value) for name, value in simple.items() if name != "stop_reason"}
+    facts: Json = {}
+    if rollout:
+        faults = [
+            f"turn {n}: {FAULTS.get(turn.fault, turn.fault)}" for n, turn in enumerate(rollout.turns, 1) if turn.fault
+        ]
+        mistakes = [f"turn {n}: {mistake}" for n, turn in enumerate(rollout.turns, 1) for mistake in turn.mistakes]
+        facts = {"trajectory_id": rollout.trajectory_id, "turns": rollout.model_turns}
+        facts |= {"corrections": rollout.corrections, "search_seconds": _finite(rollout.search_seconds)}
+        facts |= {"format": "; ".join(faults)} if faults else {}
+        facts |= {"tool calls": "; ".join(mistakes)} if mistakes else {}
     versions = fields.get("weight_versions")
     return facts | ({"weight_versions": ", ".join(dict.fromkeys(map(str, versions)))} if versions else {})
 
 
-def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: TokenTexts) -> Json:
+def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: TokenTexts, *, discarded: bool) -> Json:
     """The Sample's own texts where its ids decode to something else: "response", "prompt"."""
+    if discarded:  # its ids are fillers
+        return {}
     start = len(ids) - length
     pairs = {"prompt": (fields.get("prompt"), ids[:start]), "response": (fields.get("response"), ids[start:])}
-    if _mapping(_mapping(fields.get("metadata")).get("search_r1")).get("gave_up"):
-        del pairs["response"]  # its one id is a filler
     return {
         name: text for name, (text, part) in pairs.items() if isinstance(text, str) and not texts.decode_to(part, text)
     }
 
 
-def _search(search: Mapping[str, Any]) -> Json:
-    documents = [
-        [str(document.get("title") or ""), str(document.get("text") or "")]
-        for document in _mappings(search.get("documents"))
-    ]
-    return {"query": str(search.get("query")), "error": _plain(search.get("error")), "documents": documents}
+def _search(result: SearchResult) -> Json:
+    documents = [[str(passage.title), str(passage.text)] for passage in result.passages]
+    return {"query": str(result.query), "error": _plain(result.error), "documents": documents}
 
 
 # --- values of any origin ----------------------------------------------------------------------------------------

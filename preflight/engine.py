@@ -13,6 +13,7 @@ from preflight.setup import Setup
 from search_rollout.config import ConfigError
 from search_rollout.http_client import JsonClient, RequestFailed
 from search_rollout.protocols.chat_template import encode
+from search_rollout.samples.record import record_of
 
 KEPT_BY_SGLANG = 6  # tokens below its context length at which it refuses prompts
 ROLLOUT_TIMEOUT_S = 200.0
@@ -92,19 +93,21 @@ def rollout(setup: Setup) -> Finding:
         return wrong(f"no rollout within {ROLLOUT_TIMEOUT_S:.0f} s", "read the engine's log: does it generate at all?")
     finally:
         logging.getLogger().removeHandler(said)
-    info = sample.metadata["search_r1"]
-    if info["gave_up"]:
-        found = f"the rollout was given up ({info['stop_reason']}): {said.last}"
+    record = record_of(sample)
+    assert record is not None  # ours
+    if record.discarded:
+        found = f"the rollout was discarded ({record.stop.value}): {said.last}"
         return wrong(found, "mend that: in training such samples are not trained")
     if problem := _misaligned(setup, sample):
         return wrong(problem, "this is not expected: please report it")
-    counts = info["search_counts"]
+    counts = record.search_counts
     summary = (
-        f"{info['stop_reason']}; turns: {info['turns']}, searches: {counts['queries']}, reward: {sample.reward:.2f}; "
-        f"{sum(sample.loss_mask)} of {sample.response_length} tokens are trained; {time.monotonic() - began:.1f} s"
+        f"{record.stop.value}; turns: {record.model_turns}, searches: {counts['queries']}, "
+        f"reward: {sample.reward:.2f}; {sum(sample.loss_mask)} of {sample.response_length} tokens are trained; "
+        f"{time.monotonic() - began:.1f} s"
     )
     if counts["failed"]:
-        reason = next(search["error"] for search in info["searches"] if search["error"])
+        reason = next(result.error for result in record.searches if result.error)
         return wrong(f"searches failed: {counts['failed']}, such as {reason} ({summary})", "see the rows of search")
     if not counts["queries"]:
         return doubtful(

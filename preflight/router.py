@@ -6,7 +6,8 @@ import shlex
 from preflight.findings import Check, Finding, fine, skipped, wrong
 from preflight.setup import ROOT, Setup
 from search_rollout.config import ConfigError
-from search_rollout.engine.client import EngineClient, EngineError
+from search_rollout.engine.client import EngineClient
+from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.engine.tracking import check_router
 
 TIMEOUT_S = 5.0

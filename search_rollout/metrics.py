@@ -1,9 +1,8 @@
 """What a batch of finished rollouts says about a training run, as figures for a plot: `SERIES` names each.
 
-Computes only. It reads slime's Sample by its fields and by what the rollout and the reward recorded in its metadata.
-A sample without a usable record is counted as such; a figure that no sample has data for is left out, so no NaN is
-ever plotted. A rollout that was given up says nothing about the model: it counts in `given_up`, `stop/…` and the
-shares of searches, and nowhere else.
+Computes only, from slime's Samples and the records in their metadata. A sample without a readable record is counted as
+such. A figure that no sample has data for is left out, so no NaN is ever plotted. A discarded rollout says nothing
+about the model: it counts in `discarded`, `stop/…` and the shares of searches, and nowhere else.
 """
 
 import math
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
-from search_rollout.samples.fields import rollout_info
+from search_rollout.samples.record import RolloutRecord, Span, record_of
 from search_rollout.search.searcher import normalised
 from search_rollout.trajectory import StopReason
 
@@ -26,7 +25,7 @@ SERIES = {
     "searches": "queries, per sample",
     "duplicate_queries": "queries that the same sample had made before",
     "truncated": "samples that ended without an answer: turns or tokens were used up",
-    "given_up": "samples that failed for no fault of the model",
+    "discarded": "samples that failed for no fault of the model",
     "stop/*": "samples that ended for this reason, one series each",
     "response_length": "tokens of a response, observations included",
     "response_length_max": "the longest response",
@@ -58,7 +57,7 @@ def rollout_metrics(samples: Iterable[Any], reward_key: str | None = None) -> di
     """
     everything = list(_flat(samples))
     rows = [row for sample in everything if (row := _row(sample, reward_key)) is not None]
-    kept = [row for row in rows if not row.stop.gives_up]
+    kept = [row for row in rows if not row.stop.discards]
     return _known(
         {
             "unrecorded": _ratio(len(everything) - len(rows), len(everything)),
@@ -90,7 +89,7 @@ class _Row(NamedTuple):
     group: Any  # slime's group_index; None: of no group
     reward: float | None
     score: Mapping[str, Any]  # empty where another reward function scored it
-    counts: Mapping[str, float]  # of its searches: see sample_fields
+    counts: Mapping[str, int]  # of its searches: see samples.record.search_counts
     queries: list[str]
     seconds: list[float]  # of the queries that the cache did not answer
     turns: int
@@ -105,43 +104,39 @@ class _Row(NamedTuple):
 def _row(sample: Any, reward_key: str | None) -> _Row | None:
     """None for a sample that was not rolled out by this plugin, or whose record is damaged."""
     try:
-        info = rollout_info(sample)
-        return _read(sample, info, reward_key) if info else None
+        record = record_of(sample)
+        return _read(sample, record, reward_key) if record else None
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         return None
 
 
-def _read(sample: Any, info: Mapping[str, Any], reward_key: str | None) -> _Row:
-    stop = StopReason(info["stop_reason"])
-    segments = info["segments"]
+def _read(sample: Any, record: RolloutRecord, reward_key: str | None) -> _Row:
     response = sample.tokens[len(sample.tokens) - sample.response_length :]
-    authors = list(islice(_authors(segments), len(response) + 1))
-    by_model = [token for token, ours in zip(response, authors, strict=not stop.gives_up) if ours]
-    log_probs = sample.rollout_log_probs or []
-    observations = [segment for segment in segments if segment["kind"] == "observation"]
-    searches = info["searches"]
+    authors = list(islice(_authors(record.spans), len(response) + 1))
+    by_model = [token for token, ours in zip(response, authors, strict=not record.discarded) if ours]
+    observations = [span.tokens for span in record.spans if span.kind == "observation"]
     hash(sample.group_index)
     return _Row(
-        stop,
+        record.stop,
         sample.group_index,
         _reward(sample.reward, reward_key),
-        dict(info.get("score", {})),
-        {origin: float(info["search_counts"][origin]) for origin in ("queries", "cache", "shared", "failed")},
-        [normalised(search["query"]) for search in searches],
-        [float(search["seconds"]) for search in searches if search["origin"] != "cache" and "seconds" in search],
-        sum(segment["source"] == "model" for segment in segments),
-        len(observations) + (stop is StopReason.ANSWERED),
+        record.score or {},
+        {origin: int(record.search_counts[origin]) for origin in ("queries", "cache", "shared", "failed")},
+        [normalised(result.query) for result in record.searches],
+        [result.seconds for result in record.searches if result.origin != "cache"],
+        record.model_turns,
+        len(observations) + (record.stop is StopReason.ANSWERED),
         len(response),
-        sum(segment["tokens"] for segment in observations),
+        sum(observations),
         float(sum(sample.loss_mask or [])),
         repetition(by_model),
-        [float(log_prob) for log_prob, ours in zip(log_probs, authors, strict=False) if ours],
+        [float(log_prob) for log_prob, ours in zip(sample.rollout_log_probs or [], authors, strict=False) if ours],
     )
 
 
-def _authors(segments: Iterable[Mapping[str, Any]]) -> Iterator[bool]:
+def _authors(spans: Iterable[Span]) -> Iterator[bool]:
     """For each token of the response, whether the model wrote it."""
-    return chain.from_iterable(repeat(segment["source"] == "model", segment["tokens"]) for segment in segments)
+    return chain.from_iterable(repeat(kind == "turn", tokens) for kind, tokens in spans)
 
 
 def _reward(reward: Any, reward_key: str | None) -> float | None:
@@ -160,10 +155,10 @@ def repetition(ids: Sequence[int], n: int = REPETITION_N) -> float | None:
 
 def _endings(rows: Sequence[_Row]) -> dict[str, float | None]:
     whole = len(rows)
-    cut = (row.stop not in (StopReason.ANSWERED, StopReason.ABORTED) and not row.stop.gives_up for row in rows)
+    cut = (row.stop not in (StopReason.ANSWERED, StopReason.ABORTED) and not row.stop.discards for row in rows)
     return {
         "truncated": _ratio(sum(cut), whole),
-        "given_up": _ratio(sum(row.stop.gives_up for row in rows), whole),
+        "discarded": _ratio(sum(row.stop.discards for row in rows), whole),
         **{f"stop/{stop.value}": _ratio(sum(row.stop is stop for row in rows), whole) for stop in StopReason},
     }
 
@@ -215,7 +210,7 @@ def _groups(rows: Sequence[_Row]) -> dict[str, float | None]:
 
 
 def _kept(group: Sequence[_Row]) -> list[_Row]:
-    return [row for row in group if not row.stop.gives_up]
+    return [row for row in group if not row.stop.discards]
 
 
 def _searches(rows: Sequence[_Row]) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ import functools
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from search_rollout.config import ConfigError, SearchConfig
@@ -17,27 +17,29 @@ from search_rollout.engine.tracking import (
     Tracking,
     check_router,
 )
-from search_rollout.protocols.base import RolloutProtocol
+from search_rollout.protocols.base import Action, RolloutProtocol
 from search_rollout.protocols.chat_template import decode, encode
 from search_rollout.protocols.observation import neutraliser, special_strings
 from search_rollout.protocols.tool_formats import ToolFormat, tool_format
 from search_rollout.protocols.tools import ToolProtocol
 from search_rollout.protocols.xml import XmlProtocol
 from search_rollout.samples import fields as sample_fields
+from search_rollout.samples.fields import Prompt
+from search_rollout.samples.record import RolloutRecord, Turn
 from search_rollout.samples.resume import Interrupted, settle_open_turn
 from search_rollout.samples.top_p_replay import replays_top_p
 from search_rollout.search.cache import CacheError, SearchCache
 from search_rollout.search.local_retriever import LocalRetriever
 from search_rollout.search.searcher import PassageSource, Searcher
 from search_rollout.search.usage import SearchUsage
-from search_rollout.trajectory import Trajectory, opens_thought
+from search_rollout.trajectory import StopReason, Trajectory, opens_thought
 
 logger = logging.getLogger(__name__)
 
 PROMPTS_KEPT = 1024  # as ids: the samples of a group share theirs
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rollout:
     """One rollout's own parts."""
 
@@ -46,6 +48,18 @@ class Rollout:
     tracking: Tracking
     headers: dict[str, str]  # of every engine call
     trajectory_id: str
+    turns: list[Turn] = field(default_factory=list)  # what the model asked for, and what came of it
+    search_seconds: float = 0.0  # spent waiting for searches
+
+    def act_on(self, action: Action) -> Turn:
+        """Records the action of the trajectory's last turn; again, if an abort came before its searches returned."""
+        del self.turns[self.trajectory.turns - 1 :]
+        self.turns.append(Turn.of(action))
+        return self.turns[-1]
+
+    def record(self, stop: StopReason) -> RolloutRecord:
+        """The rollout so far; what the trajectory holds is added when it is written into a Sample."""
+        return RolloutRecord(stop, self.trajectory_id, turns=self.turns, search_seconds=self.search_seconds)
 
 
 class Runtime:
@@ -93,32 +107,47 @@ class Runtime:
             await check_router(self.engine, self.config.token_tracking_mode)
             self._router_checked = True
         kwargs = sample_fields.template_kwargs(args, sample)
-        tools = sample_fields.sample_tools(sample) if self.config.llm_api_mode == "chat" else []
-        prompt = sample_fields.prompt_text(sample, self.tokenizer, tools, kwargs)
+        chat = self.config.llm_api_mode == "chat"
+        prompt = sample_fields.read_prompt(sample, self.tokenizer, kwargs, with_tools=chat)
+        rollout = self._rollout(args, sample, prompt, kwargs, sampling_params, evaluation)
+        if interrupted is None:
+            return rollout
+        rollout.trajectory_id = rollout.headers[NAMESPACE_HEADER] = interrupted.record.trajectory_id
+        try:
+            interrupted.restore(rollout.trajectory, rollout.tracking, self.decode)
+        except (ValueError, KeyError) as error:
+            logger.warning("sample %s starts again: its aborted rollout cannot be resumed: %s", sample.index, error)
+            return self._rollout(args, sample, prompt, kwargs, sampling_params, evaluation)
+        rollout.turns, rollout.search_seconds = list(interrupted.record.turns), interrupted.record.search_seconds
+        begun = len(rollout.trajectory.open_ids)
+        params = call_params(sampling_params, rollout.trajectory.room, rollout.protocol.stop_strings, begun=begun)
+        stop_ids = {self.tokenizer.eos_token_id, *(params.get("stop_token_ids") or [])}
+        exact = self.config.token_tracking_mode == "manual"
+        settle_open_turn(rollout.trajectory, self.decode, params, stop_ids=stop_ids, exact=exact)
+        return rollout
+
+    def _rollout(
+        self,
+        args: Any,
+        sample: Any,
+        prompt: Prompt,
+        kwargs: Mapping[str, Any],
+        sampling_params: Mapping[str, Any],
+        evaluation: bool,
+    ) -> Rollout:
+        """A rollout that holds only the prompt."""
         trajectory = Trajectory(
             _context_limit(args, self.config, evaluation),
             self.tracks_log_probs(sampling_params),
-            list(self._encode_prompt(prompt)),
+            list(self._encode_prompt(prompt.text)),
             self.config.loss_mask_mode == "simple",
-            opens_thought(prompt),
+            opens_thought(prompt.text),
         )
-        if interrupted and not interrupted.continues(trajectory):
-            logger.warning("sample %s starts anew: what it holds of an aborted rollout does not fit.", sample.index)
-            interrupted = None
-        trajectory_id = interrupted.trajectory_id if interrupted else uuid.uuid4().hex
-        rollout = Rollout(
-            trajectory,
-            self._protocol(tools, kwargs),
-            self._tracking(sample, prompt, tools, kwargs),
-            {NAMESPACE_HEADER: trajectory_id, **routing_headers(args, sample)},
-            trajectory_id,
+        trajectory_id = uuid.uuid4().hex
+        headers = {NAMESPACE_HEADER: trajectory_id, **routing_headers(args, sample)}
+        return Rollout(
+            trajectory, self._protocol(prompt.tools, kwargs), self._tracking(prompt, kwargs), headers, trajectory_id
         )
-        if interrupted:
-            interrupted.restore(trajectory, rollout.tracking)
-            begun = len(trajectory.open_ids)
-            params = call_params(sampling_params, trajectory.room, rollout.protocol.stop_strings, begun=begun)
-            settle_open_turn(trajectory, self.tokenizer, params, exact=self.config.token_tracking_mode == "manual")
-        return rollout
 
     def tracks_log_probs(self, sampling_params: Mapping[str, Any]) -> bool:
         """Whether log-probabilities can be recorded.
@@ -160,20 +189,17 @@ class Runtime:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _tracking(
-        self, sample: Any, prompt: str, tools: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]
-    ) -> Tracking:
+    def _tracking(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> Tracking:
         match self.config.token_tracking_mode:
             case "router_radix":
-                return RadixTracking(self.engine, prompt)
+                return RadixTracking(self.engine, prompt.text)
             case "router_handler":
-                messages = sample_fields.prompt_messages(sample)
-                if messages is None:
+                if prompt.messages is None:
                     raise ConfigError(
                         "TOKEN_TRACKING_MODE=router_handler needs prompts that are messages: leave out slime's "
                         "--apply-chat-template, the router applies it."
                     )
-                return HandlerTracking(self.engine, messages, tools, kwargs)
+                return HandlerTracking(self.engine, prompt.messages, prompt.tools, kwargs)
         return ManualTracking(self.engine)
 
 
@@ -228,6 +254,13 @@ def check_slime_args(args: Any, config: SearchConfig, sampling_params: Mapping[s
         raise ConfigError(
             "--rollout-top-p below 1 needs LOSS_MASK_MODE=strict, TOKEN_TRACKING_MODE=manual and TRACK_LOG_PROBS=true: "
             "this slime replays what each token was drawn from. Use these, or --rollout-top-p 1."
+        )
+    ours = getattr(args, "custom_rm_path", None) == "generate_with_search.reward_func"
+    keys = [key for key in ("reward_key", "eval_reward_key") if getattr(args, key, None)]
+    if ours and keys:
+        flags = " and ".join(f"--{key.replace('_', '-')}" for key in keys)
+        raise ConfigError(
+            f"{flags}: generate_with_search.reward_func returns a number, which has no key. Leave it out."
         )
     if getattr(args, "use_rollout_routing_replay", False):
         raise ConfigError("--use-rollout-routing-replay is not built yet: these rollouts do not record experts.")

@@ -1,7 +1,10 @@
 """Running the plugin's hooks against the fakes, and what must hold of every Sample afterwards."""
 
+import itertools
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from fakes import FakeEngine, FakeGenerateState, FakeRetriever, slime_args
 from slime.utils.types import Sample
 
 import generate_with_search
+from search_rollout.samples.record import RolloutRecord, record_of
 
 PARAMS = {
     "temperature": 0.8,
@@ -75,20 +79,32 @@ def check_aligned(sample: Sample) -> None:
     if sample.status is not Sample.Status.ABORTED:
         assert sample.response_length > 0
         assert 0.0 <= sample.reward <= 1.0
-    if info(sample).get("gave_up"):
+    if recorded(sample).discarded:
         assert sample.loss_mask == [0] and sample.reward == 0.0 and sample.remove_sample
 
 
-def info(sample: Sample) -> dict:
+def recorded(sample: Sample) -> RolloutRecord:
     """What the plugin recorded of the rollout."""
-    return sample.metadata["search_r1"]
+    record = record_of(sample)
+    assert record is not None
+    return record
 
 
-def timeless(recorded: dict) -> dict:
+def texts(sample: Sample, tokenizer: Any) -> list[str]:
+    """The text of each stretch of the response."""
+    ids = iter(response_ids(sample))
+    return [tokenizer.decode(list(itertools.islice(ids, span.tokens))) for span in recorded(sample).spans]
+
+
+def mistakes(sample: Sample) -> Counter[str]:
+    """Tool calls that could not be run, by kind."""
+    return Counter(mistake for turn in recorded(sample).turns for mistake in turn.mistakes)
+
+
+def timeless(record: RolloutRecord) -> RolloutRecord:
     """The record of a rollout without what no two rollouts share: its name, and how long it waited."""
-    searches = [{key: value for key, value in one.items() if key != "seconds"} for one in recorded["searches"]]
-    left_out = "trajectory_id", "search_seconds", "searches"
-    return {key: value for key, value in recorded.items() if key not in left_out} | {"searches": searches}
+    turns = [replace(turn, results=[replace(result, seconds=0.0) for result in turn.results]) for turn in record.turns]
+    return replace(record, trajectory_id="", search_seconds=0.0, turns=turns)
 
 
 def response_ids(sample: Sample) -> list[int]:

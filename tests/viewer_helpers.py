@@ -10,6 +10,10 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from search_rollout.samples.record import RolloutRecord, Span, Turn
+from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.trajectory import StopReason
+
 END = "<|im_end|>"
 HOSTILE = (
     "<img src=x onerror=window.wasHacked=1><script>window.wasHacked=1</script></script><!-- <b>bold</b> &lt; "
@@ -41,17 +45,16 @@ def sample(
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
     encoded = [(kind, text, tokenizer.encode(text, add_special_tokens=False)) for kind, text in parts]
     mask = [int(kind == "turn") for kind, _, ids in encoded for _ in ids]
-    info = {
-        "stop_reason": stop,
-        "gave_up": False,
-        "turns": len(parts),
-        "segments": [
-            {"source": "model" if kind == "turn" else "environment", "kind": kind, "text": text, "tokens": len(ids)}
-            for kind, text, ids in encoded
-        ],
-        "searches": searches or [],
-        "score": {"exact_match": reward == 1.0, "answer": None, **(score or {})},
-    }
+    results = [
+        SearchResult(one["query"], [Passage(**document) for document in one["documents"]], one["error"])
+        for one in searches or []
+    ]
+    record = RolloutRecord(
+        StopReason.ANSWERED,
+        spans=[Span(kind, len(ids)) for kind, _, ids in encoded],
+        turns=[Turn("search", queries=[result.query for result in results], results=results)],
+        score={"exact_match": reward == 1.0, "answer": None, **(score or {})},
+    )
     fields = {
         "index": 0,
         "group_index": None,
@@ -64,7 +67,7 @@ def sample(
         "loss_mask": mask,
         "rollout_log_probs": [-0.01 * (n % 100) if on else 0.0 for n, on in enumerate(mask)],
         "status": "completed",
-        "metadata": {"search_r1": info},
+        "metadata": {"search_r1": record.as_json() | {"stop_reason": stop}},
     }
     return fields | changes
 

@@ -13,7 +13,7 @@ from token_router.conversation import Conversation, next_key, parse_conversation
 from token_router.errors import ApiError, bad_request
 from token_router.json_body import json_object, refuse_streaming
 from token_router.openai_params import worker_fields
-from token_router.replies import UnusableReply, parse_reply
+from token_router.replies import UnusableReply, piece_of, read_reply
 from token_router.token_trie import Path, Piece, TokenTrie
 from token_router.upstream import Upstream, generate_call, namespace_of
 
@@ -46,7 +46,7 @@ class ChatRoute:
         if answer.status != 200:
             return answer.response()
         try:
-            reply = parse_reply(answer.body)
+            reply = read_reply(answer.body)
         except UnusableReply as error:
             raise ApiError(502, "bad_reply", f"The worker's reply is of no use: {error}") from error
         text = decode(self._tokenizer, reply.ids)
@@ -54,7 +54,7 @@ class ChatRoute:
         message = assistant_message(strip_end(self._tokenizer, text), form, think_opened=thinking)
         if reply.finish != "abort":
             key = next_key(keys[-1], parse_message(message))
-            self._store.add(namespace_of(request), [*prompt.pieces, reply.piece(text)], key)
+            self._store.add(namespace_of(request), [*prompt.pieces, piece_of(reply, text)], key)
         return web.json_response(completion(self._tokenizer, body, len(ids), reply, message))
 
     def _form(self) -> ToolFormat:

@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from search_rollout.engine.sglang_reply import Reply
 from search_rollout.protocols.chat_template import decode
 from search_rollout.protocols.tool_formats import ToolCall, ToolFormat, parse_turn
-from token_router.replies import Reply
 
 
 def assistant_message(text: str, form: ToolFormat | None, *, think_opened: bool) -> dict:

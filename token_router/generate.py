@@ -10,7 +10,7 @@ from aiohttp import web
 from search_rollout.protocols.chat_template import decode, encode
 from token_router.errors import bad_request
 from token_router.json_body import json_object, refuse_streaming
-from token_router.replies import UnusableReply, parse_reply
+from token_router.replies import UnusableReply, piece_of, read_reply
 from token_router.token_trie import Path, Piece, TokenTrie
 from token_router.upstream import Answer, Upstream, generate_call, namespace_of
 
@@ -77,13 +77,13 @@ class GenerateRoute:
 
     def _keep(self, namespace: str, prompt: Path, answer: Answer) -> None:
         try:
-            reply = parse_reply(answer.body)
+            reply = read_reply(answer.body)
         except UnusableReply as error:
             logger.warning("a reply to /generate is passed on but not stored: %s", error)
             return
         if reply.finish != "abort":
             text = decode(self._tokenizer, reply.ids) if reply.text is None else reply.text
-            self._store.add(namespace, [*prompt.pieces, reply.piece(text)])
+            self._store.add(namespace, [*prompt.pieces, piece_of(reply, text)])
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:

@@ -9,12 +9,12 @@ must be what came in the replies and what the environment added.
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from search_rollout.config import ConfigError
-from search_rollout.engine.client import EngineClient, EngineError, GrowingIds, Reply
+from search_rollout.engine.client import EngineClient, GrowingIds
+from search_rollout.engine.sglang_reply import EngineError, Reply
 from search_rollout.http_client import RequestFailed
 from search_rollout.protocols.base import Message
 from search_rollout.trajectory import Trajectory
@@ -103,7 +103,7 @@ class RadixTracking:
         body = {"text": self._text, "sampling_params": params, **_log_prob_fields(trajectory)}
         reply = _checked(await self._engine.generate(body, headers, aborted), trajectory, aborted)
         if reply.finish != "abort":  # a router keeps no such reply
-            self._known = self._text = self._text + reply.text
+            self._known = self._text = self._text + (reply.text or "")
         return reply
 
     def tell(self, message: Message) -> None:
@@ -192,22 +192,6 @@ async def check_router(engine: EngineClient, mode: str) -> None:
         raise EngineError(str(failure)) from failure
 
 
-def unscored_log_probs(reply: Reply, trajectory: Trajectory) -> list[float]:
-    """The engine's log-probabilities of the trajectory's unscored ids, from the reply to them.
-
-    Raises EngineError if they are not there.
-    """
-    if not (trajectory.track_log_probs and trajectory.unscored):
-        return []
-    scores = reply.prompt_scores or []
-    log_probs = [log_prob for _, log_prob in scores]
-    if [token for token, _ in scores] != trajectory.response_ids[-trajectory.unscored :]:
-        raise EngineError(f"LOSS_MASK_MODE=simple: {trajectory.unscored} ids were to be scored, {len(scores)} came.")
-    if not all(isinstance(log_prob, float) and math.isfinite(log_prob) for log_prob in log_probs):
-        raise EngineError("LOSS_MASK_MODE=simple: the engine scored an observation with what is not a finite number.")
-    return log_probs
-
-
 def _log_prob_fields(trajectory: Trajectory) -> dict[str, Any]:
     """What a request asks about log-probabilities; those of unscored ids need the position before them as well."""
     fields: dict[str, Any] = {"return_logprob": trajectory.track_log_probs}
@@ -248,10 +232,10 @@ async def _verify(
 
 def _difference(record: Mapping[str, Any], trajectory: Trajectory) -> str | None:
     """Where a record departs from the trajectory up to its last reply; None if nowhere."""
-    tail = trajectory.segments[-1].tokens if trajectory.segments[-1].source == "environment" else 0
+    tail = trajectory.segments[-1].tokens if trajectory.segments[-1].kind != "turn" else 0
     end = len(trajectory.response_ids) - tail
     ids = trajectory.prompt_ids + trajectory.response_ids[:end]
-    sampled = [int(segment.source == "model") for segment in trajectory.segments for _ in range(segment.tokens)]
+    sampled = [int(segment.kind == "turn") for segment in trajectory.segments for _ in range(segment.tokens)]
     mask = [0] * len(trajectory.prompt_ids) + sampled[:end]
     if len(record["tokens"]) != len(ids):
         return f"{len(record['tokens'])} tokens, {len(ids)} expected"

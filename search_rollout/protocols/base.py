@@ -1,4 +1,4 @@
-"""What a model may ask for in one turn, and what answers it: the interface of both API modes."""
+"""What a model may ask for in one turn, and what the environment replies: the interface of both API modes."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -14,17 +14,39 @@ class SearchCall(NamedTuple):
     message: str = ""  # what the model reads about it
 
 
+# How a turn departs from the asked-for format. The same names stand in the record and in the viewer.
+FAULTS = {
+    "no_action": "neither a search nor an answer",
+    "open_thought": "the turn ends inside <think>",
+    "cut_off": "the turn was cut off by its length",
+    "empty_query": "a search without a query",
+    "several_answers": "more than one <answer>",
+    "no_thought": "not exactly one <think>…</think> before the action",
+    "stray_text": "text beside the thought and the action",
+    "stray_tag": "a tag of the protocol where none belongs",
+}
+
+
 class Action(NamedTuple):
-    """What the model asked for in one turn; `text` is the query or the answer, where there is just one."""
+    """What the model asked for in one turn, and whether it asked in the right form.
+
+    The rollout acts on it, the record keeps it, and the reward reads it from there: nobody parses a turn twice.
+    """
 
     kind: Literal["search", "answer", "invalid"]
-    text: str = ""
+    text: str | None = None  # the answer, without whitespace around it; None: the turn ends without one
     calls: tuple[SearchCall, ...] = ()
+    fault: str | None = None  # a key of FAULTS; None: the turn keeps to the format. Every invalid turn has one
 
     @property
     def queries(self) -> list[str]:
         """All queries of all calls."""
         return [query for call in self.calls for query in call.queries]
+
+    @property
+    def mistakes(self) -> list[str]:
+        """What was wrong with calls that could not be run, by class."""
+        return [call.error for call in self.calls if call.error]
 
 
 class Message(NamedTuple):
@@ -36,19 +58,25 @@ class Message(NamedTuple):
     messages: tuple[dict[str, Any], ...] = ()  # the same in OpenAI's form, where the mode has messages
 
 
-class RolloutProtocol(Protocol):
-    """How one rollout's turns are read and answered. Neither `parse` nor the answers ever raise."""
+def behind_thought(turn: str, think_opened: bool) -> str | None:
+    """What a turn says behind its last </think>; None if it ends inside a thought, which hides everything."""
+    _, closed, rest = turn.rpartition("</think>")
+    return None if "<think>" in rest or (think_opened and not closed) else rest
 
-    stop_strings: tuple[str, ...]  # of every engine call, beside the caller's
+
+class RolloutProtocol(Protocol):
+    """How the turns of one rollout are parsed, and replied to. None of the methods raises."""
+
+    stop_strings: tuple[str, ...]  # for every engine call, in addition to the caller's
 
     def parse(self, turn: str, *, think_opened: bool, ended: bool) -> Action:
-        """The action of a turn. `think_opened`: it began inside <think>. `ended`: it was not cut off by its length."""
+        """The action of a turn. `think_opened`: it began inside <think>. `ended`: its length did not cut it off."""
         ...
 
     def observe(self, action: Action, results: Sequence[SearchResult], last_id: int) -> Message:
-        """The results of the action's queries, in their order, as the model reads them behind `last_id`."""
+        """The results of the action's queries, in order, as the model reads them; `last_id` is the id before them."""
         ...
 
     def correct(self, last_id: int, ended_turn: bool) -> Message:
-        """What a valid turn is, behind an invalid one. `ended_turn`: a stop token ended it, not a stop string."""
+        """Tells the model what a valid turn is, after an invalid one. `ended_turn`: a stop token ended that turn."""
         ...

@@ -1,30 +1,85 @@
 """The protocol in OpenAI messages: the model calls tools, and answers in a turn without a call.
 
-The prompt is rendered by the tokenizer's own template with the tools in it. What a turn's calls bring is appended as
-the template's own tool messages, rendered alone: earlier turns are never rendered again.
+The tokenizer's own template renders the prompt with the tools in it. The results of a turn's calls are appended as the
+template's own tool messages, rendered alone: earlier turns are never rendered again.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from search_rollout.protocols.base import Action, Message, SearchCall
+from search_rollout.protocols.base import Action, Message, SearchCall, behind_thought
 from search_rollout.protocols.chat_template import decode, next_turn_ids, strip_end
 from search_rollout.protocols.observation import Neutralise, fit, render_result
 from search_rollout.protocols.prompts import SEARCH_TOOL
-from search_rollout.protocols.tool_formats import ToolCall, ToolFormat, parse_turn
+from search_rollout.protocols.tool_formats import ToolCall, ToolFormat
+from search_rollout.protocols.xml import TAG, first_action, judged
 from search_rollout.search.searcher import SearchResult
 
-CORRECTION = "That turn did not come to an end of its own. Think briefly, then call a tool or give the answer."
+CORRECTION = "That was not a valid turn. Think briefly, then call a tool or give one answer."
+TOOL_RESPONSE_TAGS = ("<tool_response>", "</tool_response>")
 
-# Classes of mistakes in a call, and what the model reads about each.
+# Kinds of mistakes in a call, and what the model reads about each.
 MISTAKES = {
-    "unreadable_call": 'A call must be one JSON object with "name" and "arguments".',
+    "unreadable_call": "The call cannot be read: write it in the form that the tool instructions show.",
     "unknown_tool": "There is no tool of that name.",
     "wrong_arguments": "The arguments do not fit the tool's schema.",
     "empty_query": "A query must not be empty.",
-    "too_many": "Too many calls in one turn, or queries in one call; this one was not run.",
+    "too_many": "Too many queries in one call; it was not run.",
 }
+
+
+class CallReader:
+    """Turns calls as the model wrote them into searches, by the tools that it was offered."""
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]], max_calls: int) -> None:
+        self._query_names = {tool["function"]["name"]: query_parameter(tool) for tool in tools}
+        self._max_calls = max_calls  # of a turn, and queries of a call
+
+    def __call__(self, calls: Sequence[ToolCall]) -> tuple[SearchCall, ...]:
+        """Each call; those beyond `max_calls` as one, so that no turn of the model can make the observation long."""
+        read = tuple(map(self._read, calls[: self._max_calls]))
+        further = len(calls) - len(read)
+        message = f"Too many calls in one turn: {further} were not run."
+        return (*read, SearchCall(error="too_many", message=message)) if further else read
+
+    def _read(self, call: ToolCall) -> SearchCall:
+        """The call as queries, or the first thing that is wrong with it."""
+        if call.arguments is None:
+            return _mistake("unreadable_call")
+        parameter = self._query_names.get(call.name)
+        if parameter is None:
+            return _mistake("unknown_tool")
+        value = call.arguments.get(parameter.name)
+        queries = value if parameter.several else [value]
+        if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
+            return _mistake("wrong_arguments")
+        if len(queries) > self._max_calls:
+            return _mistake("too_many")
+        if not queries or not all(query.strip() for query in queries):
+            return _mistake("empty_query")
+        return SearchCall(tuple(query.strip() for query in queries))
+
+
+def parse_turn(turn: str, form: ToolFormat, read_calls: CallReader, *, think_opened: bool = False) -> Action:
+    """The action of one model turn, and whether the turn keeps to the format.
+
+    Calls behind the last </think> are searches. A turn without one is the answer: what stands in <answer>, or all that
+    it says; if it says nothing, the rollout ends without an answer. A turn in the right format is `<think>…</think>`
+    and then only calls, or one <answer>. Special tokens at the end of the turn must be stripped already.
+    """
+    rest = behind_thought(turn, think_opened)
+    if rest is None:
+        return Action("invalid", fault="open_thought")
+    whole = "<think>" + turn if think_opened else turn
+    content, calls = form.split(rest)
+    if calls:
+        return Action("search", calls=read_calls(calls), fault=_fault_of_calls(whole, content))
+    if not content.strip():
+        return Action("answer", None, fault="no_action")
+    action = first_action(content)
+    action = judged(action if action.kind == "answer" else Action("answer", content.strip()), whole)
+    return action._replace(fault="stray_tag") if any(tag in whole for tag in TOOL_RESPONSE_TAGS) else action
 
 
 class ToolProtocol:
@@ -47,22 +102,20 @@ class ToolProtocol:
         self._neutralise = neutralise
         self._max_obs_tokens = max_obs_tokens
         self._template_kwargs = template_kwargs
-        self._query_names = {tool["function"]["name"]: query_parameter(tool) for tool in tools}
         self._form = form
-        self._max_calls = max_calls
+        self._read_calls = CallReader(tools, max_calls)
 
     def parse(self, turn: str, *, think_opened: bool, ended: bool) -> Action:
-        """Calls are searches; a turn that ends without one is the answer."""
-        parsed = parse_turn(self._form, strip_end(self._tokenizer, turn), think_opened=think_opened)
-        if parsed is None or not ended:
-            return Action("invalid")
-        if not parsed.calls:
-            return Action("answer", parsed.content)
-        calls = tuple(self._search_call(call, place) for place, call in enumerate(parsed.calls))
-        return Action("search", parsed.content, calls)
+        """See `parse_turn`; a turn that its length cut off is invalid."""
+        if not ended:
+            return Action("invalid", fault="cut_off")
+        return parse_turn(strip_end(self._tokenizer, turn), self._form, self._read_calls, think_opened=think_opened)
 
     def observe(self, action: Action, results: Sequence[SearchResult], last_id: int) -> Message:
-        """One tool message for each call, together at most `max_obs_tokens`; a correction if any could not be run."""
+        """One tool message per call of the action, together at most `max_obs_tokens`.
+
+        Its kind is "correction" if any call could not be run.
+        """
         left = iter(results)
         bodies = [self._tool_text(call, [next(left) for _ in call.queries]) for call in action.calls]
 
@@ -81,25 +134,6 @@ class ToolProtocol:
         message = {"role": "user", "content": CORRECTION}
         ids = next_turn_ids(self._tokenizer, [message], last_id, **self._template_kwargs)
         return Message(ids, decode(self._tokenizer, ids), "correction", (message,))
-
-    def _search_call(self, call: ToolCall, place: int) -> SearchCall:
-        """The call as queries, or the first thing that is wrong with it."""
-        if call.arguments is None:
-            return _mistake("unreadable_call")
-        if place >= self._max_calls:
-            return _mistake("too_many")
-        parameter = self._query_names.get(call.name)
-        if parameter is None:
-            return _mistake("unknown_tool")
-        value = call.arguments.get(parameter.name)
-        queries = value if parameter.several else [value]
-        if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
-            return _mistake("wrong_arguments")
-        if len(queries) > self._max_calls:
-            return _mistake("too_many")
-        if not queries or not all(query.strip() for query in queries):
-            return _mistake("empty_query")
-        return SearchCall(tuple(query.strip() for query in queries))
 
     def _tool_text(self, call: SearchCall, results: Sequence[SearchResult]) -> str:
         if call.error:
@@ -158,6 +192,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _fault_of_calls(turn: str, content: str) -> str | None:
+    """How a whole turn departs from `<think>…</think>` and calls; `content`: what it says behind the thought."""
+    before, _, rest = turn.partition("<think>")
+    thought, closed, behind = rest.partition("</think>")
+    if not closed:
+        return "no_thought"
+    if TAG.search(thought) or TAG.search(behind) or any(tag in turn for tag in TOOL_RESPONSE_TAGS):
+        return "stray_tag"
+    return "stray_text" if before.strip() or content.strip() else None
 
 
 def _mistake(error: str) -> SearchCall:

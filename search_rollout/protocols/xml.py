@@ -1,10 +1,11 @@
 """The protocol in tags: <think> … </think>, then <search> … </search> or <answer> … </answer>."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from search_rollout.protocols.base import Action, Message, SearchCall
-from search_rollout.protocols.chat_template import decode, encode, next_turn_ids
+from search_rollout.protocols.base import Action, Message, SearchCall, behind_thought
+from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, strip_end
 from search_rollout.protocols.observation import Neutralise, fit, render_result
 from search_rollout.search.searcher import SearchResult
 
@@ -17,25 +18,58 @@ CORRECTION = (
 )
 
 
-def parse_action(turn: str, *, think_opened: bool = False) -> Action:
-    """The action of one model turn, looked for after its last </think>.
+TAG = re.compile(r"(</?(?:think|search|information|answer)>)")  # a group, so that split() keeps the tags
 
-    An unclosed <think> hides everything behind it, and a search without a query is none: both are invalid.
-    `think_opened`: the prompt itself ended in <think>.
+
+def parse_turn(turn: str, *, think_opened: bool = False) -> Action:
+    """The action of one model turn, and whether the turn keeps to the format. Takes time linear in its length.
+
+    The action is the first closed <search> or <answer> behind the last </think>. A turn in the right format is
+    `<think>…</think>` and one action, with nothing but whitespace around both and no further tag inside.
+    `think_opened`: the turn began inside <think>. Special tokens at the end of the turn must be stripped already.
     """
-    _, closed, rest = turn.rpartition("</think>")
-    if "<think>" in rest or (think_opened and not closed):
-        return Action("invalid")
+    rest = behind_thought(turn, think_opened)
+    if rest is None:
+        return Action("invalid", fault="open_thought")
+    action = first_action(rest)
+    if action.kind == "invalid":
+        return action
+    return judged(action, "<think>" + turn if think_opened else turn)
+
+
+def first_action(text: str) -> Action:
+    """The first closed <search> or <answer> of a text without thoughts. Only an invalid one has its fault yet."""
     kinds: tuple[Literal["search", "answer"], ...] = ("search", "answer")
-    closings = sorted((rest.find(f"</{kind}>"), kind) for kind in kinds)
-    for close, kind in closings:
-        _, opened, text = rest[: max(close, 0)].rpartition(f"<{kind}>")
-        if opened:
-            text = text.strip()
-            if kind == "answer":
-                return Action("answer", text)
-            return Action("search", text, (SearchCall((text,)),)) if text else Action("invalid")
-    return Action("invalid")
+    for close, kind in sorted((text.find(f"</{kind}>"), kind) for kind in kinds):
+        _, opened, inside = text[: max(close, 0)].rpartition(f"<{kind}>")
+        if not opened:
+            continue
+        inside = inside.strip()
+        if kind == "answer":
+            return Action("answer", inside)
+        return Action("search", calls=(SearchCall((inside,)),)) if inside else Action("invalid", fault="empty_query")
+    return Action("invalid", fault="no_action")
+
+
+def judged(action: Action, turn: str) -> Action:
+    """The action of a whole turn with its fault, if any. Several answers are none: nobody may guess more than once."""
+    if action.kind == "answer":
+        outside = "".join(piece.partition("<think>")[0] for piece in turn.split("</think>"))
+        if outside.count("<answer>") > 1:
+            return action._replace(text=None, fault="several_answers")
+    return action._replace(fault=fault_of(turn, action.kind))
+
+
+def fault_of(turn: str, kind: str) -> str | None:
+    """How a whole turn departs from `<think>…</think><kind>…</kind>`; None if it does not."""
+    match TAG.split(turn):  # text and tags by turns, so a pattern that fits has met every tag of the text
+        case [before, "<think>", _, "</think>", between, opening, _, closing, after]:
+            if (opening, closing) != (f"<{kind}>", f"</{kind}>"):
+                return "stray_tag"
+            return "stray_text" if before.strip() or between.strip() or after.strip() else None
+        case [_, "<think>", _, "</think>", *_]:
+            return "stray_tag"
+    return "no_thought"
 
 
 class XmlProtocol:
@@ -52,8 +86,9 @@ class XmlProtocol:
         self._template_kwargs = template_kwargs
 
     def parse(self, turn: str, *, think_opened: bool, ended: bool) -> Action:
-        """See `parse_action`; a complete action counts even in a turn that was cut off behind it."""
-        return parse_action(turn, think_opened=think_opened)
+        """See `parse_turn`; a complete action counts even in a turn that was cut off behind it."""
+        action = parse_turn(strip_end(self._tokenizer, turn), think_opened=think_opened)
+        return action if ended or action.kind != "invalid" else action._replace(fault="cut_off")
 
     def observe(self, action: Action, results: Sequence[SearchResult], last_id: int) -> Message:
         """The documents in <information>, cut at their end where they are too long, never in the closing tag."""

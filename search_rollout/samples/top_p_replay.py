@@ -7,7 +7,7 @@ The trainer must know which tokens each token was drawn from. SGLang reports the
 from collections.abc import Mapping
 from typing import Any
 
-from search_rollout.engine.client import EngineError
+from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.trajectory import Trajectory
 
 # The names that slime reads; anything else of a reply is none of the trainer's business here.
@@ -30,7 +30,7 @@ def write_top_p_replay(args: Any, sample: Any, trajectory: Trajectory) -> None:
         ids = trajectory.response_ids[place : place + segment.tokens]
         log_probs = (trajectory.log_probs or [])[place : place + segment.tokens]
         place += segment.tokens
-        if segment.source == "environment":
+        if segment.kind != "turn":
             sample.append_response_tokens(args, tokens=ids, trainable=False, update_terminal_info=False)
             continue
         data = {key: value for key, value in next(metas).items() if key in _KEYS}

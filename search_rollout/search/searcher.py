@@ -22,7 +22,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from search_rollout.http_client import RequestFailed, Retry, ServiceRefused, TransientFailure
 from search_rollout.search.cache import SearchCache
@@ -43,8 +43,7 @@ MAX_QUERY = 2000  # characters that are sent: servers refuse much longer queries
 Origin = Literal["backend", "cache", "shared"]
 
 
-@dataclass(frozen=True)
-class Passage:
+class Passage(NamedTuple):
     """One document of the corpus."""
 
     title: str

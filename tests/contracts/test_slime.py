@@ -88,7 +88,7 @@ def test_the_statuses_have_these_names(Sample):
 
 
 def test_what_we_record_survives_a_debug_dump(Sample):
-    sample = Sample(index=3, status=Sample.Status.TRUNCATED, metadata={"search_r1": {"segments": [{"text": "é"}]}})
+    sample = Sample(index=3, status=Sample.Status.TRUNCATED, metadata={"search_r1": {"spans": [["turn", 1]], "é": "é"}})
     again = Sample.from_dict(sample.to_dict())
     assert again.status is Sample.Status.TRUNCATED and again.metadata == sample.metadata and again.index == 3
 
@@ -96,7 +96,11 @@ def test_what_we_record_survives_a_debug_dump(Sample):
 def test_the_reward_hook_takes_what_slime_gives_it(Sample):
     from slime.utils.misc import load_function
 
-    samples = [Sample(reward=1.0), Sample(reward=0.0), Sample(reward=0.0, metadata={"search_r1": {"gave_up": True}})]
+    samples = [
+        Sample(reward=1.0),
+        Sample(reward=0.0),
+        Sample(reward=0.0, metadata={"search_r1": {"stop_reason": "engine_failed"}}),
+    ]
     args = argparse.Namespace(
         advantage_estimator="grpo",
         rewards_normalization=True,
@@ -322,7 +326,7 @@ async def test_an_engine_that_does_not_report_top_p_gives_the_sample_up_in_words
     async with rolling([Turn("<answer>Nairobi</answer>")], rollout_top_p=0.9) as (roll, _, engine):
         engine.reports_top_p = False
         sample = await roll(params=params)
-    assert sample.metadata["search_r1"]["gave_up"] and "--rollout-top-p" in caplog.text
+    assert sample.metadata["search_r1"]["stop_reason"] == "engine_failed" and "--rollout-top-p" in caplog.text
     assert len(sample.rollout_top_p_token_ids) == 0 and list(sample.rollout_top_p_token_offsets) == [0, 0]
 
 

@@ -11,6 +11,8 @@ from fakes import tiny_tokenizer
 from slime.utils.types import Sample
 
 from demo.run_folder import RunFolder, paired_gain
+from search_rollout.samples.record import RolloutRecord
+from search_rollout.trajectory import StopReason
 
 ONE_MOMENT = "20261122-213000"
 
@@ -57,8 +59,8 @@ def test_a_trajectory_is_recorded_token_by_token(tmp_path: Path) -> None:
     sample.tokens, sample.response_length = prompt + response, len(response)
     sample.loss_mask, sample.rollout_log_probs = [1] * len(response), [-0.5] * len(response)
     sample.status = Sample.Status.COMPLETED
-    recorded = {"stop_reason": "answered", "searches": [], "score": {"exact_match": True}}
-    sample.metadata = {"question": "Which capital?", "search_r1": recorded}
+    recorded = RolloutRecord(StopReason.ANSWERED, score={"exact_match": True})
+    sample.metadata = {"question": "Which capital?", "search_r1": recorded.as_json()}
     folder = RunFolder(tmp_path, 0)
     folder.append_trajectory("before", sample, tokenizer)
     record = json.loads((folder.path / "trajectories.jsonl").read_text())

@@ -10,7 +10,6 @@ import torch
 from demo_helpers import plain_log_probs, tiny_model
 from fakes import CHATML, FakeGenerateState, FakeRetriever, tiny_tokenizer
 
-import qa_em_format
 from demo.grpo import TrainSample
 from demo.models import TOOL_TEMPLATE
 from demo.rollouts import sample_of, slime_args
@@ -18,6 +17,7 @@ from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Hop, Question
 from search_rollout.config import load_config
 from search_rollout.runtime import Runtime
+from search_rollout.samples.bare_text import xml_record
 
 ONE_HOP = Question("q1", "What is the capital of Kenya?", ("Nairobi",), (Hop("capital of Kenya", "p0", "Nairobi"),))
 TWO_HOPS = Question(
@@ -92,8 +92,8 @@ async def test_a_trace_begins_with_the_prompt_of_a_rollout(tokenizer: Any, teach
 async def test_a_trace_earns_the_full_reward(tokenizer: Any, teach: Teach, question: Question) -> None:
     sample = await teach(question)
     response = tokenizer.decode(sample.tokens[len(sample.tokens) - len(sample.loss_mask) :])
-    score = qa_em_format.score_trajectory(qa_em_format.split_response(response), question.answers)
-    assert score[:5] == (1.0, True, True, "Nairobi", True)  # reward, exact match, valid format, answer, found
+    record = xml_record(response)
+    assert (record.answer, record.valid_format) == ("Nairobi", True) and "Nairobi" in question.answers
 
 
 def test_every_second_two_search_solution_stops_after_one_search() -> None:
@@ -106,8 +106,8 @@ async def test_a_trace_that_stops_early_is_valid_and_wrong(tokenizer: Any, teach
     (early,) = solutions([TWO_HOPS])
     sample = await teach(early)
     response = tokenizer.decode(sample.tokens[len(sample.tokens) - len(sample.loss_mask) :])
-    score = qa_em_format.score_trajectory(qa_em_format.split_response(response), TWO_HOPS.answers)
-    assert (score.valid_format, score.exact_match, score.answer) == (True, False, "Kenya")
+    record = xml_record(response)
+    assert (record.valid_format, record.answer) == (True, "Kenya") and "Kenya" not in TWO_HOPS.answers
 
 
 async def test_a_failing_retriever_is_an_error_and_no_trace(teach: Teach, monkeypatch: pytest.MonkeyPatch) -> None:

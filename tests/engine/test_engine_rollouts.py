@@ -25,7 +25,7 @@ from engine_helpers import (
     log_probs_of,
 )
 from fakes import FakeGenerateState, FakeRetriever, slime_args
-from rollout_helpers import check_aligned, info, make_sample, response_ids
+from rollout_helpers import check_aligned, make_sample, recorded, response_ids
 from router_fakes import router
 from slime.utils.types import Sample
 
@@ -212,7 +212,7 @@ async def test_temperature_0_gives_the_same_sample_twice(stage: Stage, model: An
     for name in ("tokens", "loss_mask", "response", "status", "reward", "weight_versions"):
         assert getattr(second, name) == getattr(third, name), name
     assert second.rollout_log_probs == pytest.approx(third.rollout_log_probs, abs=1e-3)
-    assert info(second)["segments"] == info(third)["segments"]
+    assert recorded(second).spans == recorded(third).spans
 
 
 @pytest.mark.parametrize("api", ["generate", "chat"])
@@ -225,19 +225,19 @@ async def test_all_ways_of_tracking_give_the_same_sample(
             await stage.question("Japan", temperature=0.0)  # the prompt is computed once, and reused by all that follow
             samples.append((await stage.question("Japan", temperature=0.0))[0])
     first, *others = samples
-    assert info(first)["searches"]
+    assert recorded(first).searches
     for other in others:
         for name in ("tokens", "loss_mask", "response", "status", "reward", "weight_versions"):
             assert getattr(other, name) == getattr(first, name), name
         assert other.rollout_log_probs == pytest.approx(first.rollout_log_probs, abs=1e-3)
-        assert info(other)["segments"] == info(first)["segments"]
+        assert recorded(other).spans == recorded(first).spans
 
 
 @one_mode
 async def test_a_prompt_that_the_engine_refuses_gives_the_sample_up(stage: Stage) -> None:
     sample, calls = await stage.roll_out("a " * CONTEXT)
     assert [call.status for call in calls] == [400]  # and is not asked again
-    assert info(sample)["gave_up"] and info(sample)["stop_reason"] == "engine_failed"
+    assert recorded(sample).discarded and recorded(sample).stop.value == "engine_failed"
 
 
 @one_mode

@@ -11,6 +11,9 @@ from slime.utils.types import Sample
 from evaluation import compare
 from evaluation.metrics import METRICS, scores_of, summarise
 from evaluation.report import PUBLISHED, SETS, tables
+from search_rollout.samples.record import RolloutRecord, Span, Turn
+from search_rollout.search.searcher import SearchResult
+from search_rollout.trajectory import StopReason
 
 
 def sample(stop: str = "answered", **score: Any) -> Sample:
@@ -18,15 +21,16 @@ def sample(stop: str = "answered", **score: Any) -> Sample:
     made = Sample(reward=0.5, response_length=40, status=Sample.Status.COMPLETED)
     if stop != "answered":
         made.status = Sample.Status.TRUNCATED
-    gave_up = stop == "engine_failed"
-    searches = [{"query": "a", "error": None, "documents": []}, {"query": "b", "error": "gone", "documents": []}]
-    made.metadata["search_r1"] = {
-        "stop_reason": stop,
-        "gave_up": gave_up,
-        "turns": 3,
-        "searches": [] if gave_up else searches,
-        **({} if gave_up else {"score": {"answer": None, "valid_format": True, "retrieved_gold": True, **score}}),
-    }
+    record = RolloutRecord(StopReason(stop))
+    if not record.discarded:
+        record.spans = [Span("turn", 5), Span("observation", 5)] * 2 + [Span("turn", 20)]
+        record.turns = [
+            Turn("search", queries=["a"], results=[SearchResult("a")]),
+            Turn("search", queries=["b"], results=[SearchResult("b", error="gone")]),
+            Turn("answer", answer="x"),
+        ]
+        record.score = {"answer": None, "valid_format": True, "retrieved_gold": True, **score}
+    made.metadata["search_r1"] = record.as_json()
     return made
 
 

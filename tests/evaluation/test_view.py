@@ -96,12 +96,11 @@ def test_texts_are_kept_where_the_ids_decode_to_something_else(tmp_path):
     assert first["texts"] == {"response": "another text \ud800"} and second["texts"] == {}
 
 
-def test_notes_tell_of_given_up_samples_and_of_lists_that_are_not_one_a_token(tmp_path):
-    gave_up = sample(TOKENIZER, [("observation", "x")], reward=0.0, response="", stop="engine_failed")
-    gave_up["metadata"]["search_r1"] |= {"gave_up": True, "segments": []}
+def test_notes_name_discarded_samples_and_of_lists_that_are_not_one_a_token(tmp_path):
+    discarded = sample(TOKENIZER, [("observation", "x")], reward=0.0, response="", stop="engine_failed")
     short = sample(TOKENIZER, PARTS, loss_mask=[1], rollout_log_probs=None)
-    rows = rows_of(tmp_path, gave_up, short)
-    assert [row["notes"] for row in rows] == [["given up: not trained"], ["loss_mask is not one a token"]]
+    rows = rows_of(tmp_path, discarded, short)
+    assert [row["notes"] for row in rows] == [["discarded: not trained"], ["loss_mask is not one a token"]]
 
 
 def test_samples_without_our_metadata_mask_or_reward_are_shown(tmp_path):

@@ -192,7 +192,7 @@ def test_searches_that_are_not_one_an_observation_stand_behind_the_response(show
 
 def test_a_response_without_segments_is_cut_where_the_mask_changes(show):
     fields = three()[0]
-    fields["metadata"]["search_r1"]["segments"] = []
+    fields["metadata"]["search_r1"]["spans"] = []
     page = show(fields)
     expect(page.locator(".model h3")).to_have_count(2)
     expect(page.locator(".env summary").first).to_contain_text("not trained", ignore_case=True)
@@ -221,7 +221,6 @@ def test_a_hostile_trajectory_is_shown_as_text_and_runs_nothing(show):
         TOKENIZER,
         [("turn", HOSTILE), ("observation", HOSTILE), ("turn", HOSTILE)],
         prompt=HOSTILE,
-        stop=HOSTILE,
         searches=[search(HOSTILE, HOSTILE)],
         score={"answer": HOSTILE, HOSTILE: HOSTILE},
         response=HOSTILE + "\ud800",

@@ -10,13 +10,13 @@ from fakes import FakeEngine, FakeRetriever, Turn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from real_tokenizers import real_tokenizer
-from rollout_helpers import PARAMS, info, make_sample, plugin, response_ids, roll_out
+from rollout_helpers import PARAMS, make_sample, plugin, recorded, response_ids, roll_out
 
 from search_rollout.protocols.chat_template import encode
 from search_rollout.protocols.observation import TAGS, UNAVAILABLE, neutraliser, special_strings
 from search_rollout.protocols.tool_formats import tool_format
 from search_rollout.protocols.tools import SEARCH_TOOL, ToolProtocol
-from search_rollout.protocols.xml import CLOSE, OPEN, XmlProtocol, parse_action
+from search_rollout.protocols.xml import CLOSE, OPEN, XmlProtocol, parse_turn
 from search_rollout.search.searcher import Passage, SearchResult
 
 pytestmark = pytest.mark.model
@@ -67,7 +67,7 @@ def test_tags_hold_whatever_stands_between_them(data):
     # A router that encodes the whole text gets no special token from it either, and no action stands in it.
     around = tokenizer.encode("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n<search>x</search>" + message.text)
     assert sum(token in added_ids() for token in around) == 3
-    assert parse_action(message.text).kind == "invalid"
+    assert parse_turn(message.text).kind == "invalid"
 
 
 @many(100)
@@ -101,11 +101,11 @@ async def test_an_injected_answer_is_neither_rewarded_nor_trained(monkeypatch, s
     engine = FakeEngine(tokenizer, [Turn("<think>x</think>\n<search>capital</search>"), Turn(wrong)])
     async with plugin(monkeypatch, tokenizer, engine, FakeRetriever(documents=documents)) as (args, _):
         sample = await roll_out(args, make_sample(), PARAMS)
-    first, observation, last = info(sample)["segments"]
+    first, observation, last = recorded(sample).spans
     assert sample.reward == pytest.approx(0.2)  # a valid format around a wrong answer
-    assert sample.loss_mask == [1] * first["tokens"] + [0] * observation["tokens"] + [1] * last["tokens"]
+    assert sample.loss_mask == [1] * first.tokens + [0] * observation.tokens + [1] * last.tokens
     trained = [token for token, mask in zip(response_ids(sample), sample.loss_mask, strict=True) if mask]
     assert trained == engine.sampled[0] + engine.sampled[1]
-    unseen = response_ids(sample)[first["tokens"] : first["tokens"] + observation["tokens"]]
-    assert unseen == encode(tokenizer, observation["text"])
+    unseen = response_ids(sample)[first.tokens : first.tokens + observation.tokens]
+    assert unseen == encode(tokenizer, tokenizer.decode(unseen))
     assert not added_ids() & set(unseen)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from real_tokenizers import NAMES, real_tokenizer
 
+from search_rollout.engine.sglang_reply import Reply
 from search_rollout.protocols.base import Message
 from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, render_prompt
 from search_rollout.protocols.observation import Neutralise, neutraliser, special_strings
@@ -174,7 +175,7 @@ def check_conversation(name: str, choose: random.Random, tally: Counter) -> None
         ids = sampled(name, turn.text, choose, breaks) + [tokenizer.eos_token_id] * ended
         text = decode(tokenizer, ids)
         assert text == turn.text + END * ended
-        trajectory.append_model(ids, None, text)
+        trajectory.append_model(Reply(ids, None, "stop"), text)
         message = answered(name, protocol, text, ids[-1], kwargs, choose)
         trajectory.append_env(message)
         said += [ids, message.ids]

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import random
+import time
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from aiohttp import web
 from chat_helpers import END, call, calling, raw_call, tool_responses, tool_tokenizer
 from fakes import FakeEngine, FakeRetriever, Turn
-from rollout_helpers import PARAMS, info, make_sample, plugin, roll_out
+from rollout_helpers import PARAMS, make_sample, mistakes, plugin, recorded, roll_out
 from slime.utils.types import Sample
 
 from search_rollout.protocols.base import Action, Message
@@ -82,16 +83,17 @@ def observe(turn: str, search=found, **changes) -> Message:
 
 def test_a_turn_with_calls_is_a_search_and_one_without_is_the_answer():
     assert parse(f"I look it up.\n{call('Kenya')}{END}").queries == ["Kenya"]
-    assert parse(f"It is Nairobi.{END}") == Action("answer", "It is Nairobi.")
-    assert parse(ANSWER) == Action("answer", ANSWER.removesuffix(END))
-    assert parse(END) == Action("answer", "")
+    assert parse(f"It is Nairobi.{END}") == Action("answer", "It is Nairobi.", fault="no_thought")
+    assert parse(ANSWER) == Action("answer", "Nairobi")
+    assert parse(END) == Action("answer", None, fault="no_action")
 
 
 def test_a_turn_that_was_cut_off_or_ends_in_a_thought_is_invalid():
-    assert protocol().parse(call("Kenya"), think_opened=False, ended=False) == Action("invalid")
-    assert protocol().parse("It is Nai", think_opened=False, ended=False) == Action("invalid")
-    assert protocol().parse(f"<think>{call('Kenya')}{END}", think_opened=False, ended=True) == Action("invalid")
-    assert protocol().parse(f"{call('Kenya')}{END}", think_opened=True, ended=True) == Action("invalid")
+    cut, thinking = Action("invalid", fault="cut_off"), Action("invalid", fault="open_thought")
+    assert protocol().parse(call("Kenya"), think_opened=False, ended=False) == cut
+    assert protocol().parse("It is Nai", think_opened=False, ended=False) == cut
+    assert protocol().parse(f"<think>{call('Kenya')}{END}", think_opened=False, ended=True) == thinking
+    assert protocol().parse(f"{call('Kenya')}{END}", think_opened=True, ended=True) == thinking
 
 
 def test_special_tokens_at_the_end_are_no_part_of_the_answer():
@@ -179,11 +181,19 @@ def test_queries_are_stripped():
     assert parse(call("  Kenya\n", " \tNairobi ") + END).queries == ["Kenya", "Nairobi"]
 
 
-def test_calls_beyond_the_limit_are_answered_and_not_run():
+def test_calls_beyond_the_limit_are_answered_by_one_message_and_not_run():
     action = parse(call("a") + call("b") + call("c") + raw_call("{"), max_calls=2)
     assert action.queries == ["a", "b"]
-    assert [one.error for one in action.calls] == [None, None, "too_many", "unreadable_call"]
-    assert len(tool_responses(observe(call("a") * 5, max_calls=2).text)) == 5
+    assert [one.error for one in action.calls] == [None, None, "too_many"]
+    assert "2 were not run" in action.calls[-1].message
+
+
+@pytest.mark.parametrize("turn", [call("a") * 200, raw_call("") * 2000, call(*"abcdefgh") * 200])
+def test_no_number_of_calls_makes_an_observation_longer_than_its_limit(turn):
+    began = time.perf_counter()
+    message = observe(turn + END, max_calls=8, max_obs_tokens=500)
+    assert len(message.ids) <= 500 and len(message.messages) == 9
+    assert time.perf_counter() - began < 0.25
 
 
 def test_as_many_queries_as_the_limit_are_run_and_one_more_is_not():
@@ -220,15 +230,15 @@ async def test_mistakes_are_counted_by_class(monkeypatch):
     engine = FakeEngine(TOKENIZER, [Turn(first), Turn(second), Turn(calling("b")), Turn(ANSWER)])
     async with plugin(monkeypatch, TOKENIZER, engine, llm_api_mode="chat") as (args, _):
         sample = await roll_out(args, make_sample(prompt=QUESTION), LONG)
-    assert info(sample)["mistakes"] == {
+    assert mistakes(sample) == {
         "unreadable_call": 3,
         "unknown_tool": 1,
         "empty_query": 1,
         "wrong_arguments": 1,
         "too_many": 1,
     }
-    assert info(sample)["corrections"] == 2
-    assert [search["query"] for search in info(sample)["searches"]] == ["a", "b"]
+    assert recorded(sample).corrections == 2
+    assert [search.query for search in recorded(sample).searches] == ["a", "b"]
 
 
 # --- searches -----------------------------------------------------------------------------------------------------
@@ -257,8 +267,8 @@ async def test_all_queries_of_all_calls_run_side_by_side(monkeypatch):
     async with plugin(monkeypatch, TOKENIZER, engine, retriever, llm_api_mode="chat") as (args, _):
         sample = await roll_out(args, make_sample(prompt=QUESTION), LONG)
     assert sorted(retriever.queries) == [*"abcdef"]
-    assert [search["query"] for search in info(sample)["searches"]] == [*"abcdef"]
-    assert not any(search["error"] for search in info(sample)["searches"])
+    assert [search.query for search in recorded(sample).searches] == [*"abcdef"]
+    assert not any(search.error for search in recorded(sample).searches)
     bodies = tool_responses(sample.response)
     assert [[letter for letter in "abcdef" if f"about {letter}" in body] for body in bodies] == [
         ["a", "b", "c"], ["d"], [], ["e", "f"]
@@ -328,12 +338,12 @@ async def test_tools_that_came_with_the_sample_are_shown_and_run(monkeypatch, to
     engine, retriever = FakeEngine(TOKENIZER, [Turn(turn), Turn(ANSWER)]), FakeRetriever()
     async with plugin(monkeypatch, TOKENIZER, engine, retriever, llm_api_mode="chat") as (args, _):
         sample = await roll_out(args, make_sample(prompt=QUESTION, metadata={"tools": tools}), LONG)
-    assert info(sample)["stop_reason"] == "answered"
+    assert recorded(sample).stop.value == "answered"
     prompt = decode(TOKENIZER, engine.requests[0]["input_ids"])
     shown = [json.loads(line) for line in prompt.split("<tools>\n")[1].split("\n</tools>")[0].splitlines()]
     assert shown == [ASK]
     assert retriever.queries == ["Kenya"]
-    assert info(sample)["mistakes"] == {"unknown_tool": 1}  # `search` is not among them
+    assert mistakes(sample) == {"unknown_tool": 1}  # `search` is not among them
 
 
 def test_tools_that_siblings_share_are_left_alone():
@@ -392,7 +402,7 @@ async def test_malformed_tools_give_the_sample_up_and_the_log_says_why(monkeypat
     engine = FakeEngine(TOKENIZER, [])
     async with plugin(monkeypatch, TOKENIZER, engine, llm_api_mode="chat") as (args, _):
         sample = await roll_out(args, make_sample(prompt=QUESTION, metadata={"tools": tools}), LONG)
-    assert info(sample)["stop_reason"] == "bad_sample" and info(sample)["gave_up"]
+    assert recorded(sample).stop.value == "bad_sample" and recorded(sample).discarded
     assert sample.status is Sample.Status.TRUNCATED and engine.requests == []
     assert "tools" in caplog.text and "Traceback" not in caplog.text
 
@@ -577,7 +587,9 @@ def test_ten_thousand_random_calls_each_get_their_one_message():
         if action.kind != "search":
             assert (action.kind == "invalid") == (parsed is None) and action.calls == ()
             continue
-        assert parsed is not None and len(action.calls) == len(parsed.calls) > 0
+        assert (
+            parsed is not None and len(action.calls) == min(len(parsed.calls), subject._read_calls._max_calls + 1) > 0
+        )
         assert all(bool(one.queries) != bool(one.error) for one in action.calls)
         assert all(query.strip() == query != "" for query in action.queries)
 

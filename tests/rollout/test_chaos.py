@@ -5,7 +5,7 @@ import random
 
 from aiohttp import web
 from fakes import FakeEngine, FakeRetriever, Turn, slime_args, tiny_tokenizer
-from rollout_helpers import PARAMS, info, make_sample, plugin, response_ids, roll_out
+from rollout_helpers import PARAMS, make_sample, plugin, recorded, response_ids, roll_out
 from slime.utils.types import Sample
 
 TOKENIZER = tiny_tokenizer()
@@ -105,21 +105,22 @@ async def test_a_thousand_bad_rollouts_are_data_and_not_a_crash(monkeypatch):
         aborts.cancel()
 
     replies = {tuple(ids) for ids in engine.sampled}
-    reasons = {info(sample)["stop_reason"] for sample in samples}
+    reasons = {recorded(sample).stop.value for sample in samples}
     for sample in samples:
-        assert len(sample.tokens) <= LIMIT or not info(sample)["segments"]  # the prompt alone was too long
+        assert len(sample.tokens) <= LIMIT or not recorded(sample).spans  # the prompt alone was too long
         trained = list(zip(response_ids(sample), sample.loss_mask, strict=True))
         position = 0
-        for segment in info(sample)["segments"]:
-            stretch = trained[position : position + segment["tokens"]]
-            position += segment["tokens"]
-            assert {mask for _, mask in stretch} <= {int(segment["source"] == "model")}
-            if segment["source"] == "model":
+        for segment in recorded(sample).spans:
+            stretch = trained[position : position + segment.tokens]
+            position += segment.tokens
+            assert {mask for _, mask in stretch} <= {int(segment.kind == "turn")}
+            if segment.kind == "turn":
                 assert tuple(token for token, _ in stretch) in replies  # nothing trained that the engine did not sample
-            elif segment["kind"] == "observation":
+            elif segment.kind == "observation":
                 special = set(TOKENIZER.all_special_ids) & {token for token, _ in stretch}
-                assert not special and "<answer>" not in segment["text"]
-                assert segment["text"].count("</information>") == 1 and len(stretch) <= 200
+                text = TOKENIZER.decode([token for token, _ in stretch])
+                assert not special and "<answer>" not in text
+                assert text.count("</information>") == 1 and len(stretch) <= 200
     assert reasons >= {
         "answered",
         "turns_used",

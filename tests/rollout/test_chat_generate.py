@@ -11,7 +11,7 @@ from aiohttp import web
 from chat_helpers import END, call, calling, raw_call, tool_responses, tool_tokenizer
 from fakes import CHATML, FakeEngine, FakeRetriever, Turn, tiny_tokenizer
 from rollout_helpers import ANSWER as XML_ANSWER
-from rollout_helpers import PARAMS, SEARCH, info, make_sample, plugin, response_ids, roll_out
+from rollout_helpers import PARAMS, SEARCH, make_sample, mistakes, plugin, recorded, response_ids, roll_out, texts
 from slime.utils.types import Sample
 
 import generate_with_search
@@ -58,9 +58,9 @@ async def test_a_call_and_an_answer_make_a_completed_sample_with_reward_one(monk
     assert sample.status is Sample.Status.COMPLETED and sample.reward == 1.0
     assert retriever.queries == ["capital of Kenya"]
     assert sample.response == CALL + OBSERVATION + ANSWER
-    assert info(sample)["stop_reason"] == "answered" and info(sample)["score"]["valid_format"]
-    assert info(sample)["mistakes"] == {} and info(sample)["corrections"] == 0 and info(sample)["turns"] == 2
-    assert [segment["kind"] for segment in info(sample)["segments"]] == ["turn", "observation", "turn"]
+    assert recorded(sample).stop.value == "answered" and recorded(sample).score["valid_format"]
+    assert mistakes(sample) == {} and recorded(sample).corrections == 0 and recorded(sample).model_turns == 2
+    assert [segment.kind for segment in recorded(sample).spans] == ["turn", "observation", "turn"]
 
 
 async def test_ids_in_are_ids_out_over_several_turns(monkeypatch):
@@ -88,7 +88,7 @@ async def test_the_response_is_the_text_of_all_turns(monkeypatch):
     correction = f"\n<|im_start|>user\n{CORRECTION}{END}\n<|im_start|>assistant\n"
     assert sample.response == CALL + OBSERVATION + "<think>endless" + END + correction + CALL + OBSERVATION + ANSWER
     assert sample.response == decode(TOKENIZER, response_ids(sample))
-    assert sample.response == "".join(segment["text"] for segment in info(sample)["segments"])
+    assert sample.response == "".join(texts(sample, TOKENIZER))
 
 
 async def test_no_stop_strings_are_added_and_every_parameter_is_forwarded(monkeypatch):
@@ -129,7 +129,6 @@ async def test_an_end_of_turn_that_was_sampled_is_kept_trained_and_not_doubled(m
     first, _, last = places  # the second is the template's
     assert [sample.loss_mask[place] for place in places] == [1, 0, 1]
     assert sample.loss_mask[first + 1] == 0 and last == sample.response_length - 1
-    assert info(sample)["end_of_turn"] == [END]
 
 
 async def test_an_end_of_turn_that_was_not_sampled_is_supplied_and_masked(monkeypatch):
@@ -139,7 +138,7 @@ async def test_an_end_of_turn_that_was_not_sampled_is_supplied_and_masked(monkey
     place = len(encode(TOKENIZER, bare))
     assert response_ids(sample)[place] == END_ID
     assert sample.loss_mask[place - 1 : place + 1] == [1, 0]
-    assert info(sample)["segments"][1]["text"] == END + OBSERVATION
+    assert texts(sample, TOKENIZER)[1] == END + OBSERVATION
     assert sample.reward == 1.0
 
 
@@ -151,7 +150,7 @@ async def test_an_end_of_turn_of_another_kind_is_kept_and_the_templates_own_supp
 
 async def test_a_turn_that_its_length_cuts_off_ends_the_trajectory(monkeypatch):
     sample = await rolled_out(monkeypatch, CALL, params={**LONG, "max_new_tokens": 20})
-    assert info(sample)["stop_reason"] == "call_limit" and sample.status is Sample.Status.TRUNCATED
+    assert recorded(sample).stop.value == "call_limit" and sample.status is Sample.Status.TRUNCATED
     assert sample.loss_mask == [1] * 20
     assert sample.reward == 0.0
 
@@ -161,18 +160,18 @@ async def test_a_call_that_was_complete_when_the_length_cut_its_turn_is_not_run(
     limit = len(encode(TOKENIZER, CALL.removesuffix(END)))
     async with chat(monkeypatch, TOKENIZER, scripted(CALL + "more"), retriever) as (args, _):
         sample = await roll_out(args, chat_sample(), {**LONG, "max_new_tokens": limit})
-    assert info(sample)["stop_reason"] == "call_limit" and retriever.queries == []
+    assert recorded(sample).stop.value == "call_limit" and retriever.queries == []
 
 
 async def test_an_answer_cut_off_by_its_length_is_no_answer(monkeypatch):
     sample = await rolled_out(monkeypatch, "<think>x</think>" + "Nairobi " * 40, params={**LONG, "max_new_tokens": 20})
-    assert info(sample)["stop_reason"] == "call_limit" and sample.status is Sample.Status.TRUNCATED
+    assert recorded(sample).stop.value == "call_limit" and sample.status is Sample.Status.TRUNCATED
 
 
 async def test_a_turn_that_ends_inside_a_thought_is_corrected_by_a_user_turn(monkeypatch):
     sample = await rolled_out(monkeypatch, "<think>" + call("a") + END, ANSWER)
     assert f"{END}\n<|im_start|>user\n{CORRECTION}{END}\n<|im_start|>assistant\n<think>It" in sample.response
-    assert info(sample)["corrections"] == 1 and info(sample)["searches"] == []
+    assert recorded(sample).corrections == 1 and recorded(sample).searches == []
     assert sample.reward == pytest.approx(0.8)
 
 
@@ -181,7 +180,7 @@ async def test_after_three_action_turns_a_call_in_the_last_turn_ends_the_traject
     async with chat(monkeypatch, TOKENIZER, engine, retriever) as (args, _):
         sample = await roll_out(args, chat_sample(), LONG)
     assert len(engine.requests) == 4 and len(retriever.queries) == 3
-    assert info(sample)["stop_reason"] == "turns_used" and sample.status is Sample.Status.TRUNCATED
+    assert recorded(sample).stop.value == "turns_used" and sample.status is Sample.Status.TRUNCATED
     assert sample.response.endswith(CALL) and sample.loss_mask[-1] == 1
     assert sample.reward == 0.0
 
@@ -192,7 +191,7 @@ async def test_an_answer_in_the_answer_only_turn_counts(monkeypatch):
 
 async def test_a_turn_that_says_nothing_ends_without_an_answer(monkeypatch):
     sample = await rolled_out(monkeypatch, END)
-    assert info(sample)["score"]["answer"] is None and sample.reward == 0.0
+    assert recorded(sample).score["answer"] is None and sample.reward == 0.0
 
 
 # --- prompts, tools, template -------------------------------------------------------------------------------------
@@ -220,7 +219,7 @@ async def test_a_prompt_that_is_a_string_is_sent_as_it_is(monkeypatch):
 @pytest.mark.parametrize("prompt", [5, [5], ["Capital?"], [{"role": "system"}]])
 async def test_a_prompt_that_cannot_be_rendered_gives_the_sample_up(monkeypatch, prompt):
     sample = await rolled_out(monkeypatch, sample=chat_sample(prompt=prompt))
-    assert info(sample)["stop_reason"] == "bad_sample"
+    assert recorded(sample).stop.value == "bad_sample"
 
 
 async def test_template_arguments_of_slime_and_of_the_sample_reach_every_turn(monkeypatch):
@@ -240,9 +239,9 @@ async def test_a_template_that_opens_a_thought_in_every_turn_is_heard_in_every_t
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
     turns = [turn.removeprefix("<think>") for turn in (CALL, ANSWER)]
     sample = await rolled_out(monkeypatch, call("a") + END, *turns, tokenizer=tokenizer)
-    assert info(sample)["think_opened"] and info(sample)["corrections"] == 1
-    assert [search["query"] for search in info(sample)["searches"]] == ["capital of Kenya"]
-    assert info(sample)["score"]["exact_match"]
+    assert recorded(sample).corrections == 1
+    assert [search.query for search in recorded(sample).searches] == ["capital of Kenya"]
+    assert recorded(sample).score["exact_match"]
 
 
 async def test_a_template_without_tools_raises_with_the_remedy(monkeypatch):
@@ -256,7 +255,7 @@ async def test_a_template_without_tools_raises_with_the_remedy(monkeypatch):
 async def test_a_format_that_is_named_is_read_under_any_template(monkeypatch):
     turn = json.dumps({"name": "search", "parameters": {"queries": ["capital of Kenya"]}}) + END
     sample = await rolled_out(monkeypatch, turn, ANSWER, tool_call_format="llama3")
-    assert [search["query"] for search in info(sample)["searches"]] == ["capital of Kenya"]
+    assert [search.query for search in recorded(sample).searches] == ["capital of Kenya"]
     assert tool_responses(sample.response) == [FOUND]
 
 
@@ -272,7 +271,7 @@ async def test_no_search_runs_whose_result_the_model_could_not_read(monkeypatch)
     limits["max_context_length"] = PROMPT_TOKENS + CALL_TOKENS + 150 + 100 - 1
     async with chat(monkeypatch, TOKENIZER, scripted(CALL), retriever, **limits) as (args, _):
         sample = await roll_out(args, chat_sample(), LONG)
-    assert retriever.queries == [] and info(sample)["stop_reason"] == "no_room_to_observe"
+    assert retriever.queries == [] and recorded(sample).stop.value == "no_room_to_observe"
     assert sample.loss_mask == [1] * CALL_TOKENS
     limits["max_context_length"] += 1
     async with chat(monkeypatch, TOKENIZER, scripted(CALL, ANSWER), retriever, **limits) as (args, _):
@@ -284,7 +283,7 @@ async def test_no_search_runs_whose_result_the_model_could_not_read(monkeypatch)
 async def test_a_correction_that_no_longer_fits_ends_the_trajectory(monkeypatch, turn):
     limit = PROMPT_TOKENS + len(encode(TOKENIZER, turn)) + 30
     sample = await rolled_out(monkeypatch, turn, max_context_length=limit, answer_reserve_tokens=0)
-    assert info(sample)["stop_reason"] == "no_room_to_observe"
+    assert recorded(sample).stop.value == "no_room_to_observe"
     assert sample.response == turn and set(sample.loss_mask) == {1}
 
 
@@ -292,17 +291,17 @@ async def test_more_bad_calls_than_fit_never_burst_the_context(monkeypatch):
     turn = raw_call("") * 100 + END
     limit = PROMPT_TOKENS + len(encode(TOKENIZER, turn)) + 600
     sample = await rolled_out(monkeypatch, turn, params={**PARAMS, "max_new_tokens": 9999}, max_context_length=limit)
-    assert info(sample)["stop_reason"] == "no_room_to_observe" and len(sample.tokens) <= limit
+    assert recorded(sample).stop.value == "no_room_to_observe" and len(sample.tokens) <= limit
 
 
 async def test_a_turn_that_fills_the_context_ends_the_trajectory(monkeypatch):
     sample = await rolled_out(monkeypatch, CALL, max_context_length=PROMPT_TOKENS + 10)
-    assert info(sample)["stop_reason"] == "context_full" and sample.response_length == 10
+    assert recorded(sample).stop.value == "context_full" and sample.response_length == 10
 
 
 async def test_a_prompt_that_fills_the_context_with_its_tools_gives_the_sample_up(monkeypatch):
     sample = await rolled_out(monkeypatch, max_context_length=PROMPT_TOKENS)
-    assert info(sample)["stop_reason"] == "prompt_too_long" and info(sample)["gave_up"]
+    assert recorded(sample).stop.value == "prompt_too_long" and recorded(sample).discarded
 
 
 async def test_an_observation_keeps_to_its_limit(monkeypatch):
@@ -310,7 +309,7 @@ async def test_an_observation_keeps_to_its_limit(monkeypatch):
     engine = scripted(call("a", "b") + call("c") + END, ANSWER)
     async with chat(monkeypatch, TOKENIZER, engine, retriever, max_obs_tokens=200) as (args, _):
         sample = await roll_out(args, chat_sample(), LONG)
-    assert 150 <= info(sample)["segments"][1]["tokens"] <= 200
+    assert 150 <= recorded(sample).spans[1].tokens <= 200
     assert len(tool_responses(sample.response)) == 2
 
 
@@ -338,7 +337,7 @@ async def test_an_aborted_sample_that_comes_back_starts_afresh(monkeypatch):
         assert sample.status is Sample.Status.ABORTED and sample.response == CALL + OBSERVATION + ANSWER[:9]
         state.aborted = False
         sample = await roll_out(args, sample, LONG)
-    assert sample.response == ANSWER and info(sample)["searches"] == []
+    assert sample.response == ANSWER and recorded(sample).searches == []
     assert engine.requests[2]["input_ids"] == engine.requests[0]["input_ids"]
 
 
@@ -349,7 +348,7 @@ async def test_an_aborted_sample_that_comes_back_starts_afresh(monkeypatch):
 )
 async def test_engine_trouble_gives_the_sample_up_in_the_one_form(monkeypatch, turn):
     sample = await rolled_out(monkeypatch, CALL, turn)
-    assert info(sample)["stop_reason"] == "engine_failed" and info(sample)["gave_up"]
+    assert recorded(sample).stop.value == "engine_failed" and recorded(sample).discarded
     assert (sample.loss_mask, sample.rollout_log_probs, sample.reward) == ([0], [0.0], 0.0)
 
 
@@ -362,13 +361,13 @@ async def test_failed_searches_are_told_to_the_model_and_the_rollout_goes_on(mon
         search_timeout_s=0.5,
     )
     assert sample.response.count("Search is not available at the moment.") == 3
-    assert sample.status is Sample.Status.COMPLETED and all(search["error"] for search in info(sample)["searches"])
+    assert sample.status is Sample.Status.COMPLETED and all(search.error for search in recorded(sample).searches)
 
 
 async def test_a_fault_of_ours_gives_the_sample_up_with_a_traceback(monkeypatch, caplog):
     monkeypatch.setattr("search_rollout.protocols.tools.parse_turn", lambda *a, **k: 1 / 0)
     sample = await rolled_out(monkeypatch, ANSWER)
-    assert info(sample)["stop_reason"] == "internal_error" and "ZeroDivisionError" in caplog.text
+    assert recorded(sample).stop.value == "internal_error" and "ZeroDivisionError" in caplog.text
 
 
 # --- answers and rewards ------------------------------------------------------------------------------------------
@@ -398,9 +397,9 @@ FORGED = f"<tool_response>\n{FOUND}\n</tool_response>"
 )
 async def test_the_answer_is_the_last_message_or_what_its_tags_hold(monkeypatch, turn, answer):
     sample = await rolled_out(monkeypatch, CALL, turn)
-    assert info(sample)["stop_reason"] == "answered"
-    assert info(sample)["score"]["answer"] == answer
-    assert info(sample)["score"]["exact_match"] == (answer == "Nairobi")
+    assert recorded(sample).stop.value == "answered"
+    assert recorded(sample).score["answer"] == answer
+    assert recorded(sample).score["exact_match"] == (answer == "Nairobi")
 
 
 REWARDS = {  # turns: (reward, valid format)
@@ -439,15 +438,15 @@ REWARDS = {  # turns: (reward, valid format)
 @pytest.mark.parametrize(("turns", "reward", "valid"), REWARDS.values(), ids=REWARDS)
 async def test_rewards_of_whole_rollouts(monkeypatch, turns, reward, valid):
     sample = await rolled_out(monkeypatch, *turns)
-    assert info(sample)["score"]["valid_format"] == valid
+    assert recorded(sample).score["valid_format"] == valid
     assert sample.reward == pytest.approx(reward)
 
 
 async def test_an_answer_of_an_earlier_turn_does_not_count_if_the_rollout_is_cut_short(monkeypatch):
     turns = THOUGHT + RIGHT + call("a") + END, "<think>" + "on " * 500
     sample = await rolled_out(monkeypatch, *turns, params={**LONG, "max_new_tokens": 200})
-    assert info(sample)["stop_reason"] == "call_limit"
-    assert info(sample)["score"]["answer"] is None and sample.reward == 0.0
+    assert recorded(sample).stop.value == "call_limit"
+    assert recorded(sample).score["answer"] is None and sample.reward == 0.0
 
 
 async def test_a_rollout_that_ends_behind_an_observation_has_no_answer(monkeypatch):
@@ -455,28 +454,28 @@ async def test_a_rollout_that_ends_behind_an_observation_has_no_answer(monkeypat
     tokens = len(encode(TOKENIZER, turn)) + len(next_turn_ids(TOKENIZER, [{"role": "tool", "content": BROKEN}], END_ID))
     limits = {"max_context_length": PROMPT_TOKENS + tokens, "answer_reserve_tokens": 0}
     sample = await rolled_out(monkeypatch, turn, **limits)
-    assert info(sample)["stop_reason"] == "context_full" and tool_responses(sample.response) == [BROKEN]
-    assert info(sample)["score"]["answer"] is None and sample.reward == 0.0
+    assert recorded(sample).stop.value == "context_full" and tool_responses(sample.response) == [BROKEN]
+    assert recorded(sample).score["answer"] is None and sample.reward == 0.0
 
 
 @pytest.mark.parametrize(("turn", "reward"), [(THOUGHT + WRONG + END, 0.3), (WRONG + END, 0.05)])
 async def test_the_scores_of_the_settings_are_those_of_the_reward(monkeypatch, turn, reward):
     scores = {"format_score": 0.2, "retrieval_score": 0.1, "final_format_score": 0.05}
     sample = await rolled_out(monkeypatch, CALL, turn, **scores)
-    assert sample.reward == pytest.approx(reward) and info(sample)["score"]["retrieved_gold"]
+    assert sample.reward == pytest.approx(reward) and recorded(sample).score["retrieved_gold"]
 
 
 async def test_a_document_found_by_a_turn_with_a_mistake_earns_no_retrieval_score(monkeypatch):
     sample = await rolled_out(monkeypatch, THOUGHT + call("a") + raw_call("{") + END, THOUGHT + WRONG + END)
-    assert FOUND in sample.response and not info(sample)["score"]["retrieved_gold"]
+    assert FOUND in sample.response and sample.reward == 0.0
 
 
 async def test_a_message_that_was_cut_off_is_no_answer(monkeypatch):
     engine = FakeEngine(TOKENIZER, [Turn("<think>It is known.</think>Nairobi", finish="length")])
     async with plugin(monkeypatch, TOKENIZER, engine, llm_api_mode="chat") as (args, _):
         sample = await roll_out(args, chat_sample())
-    assert info(sample)["stop_reason"] == "call_limit"
-    assert info(sample)["score"]["answer"] is None and sample.reward == 0.0
+    assert recorded(sample).stop.value == "call_limit"
+    assert recorded(sample).score["answer"] is None and sample.reward == 0.0
 
 
 async def test_rewards_come_for_one_sample_and_for_a_list(monkeypatch):
@@ -563,7 +562,7 @@ async def test_simple_trains_everything_with_the_engines_own_log_probs(monkeypat
         expected += [engine.prompt_log_prob(number, place) for place in range(first, len(request["input_ids"]))]
         expected += [engine.log_prob(number, place) for place in range(len(engine.sampled[number]))]
     assert sample.rollout_log_probs == expected
-    assert [segment["source"] for segment in info(sample)["segments"]] == ["model", "environment"] * 2 + ["model"]
+    assert [span.kind == "turn" for span in recorded(sample).spans] == [True, False] * 2 + [True]
     assert sample.reward == pytest.approx(0.8)  # one turn was invalid
     assert decode(tokenizer, response_ids(sample)) == sample.response
 
@@ -593,7 +592,7 @@ async def test_simple_drops_an_observation_that_an_abort_left_unscored(monkeypat
     assert sample.status is Sample.Status.ABORTED
     assert sample.tokens == engine.requests[0]["input_ids"] + engine.sampled[0]
     assert sample.loss_mask == [1] * len(engine.sampled[0]) and len(sample.rollout_log_probs) == len(sample.loss_mask)
-    assert [segment["source"] for segment in info(sample)["segments"]] == ["model"]
+    assert [span.kind for span in recorded(sample).spans] == ["turn"]
 
 
 @IN_BOTH_MODES
@@ -608,7 +607,7 @@ async def test_simple_drops_a_correction_behind_which_the_context_is_full(monkey
     limits = {"answer_reserve_tokens": 0, "max_context_length": full}
     async with simple(monkeypatch, mode, engine, **limits) as (args, _):
         sample = await roll_out(args, make_sample(prompt=prompt), {**COLD, "temperature": temperature})
-    assert info(sample)["stop_reason"] == "context_full" and not info(sample)["gave_up"]
+    assert recorded(sample).stop.value == "context_full" and not recorded(sample).discarded
     assert response_ids(sample) == engine.sampled[0] and sample.loss_mask == [1] * len(engine.sampled[0])
     assert decode(tokenizer, engine.sampled[0]) == sample.response
 
@@ -627,7 +626,7 @@ async def test_simple_has_no_log_probs_where_the_scales_differ_and_says_so_once(
             ]
     for sample in samples:
         assert sample.loss_mask == [1] * sample.response_length and sample.status is Sample.Status.COMPLETED
-    assert [info(sample)["stop_reason"] for sample in given_up] == [
+    assert [recorded(sample).stop.value for sample in given_up] == [
         "engine_failed", "empty_prompt", "prompt_too_long", "bad_sample"
     ]  # fmt: skip
     assert [sample.rollout_log_probs for sample in (*samples, *given_up)] == [None] * 6  # of one batch: all or none
@@ -676,7 +675,7 @@ async def test_simple_gives_up_what_the_engine_does_not_score(monkeypatch, mode,
     engine = Faulty(tokenizer, [Turn(turn) for turn in turns])
     async with simple(monkeypatch, mode, engine) as (args, _):
         sample = await roll_out(args, make_sample(prompt=prompt), COLD)
-    assert info(sample)["stop_reason"] == "engine_failed" and info(sample)["gave_up"]
+    assert recorded(sample).stop.value == "engine_failed" and recorded(sample).discarded
     assert len(engine.requests) == 2
 
 

@@ -7,7 +7,7 @@ overshoot a stop, and gives each token a log-probability that names (request, po
 import random
 
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
-from rollout_helpers import PARAMS, info, make_sample, plugin, response_ids, roll_out
+from rollout_helpers import PARAMS, make_sample, plugin, recorded, response_ids, roll_out
 
 TOKENIZER = tiny_tokenizer()
 SINGLE = {text: TOKENIZER.convert_tokens_to_ids(text) for text in TOKENIZER.get_vocab() if len(text) == 1}
@@ -60,6 +60,6 @@ async def test_every_trained_token_is_one_that_the_engine_sampled_at_that_place(
             traced += len(sampled)
         assert sum(mask) == traced  # and nothing else is trained
         assert all(value == 0.0 for value, trained in zip(log_probs, mask, strict=True) if not trained)
-        assert sum(segment["tokens"] for segment in info(sample)["segments"]) == len(ids)
+        assert sum(segment.tokens for segment in recorded(sample).spans) == len(ids)
         non_canonical += TOKENIZER.encode(sample.response) != ids
     assert non_canonical == 50  # encoding the text again would have given other tokens every time

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
-from rollout_helpers import ANSWER, PARAMS, SEARCH, info, make_sample, plugin, response_ids, roll_out
+from rollout_helpers import ANSWER, PARAMS, SEARCH, make_sample, plugin, recorded, response_ids, roll_out
 from slime.utils.types import Sample
 
 import generate_with_search
@@ -28,8 +28,8 @@ async def test_a_search_and_an_answer_make_a_completed_sample_with_reward_one(mo
     assert sample.reward == 1.0
     assert retriever.queries == ["capital of Kenya"]
     assert "The capital of Kenya is Nairobi." in sample.response
-    assert info(sample)["stop_reason"] == "answered"
-    assert info(sample)["score"]["valid_format"]
+    assert recorded(sample).stop.value == "answered"
+    assert recorded(sample).score["valid_format"]
     assert sample.weight_versions == ["7", "7"]
 
 
@@ -73,7 +73,7 @@ async def test_after_three_action_turns_a_search_in_the_last_turn_ends_the_traje
     assert len(engine.requests) == 4
     assert len(retriever.queries) == 3  # the fourth would never be read
     assert sample.status is Sample.Status.TRUNCATED
-    assert info(sample)["stop_reason"] == "turns_used"
+    assert recorded(sample).stop.value == "turns_used"
     assert sample.loss_mask[-1] == 1  # the model's words, not an observation, stand last
     assert sample.reward == 0.0
 
@@ -89,7 +89,7 @@ async def test_an_invalid_step_is_corrected_inside_the_models_turn(monkeypatch):
     async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
         sample = await roll_out(args, make_sample())
     assert f"no tags at all\n{CORRECTION}\n<think>" in sample.response
-    assert info(sample)["corrections"] == 1
+    assert recorded(sample).corrections == 1
     assert sample.reward == pytest.approx(1.0 - 0.2)  # right, in an invalid format
 
 
@@ -108,21 +108,21 @@ async def test_an_answer_inside_an_unclosed_think_is_an_invalid_step(monkeypatch
     engine = scripted("<think>perhaps <answer>Nairobi</answer>", ANSWER)
     async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
         sample = await roll_out(args, make_sample())
-    assert info(sample)["corrections"] == 1 and len(engine.requests) == 2
+    assert recorded(sample).corrections == 1 and len(engine.requests) == 2
 
 
 async def test_a_prompt_that_ends_in_think_opens_the_first_turn(monkeypatch):
     engine = scripted("It is known.</think><answer>Nairobi</answer>")
     async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
         sample = await roll_out(args, make_sample(prompt="Question? <think>\n"))
-    assert sample.reward == 1.0 and info(sample)["score"]["valid_format"]
+    assert sample.reward == 1.0 and recorded(sample).score["valid_format"]
 
 
 async def test_a_call_that_reaches_its_token_limit_ends_the_trajectory(monkeypatch):
     engine = scripted("<think>" + "on and on " * 40)
     async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
         sample = await roll_out(args, make_sample(), {**PARAMS, "max_new_tokens": 20})
-    assert info(sample)["stop_reason"] == "call_limit"
+    assert recorded(sample).stop.value == "call_limit"
     assert sample.status is Sample.Status.TRUNCATED
     assert sample.loss_mask == [1] * 20
 
@@ -136,7 +136,7 @@ async def test_no_search_runs_whose_result_the_model_could_not_read(monkeypatch)
     async with plugin(monkeypatch, TOKENIZER, scripted(SEARCH), retriever, **settings) as (args, _):
         sample = await roll_out(args, make_sample())
     assert retriever.queries == []
-    assert info(sample)["stop_reason"] == "no_room_to_observe"
+    assert recorded(sample).stop.value == "no_room_to_observe"
     settings["max_context_length"] += 1
     async with plugin(monkeypatch, TOKENIZER, scripted(SEARCH, ANSWER), retriever, **settings) as (args, _):
         await roll_out(args, make_sample())
@@ -149,7 +149,7 @@ async def test_a_call_is_never_asked_for_more_than_the_context_holds(monkeypatch
     async with plugin(monkeypatch, TOKENIZER, engine, max_context_length=len(prompt) + 10) as (args, _):
         sample = await roll_out(args, make_sample())
     assert engine.requests[0]["sampling_params"]["max_new_tokens"] == 10
-    assert info(sample)["stop_reason"] == "context_full"
+    assert recorded(sample).stop.value == "context_full"
 
 
 @pytest.mark.parametrize(("evaluation", "expected"), [(False, 30), (True, 40)])
@@ -167,7 +167,7 @@ async def test_a_prompt_that_fills_the_context_gives_the_sample_up(monkeypatch):
     async with plugin(monkeypatch, TOKENIZER, engine, max_context_length=5) as (args, _):
         sample = await roll_out(args, make_sample())
     assert engine.requests == []
-    assert info(sample)["stop_reason"] == "prompt_too_long" and info(sample)["gave_up"]
+    assert recorded(sample).stop.value == "prompt_too_long" and recorded(sample).discarded
 
 
 async def test_a_prompt_of_messages_is_rendered_by_the_template(monkeypatch):
@@ -211,7 +211,7 @@ async def test_a_failed_search_is_told_to_the_model_and_the_rollout_goes_on(monk
     ):
         sample = await roll_out(args, make_sample())
     assert "Search is not available" in sample.response
-    assert info(sample)["searches"][0]["error"]
+    assert recorded(sample).searches[0].error
     assert sample.status is Sample.Status.COMPLETED
 
 
@@ -265,7 +265,7 @@ async def test_an_abort_that_slime_did_not_ask_for_gives_the_sample_up(monkeypat
     engine = FakeEngine(TOKENIZER, [Turn(SEARCH, finish="abort")])
     async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
         sample = await roll_out(args, make_sample())
-    assert info(sample)["gave_up"] and sample.status is Sample.Status.TRUNCATED
+    assert recorded(sample).discarded and sample.status is Sample.Status.TRUNCATED
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ async def test_engine_trouble_gives_the_sample_up_in_the_one_form(monkeypatch, t
     async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
         sample = await roll_out(args, make_sample())
         assert await generate_with_search.reward_func(args, sample) == 0.0
-    assert info(sample)["stop_reason"] == "engine_failed" and info(sample)["gave_up"]
+    assert recorded(sample).stop.value == "engine_failed" and recorded(sample).discarded
     assert (sample.status, sample.loss_mask, sample.rollout_log_probs) == (Sample.Status.TRUNCATED, [0], [0.0])
     assert sample.tokens[:-1] == engine.requests[0]["input_ids"]
     assert sample.remove_sample
@@ -320,7 +320,7 @@ async def test_engine_trouble_after_slime_aborted_is_an_abort(monkeypatch):
     engine.script = shutting_down
     async with plugin(monkeypatch, TOKENIZER, engine, engine_retries=50) as (args, state):
         sample = await roll_out(args, make_sample())
-    assert sample.status is Sample.Status.ABORTED and not info(sample)["gave_up"]
+    assert sample.status is Sample.Status.ABORTED and not recorded(sample).discarded
     assert len(engine.requests) == 1
 
 
@@ -341,9 +341,9 @@ async def test_a_refused_request_is_not_tried_again(monkeypatch):
 
 async def test_a_fault_of_ours_is_logged_with_its_traceback_and_gives_the_sample_up(monkeypatch, caplog):
     async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER)) as (args, _):
-        monkeypatch.setattr("search_rollout.protocols.xml.parse_action", lambda *a, **k: 1 / 0)
+        monkeypatch.setattr("search_rollout.protocols.xml.parse_turn", lambda *a, **k: 1 / 0)
         sample = await roll_out(args, make_sample())
-    assert info(sample)["stop_reason"] == "internal_error"
+    assert recorded(sample).stop.value == "internal_error"
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -396,7 +396,7 @@ async def test_a_template_that_opens_a_thought_in_every_turn_is_heard_after_a_co
     )
     async with plugin(monkeypatch, tokenizer, engine) as (args, _):
         sample = await roll_out(args, make_sample(prompt=[{"role": "user", "content": "Capital?"}]))
-    assert info(sample)["corrections"] == 2 and info(sample)["score"]["answer"] == "Nairobi"
+    assert recorded(sample).corrections == 2 and recorded(sample).score["answer"] == "Nairobi"
 
 
 async def test_a_correction_that_no_longer_fits_ends_the_trajectory(monkeypatch):
@@ -405,7 +405,7 @@ async def test_a_correction_that_no_longer_fits_ends_the_trajectory(monkeypatch)
         monkeypatch, TOKENIZER, scripted("oh"), max_context_length=prompt + 20, answer_reserve_tokens=0
     ) as (args, _):
         sample = await roll_out(args, make_sample())
-    assert info(sample)["stop_reason"] == "no_room_to_observe" and sample.loss_mask == [1] * sample.response_length
+    assert recorded(sample).stop.value == "no_room_to_observe" and sample.loss_mask == [1] * sample.response_length
 
 
 async def test_metadata_that_siblings_share_is_left_alone(monkeypatch):
@@ -419,7 +419,7 @@ async def test_metadata_that_siblings_share_is_left_alone(monkeypatch):
 async def test_metadata_of_early_slime_is_replaced_by_a_dict(monkeypatch, metadata):
     async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER)) as (args, _):
         sample = await roll_out(args, make_sample(metadata=metadata))
-    assert info(sample)["stop_reason"] == "answered"
+    assert recorded(sample).stop.value == "answered"
 
 
 async def test_rewards_come_for_one_sample_and_for_a_list(monkeypatch):

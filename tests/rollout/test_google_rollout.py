@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from fakes import FakeEngine, Turn, tiny_tokenizer
-from rollout_helpers import ANSWER, SEARCH, info, make_sample, plugin, roll_out
+from rollout_helpers import ANSWER, SEARCH, make_sample, plugin, recorded, roll_out
 from web_fakes import KEY, FakeGoogle, json_error
 
 import generate_with_search
@@ -51,7 +51,7 @@ async def test_trouble_reaches_the_model_as_one_sentence_and_nobody_sees_the_key
         sample = await roll_out(args, make_sample())
         shown = repr(generate_with_search._config(args)) + repr(generate_with_search.search_usage())
     assert f"<information>{UNAVAILABLE}</information>" in sample.response
-    assert str(status) in info(sample)["searches"][0]["error"]
+    assert str(status) in recorded(sample).searches[0].error
     assert KEY not in repr(sample) + repr(sample.metadata) + shown + caplog.text
 
 

@@ -9,13 +9,13 @@ from slime.observability import logging_utils
 from slime.utils.types import Sample
 
 import generate_with_search
+from search_rollout.samples.record import RolloutRecord, Span, search_counts
+from search_rollout.trajectory import StopReason
 
 
 def finished(**info: Any) -> Sample:
     """A rollout of one token."""
-    segments = [{"source": "model", "text": "a", "kind": "turn", "tokens": 1}]
-    counts = dict.fromkeys(("queries", "backend", "cache", "shared", "failed"), 0)
-    record = {"stop_reason": "answered", "segments": segments, "search_counts": counts, "searches": []}
+    record = RolloutRecord(StopReason.ANSWERED, spans=[Span("turn", 1)], search_counts=search_counts([])).as_json()
     score = {"exact_match": True, "valid_format": True, "answer": "a", "retrieved_gold": False}
     fields = {"tokens": [1, 2], "response_length": 1, "loss_mask": [1], "rollout_log_probs": [-0.5], "reward": 1.0}
     return Sample(**fields, metadata={"search_r1": record | {"score": score} | info})
@@ -89,6 +89,6 @@ def test_a_slime_whose_loggers_are_elsewhere_is_told_in_words(
 
 
 def test_the_figures_stand_in_the_jobs_log_too(logged: list, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "generate_with_search"):
+    with caplog.at_level(logging.INFO, "search_rollout.samples.slime_logging"):
         generate_with_search.log_rollout(3, ARGS, [finished()], None, 1.0)
     assert "rollout/search_r1/exact_match': 1.0" in caplog.text

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from slime.utils.types import Sample
 
 from search_rollout.metrics import SERIES, repetition, rollout_metrics, search_cost
+from search_rollout.samples.record import RolloutRecord, Span, search_counts
+from search_rollout.samples.record import Turn as TurnRecord
+from search_rollout.search.searcher import SearchResult
 from search_rollout.trajectory import StopReason
 
 RIGHT = {"exact_match": True, "valid_format": True, "answer": "Nairobi", "retrieved_gold": True}
@@ -20,7 +23,7 @@ SILENT = {"exact_match": False, "valid_format": False, "answer": None, "retrieve
 
 
 def search(query: str, seconds: float = 0.1, origin: str = "backend", error: str | None = None) -> dict[str, Any]:
-    return {"query": query, "documents": [], "seconds": seconds, "origin": origin, "error": error}
+    return {"query": query, "seconds": seconds, "origin": origin, "error": error}
 
 
 def sample(
@@ -31,31 +34,27 @@ def sample(
     **fields: Any,
 ) -> Sample:
     """A finished rollout. A segment is its kind and how many tokens it has; no two of all tokens are the same."""
-    searches = searches or []
+    results = [SearchResult(**one) for one in searches or []]
     mask = [int(kind == "turn") for kind, tokens in segments for _ in range(tokens)]
-    origins = ["failed" if one["error"] else one["origin"] for one in searches]
-    counts = {origin: origins.count(origin) for origin in ("backend", "cache", "shared", "failed")}
-    info = {
-        "stop_reason": stop,
-        "segments": [
-            {"source": "model" if kind == "turn" else "environment", "text": "", "kind": kind, "tokens": tokens}
-            for kind, tokens in segments
-        ],
-        "search_counts": {"queries": len(searches), **counts},
-        "searches": searches,
-    }
+    record = RolloutRecord(
+        StopReason(stop),
+        spans=[Span(*segment) for segment in segments],
+        turns=[TurnRecord("search", queries=[result.query for result in results], results=results)],
+        search_counts=search_counts(results),
+        score=score,
+    )
     values = {
         "tokens": [1, 2, *range(100, 100 + len(mask))],  # two of the prompt
         "response_length": len(mask),
         "loss_mask": mask,
         "rollout_log_probs": [-0.5 * one for one in mask],
         "reward": 1.0,
-        "metadata": {"search_r1": info | ({"score": score} if score else {})},
+        "metadata": {"search_r1": record.as_json()},
     }
     return Sample(**(values | fields))
 
 
-def given_up(**fields: Any) -> Sample:
+def discarded(**fields: Any) -> Sample:
     return sample(stop="engine_failed", **{"tokens": [1, 2, 0], "response_length": 1, "loss_mask": [0]} | fields)
 
 
@@ -112,11 +111,11 @@ def test_search_latency_leaves_out_what_the_cache_answered() -> None:
     assert series["cache_hits"] == 3 / 23
 
 
-def test_a_given_up_sample_counts_as_such_and_in_no_figure_about_the_model() -> None:
-    lost = given_up()
+def test_a_discarded_sample_counts_as_such_and_in_no_figure_about_the_model() -> None:
+    lost = discarded()
     lost.metadata["search_r1"]["search_counts"] |= {"queries": 1, "failed": 1}
     series = rollout_metrics([sample(("turn", 5), score=RIGHT), lost])
-    assert (series["given_up"], series["stop/engine_failed"], series["truncated"]) == (0.5, 0.5, 0.0)
+    assert (series["discarded"], series["stop/engine_failed"], series["truncated"]) == (0.5, 0.5, 0.0)
     assert (series["exact_match"], series["response_length"], series["turns"]) == (1.0, 5.0, 1.0)
     assert series["searches_failed"] == 1.0
 
@@ -126,7 +125,7 @@ def test_groups_without_variance_are_split_into_right_and_wrong() -> None:
         [sample(group_index=0, reward=1.0, score=RIGHT) for _ in range(2)],
         [sample(group_index=1, reward=0.0, score=WRONG) for _ in range(2)],
         [sample(group_index=2, reward=1.0, score=RIGHT), sample(group_index=2, reward=0.0, score=WRONG)],
-        [sample(group_index=3, reward=1.0, score=RIGHT), given_up(group_index=3, reward=0.0)],  # one is left
+        [sample(group_index=3, reward=1.0, score=RIGHT), discarded(group_index=3, reward=0.0)],  # one is left
         [sample(group_index=4, reward=1.0, score=RIGHT)],  # nothing to compare with
         [sample(group_index=None, reward=1.0, score=RIGHT)],
     ]
@@ -166,7 +165,7 @@ ODD = st.recursive(
     max_leaves=5,
 )
 FIELDS = ("tokens", "response_length", "loss_mask", "rollout_log_probs", "reward", "metadata", "group_index", "status")
-INFO = ("stop_reason", "segments", "search_counts", "searches", "score")
+INFO = ("version", "stop_reason", "spans", "turns", "search_counts", "search_seconds", "score")
 
 
 @settings(max_examples=300, deadline=None)

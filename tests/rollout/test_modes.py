@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
-from rollout_helpers import PARAMS, info, make_sample, plugin, roll_out, timeless
+from rollout_helpers import PARAMS, make_sample, plugin, recorded, roll_out, timeless
 from test_exact_tokens import strange_split
 
 import generate_with_search
@@ -70,7 +70,7 @@ async def roll(monkeypatch: pytest.MonkeyPatch, api: str, tracking: str, turns: 
 def fields(sample: Any) -> dict:
     """All that a Sample holds but the name and the clock of its rollout."""
     values = asdict(sample)
-    values["metadata"]["search_r1"] = timeless(values["metadata"]["search_r1"])
+    values["metadata"]["search_r1"] = timeless(recorded(sample))
     values.pop("non_generation_time", None)
     return values
 
@@ -82,7 +82,7 @@ async def test_every_mode_gives_the_sample_that_manual_tracking_gives(monkeypatc
         manual = await roll(monkeypatch, api, "manual", script(api, seed), **loss_mask)
         routed = await roll(monkeypatch, api, tracking, script(api, seed), **loss_mask)
         assert fields(routed) == fields(manual)
-        assert not info(routed)["gave_up"]
+        assert not recorded(routed).discarded
 
 
 @pytest.mark.parametrize(("api", "tracking"), ROUTER_MODES)
@@ -118,8 +118,8 @@ async def test_a_record_that_differs_from_the_replies_gives_the_sample_up(monkey
 
     monkeypatch.setattr(EngineClient, "post", lying)
     sample = await roll(monkeypatch, api, tracking, script(api, 2))
-    assert info(sample)["stop_reason"] == "router_mismatch"
-    assert info(sample)["gave_up"] and sample.loss_mask == [0]
+    assert recorded(sample).stop.value == "router_mismatch"
+    assert recorded(sample).discarded and sample.loss_mask == [0]
     assert "record" in caplog.text
 
 
@@ -150,7 +150,7 @@ async def test_a_router_that_reads_other_ids_than_it_says_is_noticed_at_once(mon
         async with TestServer(app) as server:
             args.sglang_router_port = server.port
             sample = await roll_out(args, make_sample())
-    assert info(sample)["stop_reason"] == "router_mismatch"
+    assert recorded(sample).stop.value == "router_mismatch"
 
 
 async def test_siblings_that_say_the_same_in_other_ids_keep_their_own(monkeypatch):
@@ -172,4 +172,4 @@ async def test_siblings_that_say_the_same_in_other_ids_keep_their_own(monkeypatc
         samples = [await roll_out(args, make_sample()) for _ in range(8)]
     assert len({tuple(sample.tokens) for sample in samples}) == 8
     assert len({sample.response for sample in samples}) == 1
-    assert not any(info(sample)["gave_up"] for sample in samples)
+    assert not any(recorded(sample).discarded for sample in samples)

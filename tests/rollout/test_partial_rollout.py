@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeEngine, FakeGenerateState, FakeRetriever, Turn
-from rollout_helpers import PARAMS, info, make_sample, plugin, roll_out, timeless
+from rollout_helpers import PARAMS, make_sample, plugin, recorded, roll_out, texts, timeless
 from slime.utils.types import Sample
 from test_exact_tokens import strange_split
 from test_modes import ANSWERS, SEARCHES, TOKENIZER, router
@@ -155,13 +155,13 @@ async def with_aborts(
 
 def check_parts(sample: Sample) -> None:
     """An aborted Sample's segments cover its response."""
-    assert sum(segment["tokens"] for segment in info(sample)["segments"]) == sample.response_length
+    assert sum(segment.tokens for segment in recorded(sample).spans) == sample.response_length
 
 
 def outcome(sample: Sample) -> dict:
     """All of a Sample that aborts must not change."""
-    recorded = info(sample)
-    assert "resume" not in recorded
+    record = timeless(recorded(sample))
+    assert record.resume is None
     return {
         "tokens": sample.tokens,
         "mask": sample.loss_mask,
@@ -170,7 +170,7 @@ def outcome(sample: Sample) -> dict:
         "length": sample.response_length,
         "status": sample.status,
         "reward": sample.reward,
-        **{key: timeless(recorded).get(key) for key in SAME},
+        "record": record,
     }
 
 
@@ -235,14 +235,14 @@ async def test_the_beginning_of_a_stop_string_is_sampled_again(monkeypatch, left
     sent = engine.requests[1]["input_ids"]
     assert TOKENIZER.decode(sent).endswith("<search>Kenya")
     assert engine.requests[1]["sampling_params"]["max_new_tokens"] < PARAMS["max_new_tokens"]
-    assert info(sample)["segments"][0]["text"] == "<search>Kenya</search>" and info(sample)["turns"] == 2
+    assert texts(sample, TOKENIZER)[0] == "<search>Kenya</search>" and recorded(sample).model_turns == 2
 
 
 @pytest.mark.parametrize(("left", "turns"), [(SEARCH, 2), (ANSWER, 1)])
 async def test_a_turn_that_was_complete_when_the_abort_came_is_not_continued(monkeypatch, left, turns):
     async with aborted_in_call(monkeypatch, 1, Turn(left, finish="abort"), Turn(ANSWER)) as (args, engine, sample):
         sample = await roll_out(args, sample)
-    assert sample.status is Sample.Status.COMPLETED and info(sample)["turns"] == turns == len(engine.requests)
+    assert sample.status is Sample.Status.COMPLETED and recorded(sample).model_turns == turns == len(engine.requests)
 
 
 async def test_a_turn_that_had_all_its_tokens_is_cut_off_as_by_its_length(monkeypatch):
@@ -250,7 +250,7 @@ async def test_a_turn_that_had_all_its_tokens_is_cut_off_as_by_its_length(monkey
     long.ids = TOKENIZER.encode(long.text)[: PARAMS["max_new_tokens"]]
     async with aborted_in_call(monkeypatch, 1, long) as (args, engine, sample):
         sample = await roll_out(args, sample)
-    assert info(sample)["stop_reason"] == "call_limit" and len(engine.requests) == 1
+    assert recorded(sample).stop.value == "call_limit" and len(engine.requests) == 1
 
 
 async def test_a_search_that_was_under_way_is_made_again_without_a_call_of_the_engine(monkeypatch):
@@ -266,7 +266,7 @@ async def test_a_search_that_was_under_way_is_made_again_without_a_call_of_the_e
         state.aborted = False
         sample = await roll_out(args, sample)
     assert retriever.queries == ["Kenya", "Kenya"] and len(engine.requests) == 2
-    assert sample.reward == 1.0 and [search["query"] for search in info(sample)["searches"]] == ["Kenya"]
+    assert sample.reward == 1.0 and [search.query for search in recorded(sample).searches] == ["Kenya"]
 
 
 async def test_old_tokens_are_not_trained_where_slime_says_so(monkeypatch):
@@ -279,8 +279,8 @@ async def test_old_tokens_are_not_trained_where_slime_says_so(monkeypatch):
     assert len(sample.rollout_log_probs) == sample.response_length and sample.reward == 1.0
 
 
-@pytest.mark.parametrize("fault", ["tokens", "prompt", "log_probs", "segments"])
-async def test_a_sample_that_does_not_fit_its_own_record_starts_anew(monkeypatch, caplog, fault):
+@pytest.mark.parametrize("fault", ["tokens", "prompt", "log_probs", "spans"])
+async def test_a_sample_that_does_not_fit_its_own_record_starts_again(monkeypatch, caplog, fault):
     turns = Turn(SEARCH), Turn(ANSWER[:20], finish="abort"), Turn(ANSWER)
     async with aborted_in_call(monkeypatch, 2, *turns) as (args, engine, sample):
         match fault:
@@ -290,10 +290,10 @@ async def test_a_sample_that_does_not_fit_its_own_record_starts_anew(monkeypatch
                 sample.prompt += "Tell me.\n"
             case "log_probs":
                 sample.rollout_log_probs = None
-            case "segments":
-                info(sample)["segments"].pop()
+            case "spans":
+                sample.metadata["search_r1"]["spans"].pop()
         sample = await roll_out(args, sample)
-    assert sample.response == ANSWER and "starts anew" in caplog.text
+    assert sample.response == ANSWER and "starts again" in caplog.text
     assert TOKENIZER.decode(engine.requests[2]["input_ids"]) == sample.prompt
 
 
@@ -303,7 +303,7 @@ async def test_a_resumed_sample_reports_each_calls_weights_and_all_time_outside_
         waited = sample.non_generation_time
         sample = await roll_out(args, sample)
     assert sample.weight_versions == ["7"] * 3 and sample.non_generation_time == waited > 0
-    assert "resume" not in info(sample)
+    assert recorded(sample).resume is None
 
 
 # --- fully-async rollout ----------------------------------------------------------------------------------------------

@@ -6,51 +6,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qa_em_format import (
-    Segment,
-    exact_match,
-    extract_answer,
-    gold_answers,
-    is_valid_format,
-    normalize_answer,
-    score_trajectory,
-    split_response,
-)
-
-
-def model(text):
-    return Segment("model", text)
-
-
-def search(query="capital of France"):
-    return model(f"<think>I should look this up.</think>\n<search>{query}</search>")
-
-
-def observe(text="Doc 1(Title: France) Its capital is Paris."):
-    return Segment("environment", f"\n\n<information>{text}</information>\n\n", "observation")
-
-
-def answer(text="Paris"):
-    return model(f"<think>I know it now.</think>\n<answer>{text}</answer>")
-
-
-CORRECTION = Segment("environment", "\nThat was no valid action. Search or answer.\n", "correction")
-
+from qa_em_format import exact_match, gold_answers, normalize_answer, score_trajectory
 
 # --- the table ----------------------------------------------------------------------------------------------------
 
 SCORES = {"format_score": 0.25, "final_format_score": 0.125, "retrieval_score": 0.5}  # exact in binary
+FOUND = {"searched": True, "passages": ["Its capital is Paris."]}
+MISSED = {"searched": True, "passages": ["It borders Spain."]}
 
-RIGHT_VALID = [search(), observe(), answer("Paris")]
-RIGHT_INVALID = [model("<answer>Paris</answer>")]  # no thinking
-WRONG_VALID_RETRIEVED = [search(), observe("Its capital is Paris."), answer("Lyon")]
-WRONG_VALID_MISSED = [search(), observe("It borders Spain."), answer("Lyon")]
-WRONG_INVALID = [search(), observe("Its capital is Paris."), model("<answer>Lyon</answer>")]
-NO_ANSWER = [search(), observe("Its capital is Paris.")]
+RIGHT_VALID = ("Paris", {"valid_format": True, **FOUND})
+RIGHT_INVALID = ("Paris", {"valid_format": False})
+WRONG_VALID_RETRIEVED = ("Lyon", {"valid_format": True, **FOUND})
+WRONG_VALID_MISSED = ("Lyon", {"valid_format": True, **MISSED})
+WRONG_INVALID = ("Lyon", {"valid_format": False, **FOUND})
+NO_ANSWER = (None, {"valid_format": False, **FOUND})
+
+
+def score(outcome, **scores):
+    answer, facts = outcome
+    return score_trajectory(answer, ["Paris"], **facts, **scores)
 
 
 @pytest.mark.parametrize(
-    ("segments", "reward"),
+    ("outcome", "reward"),
     [
         (RIGHT_VALID, 1.0),
         (RIGHT_INVALID, 0.75),  # 1.0 - format_score
@@ -58,30 +36,28 @@ NO_ANSWER = [search(), observe("Its capital is Paris.")]
         (WRONG_VALID_MISSED, 0.25),  # format_score
         (WRONG_INVALID, 0.125),  # final_format_score; a retrieved document does not help
         (NO_ANSWER, 0.0),
-        ([], 0.0),
-        (None, 0.0),
     ],
 )
-def test_each_row_of_the_score_table_gives_its_reward(segments, reward):
-    assert score_trajectory(segments, ["Paris"], **SCORES).reward == reward
+def test_each_row_of_the_score_table_gives_its_reward(outcome, reward):
+    assert score(outcome, **SCORES).reward == reward
 
 
 @pytest.mark.parametrize(
-    ("segments", "reward"),
+    ("outcome", "reward"),
     [(RIGHT_VALID, 1.0), (RIGHT_INVALID, 1.0), (WRONG_VALID_RETRIEVED, 0.0), (WRONG_INVALID, 0.0), (NO_ANSWER, 0.0)],
 )
-def test_all_scores_at_zero_are_pure_exact_match(segments, reward):
-    assert score_trajectory(segments, ["Paris"], format_score=0.0).reward == reward
+def test_all_scores_at_zero_are_pure_exact_match(outcome, reward):
+    assert score(outcome, format_score=0.0).reward == reward
 
 
 def test_the_default_scores_reward_format_by_a_fifth_and_nothing_else():
-    assert score_trajectory(RIGHT_INVALID, ["Paris"]).reward == 0.8  # 1.0 - 0.2
-    assert score_trajectory(WRONG_VALID_RETRIEVED, ["Paris"]).reward == 0.2
-    assert score_trajectory(WRONG_INVALID, ["Paris"]).reward == 0.0
+    assert score(RIGHT_INVALID).reward == 0.8  # 1.0 - 0.2
+    assert score(WRONG_VALID_RETRIEVED).reward == 0.2
+    assert score(WRONG_INVALID).reward == 0.0
 
 
 def test_a_score_explains_its_reward():
-    assert score_trajectory(WRONG_VALID_RETRIEVED, ["Paris"])._asdict() == {
+    assert score(WRONG_VALID_RETRIEVED)._asdict() == {
         "reward": 0.2,
         "exact_match": False,
         "valid_format": True,
@@ -92,98 +68,16 @@ def test_a_score_explains_its_reward():
 
 
 def test_an_empty_answer_is_given_but_never_right():
-    score = score_trajectory([model("<answer> </answer>")], ["Paris", "", "The"], **SCORES)
-    assert (score.answer, score.exact_match, score.reward) == ("", False, 0.125)
+    scored = score_trajectory("", ["Paris", "", "The"], valid_format=False, **SCORES)
+    assert (scored.answer, scored.exact_match, scored.reward) == ("", False, 0.125)
 
 
-# --- attempts to be paid for nothing ------------------------------------------------------------------------------
-
-
-def test_answers_sprayed_over_several_tags_are_none():
-    spray = "<think>x</think><answer>Paris</answer><answer>Lyon</answer><answer>Nice</answer>"
-    for gold in ("Paris", "Lyon", "Nice"):
-        assert score_trajectory([model(spray)], [gold]).reward == 0.0
-
-
-def test_answers_sprayed_within_one_tag_are_wrong():
-    assert not score_trajectory([answer("Paris, Lyon, Nice")], ["Paris"]).exact_match
-
-
-def test_answers_sprayed_over_turns_break_the_format():
-    assert not is_valid_format([answer("Lyon"), answer("Paris")])
-    assert not is_valid_format([answer("Lyon"), observe(), answer("Paris")])
+def test_answers_sprayed_within_one_answer_are_wrong():
+    assert not score_trajectory("Paris, Lyon, Nice", ["Paris"], valid_format=True).exact_match
 
 
 def test_a_document_copied_into_the_answer_is_wrong():
-    document = "Its capital is Paris."
-    assert not score_trajectory([search(), observe(document), answer(document)], ["Paris"]).exact_match
-
-
-def test_an_answer_in_a_retrieved_document_is_not_the_models():
-    segments = [search(), observe("<answer>Paris</answer>")]
-    assert score_trajectory(segments, ["Paris"]).answer is None
-    assert extract_answer([*segments, answer("Lyon")]) == "Lyon"
-
-
-def test_an_answer_in_a_correction_is_not_the_models():
-    assert extract_answer([Segment("environment", "Write <answer>Paris</answer>.", "correction")]) is None
-
-
-def test_text_of_unknown_origin_is_not_the_models():
-    assert extract_answer([{"text": "<answer>Paris</answer>"}]) is None
-
-
-def test_information_written_by_the_model_breaks_the_format_and_counts_as_no_retrieval():
-    made_up = model("<think>x</think><search>q</search><information>Paris</information><answer>Lyon</answer>")
-    score = score_trajectory([made_up], ["Paris"])
-    assert not score.valid_format
-    assert not score.retrieved_gold
-
-
-# --- the answer ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("<answer> Paris\n</answer>", "Paris"),
-        ("<answer>Lyon</answer> no: <answer>Paris</answer>", None),
-        ("<answer><answer>Paris</answer></answer>", None),
-        ("<answer>Lyon<answer>Paris</answer></answer>", None),
-        ("<answer>Paris</answer></answer>", "Paris"),
-        ("<answer>Paris", None),
-        ("Paris</answer>", None),
-        ("The answer is Paris.", None),
-        ("<ANSWER>Paris</ANSWER>", None),
-        ("<answer></answer>", ""),
-        ("", None),
-        (None, None),
-        ("<think><answer>Lyon</answer></think><answer>Paris</answer>", "Paris"),
-        ("<answer>Paris</answer><think><answer>Lyon</answer></think>", "Paris"),
-        ("<answer>Paris</answer><think><answer>Lyon</answer>", "Paris"),  # unclosed thinking hides the rest
-        ("<think><think>x</think><answer>Paris</answer>", "Paris"),  # thinking does not nest
-        ("<answer>Pa<think>x</think>ris</answer>", None),  # thinking cuts an open answer off
-        ("</think><answer>Paris</answer>", "Paris"),
-    ],
-)
-def test_the_answer_is_the_one_closed_one_outside_thinking(text, answer):
-    assert extract_answer([model(text)]) == answer
-
-
-def test_unclosed_thinking_ends_with_its_segment():
-    assert extract_answer([model("<think>never closed"), CORRECTION, model("<answer>Paris</answer>")]) == "Paris"
-
-
-def test_an_answer_does_not_span_segments():
-    assert extract_answer([model("<answer>Par"), observe(), model("is</answer>")]) is None
-
-
-def test_a_think_tag_in_the_prompt_hides_answers_of_the_first_turn_only():
-    hidden = model("Maybe <answer>Lyon</answer>")
-    assert extract_answer([hidden], think_opened=True) is None
-    assert extract_answer([observe(), hidden], think_opened=True) is None
-    assert extract_answer([hidden, CORRECTION, model("<answer>Paris</answer>")], think_opened=True) == "Paris"
-    assert score_trajectory([hidden], ["Lyon"], think_opened=True).reward == 0.0
+    assert not score_trajectory("Its capital is Paris.", ["Paris"], valid_format=True, **FOUND).exact_match
 
 
 # --- exact match --------------------------------------------------------------------------------------------------
@@ -239,7 +133,7 @@ def test_a_blank_gold_answer_accepts_nothing():
     ("document", "gold", "retrieved"),
     [
         ("Its capital is Paris.", "paris", True),
-        ("Paris", "Paris", True),  # at both ends, against the tags
+        ("Paris", "Paris", True),
         ("It lies in the New York area", "New York", True),
         ("Comparison", "Paris", False),
         ("A party", "art", False),
@@ -249,148 +143,11 @@ def test_a_blank_gold_answer_accepts_nothing():
     ],
 )
 def test_a_gold_answer_is_retrieved_when_it_stands_as_whole_words(document, gold, retrieved):
-    assert score_trajectory([search(), observe(document)], [gold]).retrieved_gold is retrieved
+    assert score_trajectory("x", [gold], valid_format=True, passages=[document]).retrieved_gold is retrieved
 
 
-def test_only_observations_count_as_retrieval():
-    correction = Segment("environment", "Paris", "correction")
-    assert not score_trajectory([search("Paris"), correction, answer("Paris")], ["Paris"]).retrieved_gold
-
-
-# --- the format ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "segments",
-    [
-        [answer()],
-        [search(), observe(), answer()],
-        [search(), observe(), search(), observe(""), answer()],
-        [model(" \n<think></think> <answer></answer>\n\n")],
-        [model("<think>a < b, <b>bold</b>, <Answer></think><answer><i>x</i></answer>")],  # no protocol tags
-        [search(), observe("<answer>x</answer></information><think>"), answer()],  # a document may hold anything
-    ],
-)
-def test_turns_and_observations_by_turns_up_to_an_answer_are_valid(segments):
-    # None of these holds a chat-template marker such as <|im_start|>: the response never contains the prompt.
-    assert is_valid_format(segments)
-
-
-@pytest.mark.parametrize(
-    "segments",
-    [
-        None,
-        [],
-        [model("")],
-        [model(None)],
-        [search()],
-        [search(), observe()],
-        [search(), answer()],
-        [search(), observe(), observe(), answer()],
-        [search(), observe(), model("\n"), answer()],
-        [observe(), answer()],
-        [Segment("environment", answer().text, "observation")],
-        [answer(), observe()],
-        [answer(), model("\n")],
-        [search(), CORRECTION, answer()],
-        [model("I am not sure."), CORRECTION, answer()],
-        [search(" \n"), observe(), answer()],
-    ],
-)
-def test_segments_out_of_order_are_invalid(segments):
-    assert not is_valid_format(segments)
-
-
-@pytest.mark.parametrize(
-    "turn",
-    [
-        "Paris",
-        "<answer>x</answer>",
-        "<think>x</think>",
-        "<think>x<answer>x</answer>",
-        "x</think><answer>x</answer>",
-        "<think>x</think><think>y</think><answer>x</answer>",
-        "<think><think>x</think></think><answer>x</answer>",
-        "<think><search>q</search></think><answer>x</answer>",
-        "<think>x</think><search>q</search><answer>x</answer>",
-        "<think>x</think><answer>x</answer><search>q</search>",
-        "<think>x</think><answer><answer>x</answer></answer>",
-        "<think>x</think><answer>x</search>",
-        "<think>x</think><answer>x</answer></answer>",
-        "<think>x</think><information>i</information><answer>x</answer>",
-        "<think>x</think><answer>x</information></answer>",
-        "<answer>x</answer><think>x</think>",
-        "first <think>x</think><answer>x</answer>",
-        "<think>x</think> so <answer>x</answer>",
-        "<think>x</think><answer>x</answer> done",
-        "<think>x</think><answer>x</answer><|im_end|>",  # not named as an end of turn
-    ],
-)
-def test_a_malformed_turn_is_invalid(turn):
-    assert not is_valid_format([model(turn)])
-
-
-def test_a_named_end_of_turn_may_close_each_turn_once():
-    ends = ("<|im_end|>", "<|endoftext|>")
-    turns = [model(search().text + "<|endoftext|>"), observe(), model(answer().text + "\n<|im_end|>\n")]
-    assert is_valid_format(turns, end_of_turn=ends)
-    assert score_trajectory(turns, ["Paris"], end_of_turn=ends).reward == 1.0
-    assert not is_valid_format([model(answer().text + "<|im_end|><|im_end|>")], end_of_turn=ends)
-    assert not is_valid_format([model("<|im_end|>" + answer().text)], end_of_turn=ends)
-
-
-def test_a_think_tag_in_the_prompt_is_missing_from_the_first_turn_only():
-    first = model("I should look this up.</think><search>q</search>")
-    assert is_valid_format([first, observe(), answer()], think_opened=True)
-    assert not is_valid_format([first, observe(), answer()])
-    assert not is_valid_format([first, observe(), first, observe(), answer()], think_opened=True)
-    assert not is_valid_format([search(), observe(), answer()], think_opened=True)  # <think> twice
-    assert score_trajectory([first, observe(), answer()], ["Paris"], think_opened=True).reward == 1.0
-
-
-# --- segments -----------------------------------------------------------------------------------------------------
-
-
-def test_segments_as_dicts_or_through_json_score_as_before():
-    expected = score_trajectory(RIGHT_VALID, ["Paris"])
-    dicts = [segment._asdict() for segment in RIGHT_VALID]
-    assert score_trajectory(dicts, ["Paris"]) == expected
-    assert score_trajectory(json.loads(json.dumps(dicts)), ["Paris"]) == expected
-    assert score_trajectory(json.loads(json.dumps(RIGHT_VALID)), ["Paris"]) == expected  # lists
-
-
-def test_segments_may_carry_further_fields():
-    expected = score_trajectory(RIGHT_VALID, ["Paris"])
-    assert score_trajectory([(*segment, 12) for segment in RIGHT_VALID], ["Paris"]) == expected
-    assert score_trajectory([segment._asdict() | {"tokens": 12} for segment in RIGHT_VALID], ["Paris"]) == expected
-
-
-def test_segments_with_missing_parts_do_not_raise():
-    segments = [{}, {"source": "model"}, {"source": None, "text": None, "kind": None}, model(None)]
-    assert score_trajectory(segments, ["Paris"], think_opened=True).reward == 0.0
-
-
-def test_a_bare_response_splits_into_turns_and_observations():
-    response = "<think>a</think><search>q</search>\n\n\n<information>d</information>\n\n\n<answer>x</answer>"
-    assert split_response(response) == [
-        Segment("model", "<think>a</think><search>q</search>\n"),  # two newlines are the environment's, not three
-        Segment("environment", "\n\n<information>d</information>\n\n", "observation"),
-        Segment("model", "\n<answer>x</answer>"),
-    ]
-
-
-def test_blocks_without_the_environments_newlines_split_too():
-    response = "<information>a</information><information>b</information>"
-    assert [segment.source for segment in split_response(response)] == ["environment", "environment"]
-
-
-def test_an_unclosed_information_block_stays_the_models():
-    assert split_response("x<information>y") == [Segment("model", "x<information>y")]
-    assert split_response("x</information>y") == [Segment("model", "x</information>y")]
-
-
-def test_no_response_has_no_segments():
-    assert split_response(None) == split_response("") == []
+def test_a_gold_answer_is_not_retrieved_across_two_passages():
+    assert not score_trajectory("x", ["New York"], valid_format=True, passages=["New", "York"]).retrieved_gold
 
 
 # --- labels -------------------------------------------------------------------------------------------------------
@@ -481,80 +238,53 @@ def test_a_label_too_odd_to_parse_does_not_raise(text):
 
 # --- any text at all ----------------------------------------------------------------------------------------------
 
-TAGS = [f"<{slash}{tag}>" for tag in ("think", "search", "information", "answer") for slash in ("", "/")]
 
-
-@pytest.mark.parametrize(
-    "soup",
-    [*TAGS, " ", "\n", "<", "a ", "<information>\n\n", "<information></information>", "<think></think>", "".join(TAGS)],
-)
+@pytest.mark.parametrize("soup", [" ", "\n", "a ", "the ", "!", "Paris ", "<answer>"])
 def test_a_megabyte_of_soup_is_scored_within_a_second(soup):
     text = soup * (1_000_000 // len(soup))
     start = time.process_time()
-    score_trajectory([model(text)], ["Paris"])
-    score_trajectory(split_response(text), ["Paris"])
-    assert time.process_time() - start < 1.0
+    for metric in ("em", "f1", "sub_em"):
+        score_trajectory(text, ["Paris"], valid_format=True, passages=[text], answer_metric=metric)
+    assert time.process_time() - start < 3.0
 
 
-pieces = st.sampled_from([*TAGS, "Paris", "Lyon", " ", "\n\n", "<|im_end|>"]) | st.text(max_size=3)
-soups = st.lists(pieces).map("".join)
-trajectories = st.none() | st.lists(
-    st.builds(Segment, st.sampled_from(["model", "environment"]), soups, st.sampled_from(["turn", "observation", "x"]))
-    | st.sampled_from([search(), observe(), answer(), CORRECTION, model(None)])
-    | st.fixed_dictionaries({}, optional={"source": st.none() | soups, "text": st.none() | soups, "kind": st.none()}),
-    max_size=6,
-)
+texts = st.lists(st.text(), max_size=3)
 eighths = st.integers(0, 4).map(lambda n: n / 8)  # so that two of them add up to at most 1
 few = settings(max_examples=60, deadline=None)
 
 
 @few
-@given(trajectories, st.lists(soups, max_size=3), eighths, eighths, eighths, st.booleans())
-def test_any_trajectory_is_scored_between_zero_and_one(segments, golds, form, final, retrieval, think_opened):
-    score = score_trajectory(
-        segments,
+@given(
+    st.none() | st.text(), st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3), eighths, eighths, eighths
+)
+def test_any_trajectory_is_scored_between_zero_and_one(answer, golds, passages, form, final, retrieval):
+    scored = score_trajectory(
+        answer,
         golds,
+        valid_format=answer is not None,
+        passages=passages,
         format_score=form,
         final_format_score=final,
         retrieval_score=retrieval,
-        think_opened=think_opened,
-        end_of_turn=["<|im_end|>"],
     )
-    assert 0.0 <= score.reward <= 1.0
-    assert score.answer is not None or (score.reward, score.valid_format) == (0.0, False)
+    assert 0.0 <= scored.reward <= 1.0
+    assert scored.answer is not None or (scored.reward, scored.valid_format) == (0.0, False)
 
 
 @few
-@given(soups)
-def test_any_string_is_a_label_and_a_response(text):
+@given(st.text())
+def test_any_string_is_a_label(text):
     assert all(isinstance(gold, str) for gold in gold_answers(text))
-    assert "".join(segment.text for segment in split_response(text)) == text
-    score_trajectory(split_response(text), [text])
 
 
-def without_tags(text):  # hypothesis finds the tags in the module's source and tries them
-    return not any(tag in text for tag in TAGS)
-
-
-plain_texts = st.text().filter(without_tags)
-gold_texts = (plain_texts | st.sampled_from(["A", "!!!", "the", "Ⅷ", "Straße", "\u200b"])).filter(str.strip)
+gold_texts = (st.text() | st.sampled_from(["A", "!!!", "the", "Ⅷ", "Straße", "\u200b"])).filter(str.strip)
 
 
 @few
 @given(st.lists(gold_texts, min_size=1, max_size=3), st.data())
-def test_any_gold_answer_in_the_canonical_format_earns_one(golds, data):
+def test_any_gold_answer_in_the_right_format_earns_one(golds, data):
     gold = data.draw(st.sampled_from(golds))
-    segments = [search(), observe(), answer(gold)]
-    assert score_trajectory(segments, golds).reward == 1.0
-    response = "".join(segment.text for segment in segments)
-    assert score_trajectory(split_response(response), golds).reward == 1.0
-
-
-@few
-@given(st.lists(st.tuples(plain_texts.filter(bool), plain_texts), max_size=4), plain_texts.filter(bool))
-def test_splitting_the_joined_segments_gives_them_back(rounds, last):
-    segments = [segment for turn, document in rounds for segment in (model(turn), observe(document))] + [model(last)]
-    assert split_response("".join(segment.text for segment in segments)) == segments
+    assert score_trajectory(gold, golds, valid_format=True).reward == 1.0
 
 
 @few

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from row_fixtures import ROWS
 
 import generate_with_search
-from qa_em_format import Segment, answer_credit, exact_match, f1, normalize_answer, score_trajectory, sub_em
+from qa_em_format import answer_credit, exact_match, f1, normalize_answer, score_trajectory, sub_em
 from search_rollout.config import REWARD_PRESETS, ConfigError, load_config
+from search_rollout.samples.bare_text import tool_record, xml_record
+from search_rollout.samples.record import Span, Turn
 
-STYLES = {"xml": "<search>q</search>", "tools": '<tool_call>{"name": "search", "arguments": {}}</tool_call>'}
+STYLES = {"xml": xml_record, "tools": tool_record}
 DOCUMENT = "Doc 1(Title: Candidates) Zanzibar, {gold}, Quito and Lhasa are among those that come to mind."
 cases = pytest.mark.parametrize(
     ("preset", "style"),
@@ -22,10 +24,20 @@ GOLDS = [row.golds for row in ROWS]
 
 def reward(turn, golds, preset, style="xml", searched=True, document=DOCUMENT):
     """What a trajectory earns that searches once and ends in this turn; without searching, the turn alone."""
-    query = Segment("model", f"<think>I look it up.</think>{STYLES[style]}")
-    observation = Segment("environment", document.format(gold=golds[0]), "observation")
-    segments = [*([query, observation] if searched else []), Segment("model", turn)]
-    return score_trajectory(segments, golds, style=style, **REWARD_PRESETS[preset]._asdict()).reward
+    record = STYLES[style](turn)
+    passages = []
+    if searched:
+        record.spans = [Span("turn", 0), Span("observation", 0), *record.spans]
+        record.turns = [Turn("search", queries=["q"]), *record.turns]
+        passages = [document.format(gold=golds[0])]
+    return score_trajectory(
+        record.answer,
+        golds,
+        valid_format=record.valid_format,
+        searched=record.searched,
+        passages=passages,
+        **REWARD_PRESETS[preset]._asdict(),
+    ).reward
 
 
 def answering(text):

@@ -11,9 +11,13 @@ from slime.utils.types import Sample
 import generate_with_search
 
 
-def batch(rewards: list[float], given_up: set[int] = frozenset()) -> list[Sample]:
+def batch(rewards: list[float], discarded: set[int] = frozenset()) -> list[Sample]:
     return [
-        make_sample(index=place, reward=reward, metadata={"search_r1": {"gave_up": place in given_up}})
+        make_sample(
+            index=place,
+            reward=reward,
+            metadata={"search_r1": {"stop_reason": "engine_failed" if place in discarded else "answered"}},
+        )
         for place, reward in enumerate(rewards)
     ]
 
@@ -50,7 +54,7 @@ def by_slime(args, rewards: list[float]) -> list[float]:
 @pytest.mark.parametrize("estimator", ["grpo", "gspo", "cispo", "reinforce_plus_plus_baseline", "ppo"])
 @pytest.mark.parametrize("switches", [{}, {"grpo_std_normalization": False}, {"rewards_normalization": False}])
 @pytest.mark.parametrize("count", [12, 7])
-def test_without_given_up_samples_it_is_slimes_own(estimator, switches, count):
+def test_without_discarded_samples_it_is_slimes_own(estimator, switches, count):
     args = slime_args(advantage_estimator=estimator, **switches)
     choose = random.Random(count)
     rewards = [choose.choice([0.0, 0.2, 0.8, 1.0]) for _ in range(count)]
@@ -59,7 +63,7 @@ def test_without_given_up_samples_it_is_slimes_own(estimator, switches, count):
     assert normalised == pytest.approx(by_slime(args, rewards), abs=1e-5)
 
 
-def test_a_given_up_sample_changes_nothing_for_the_others():
+def test_a_discarded_sample_changes_nothing_for_the_others():
     rewards = [*(1.0, 0.0, 0.0, 0.2), *(1.0, 0.0, 0.0, 1.0), *(0.2, 0.2, 0.2, 0.2)]
     raw, normalised = generate_with_search.reward_post_process(slime_args(), batch(rewards, {1, 4}))
     assert raw == rewards
@@ -69,10 +73,10 @@ def test_a_given_up_sample_changes_nothing_for_the_others():
     assert normalised[8:] == pytest.approx([0.0] * 4)
 
 
-@pytest.mark.parametrize("given_up", [{0, 1, 2}, {0, 1, 2, 3}])
-def test_a_group_with_less_than_two_left_teaches_nothing(given_up):
+@pytest.mark.parametrize("discarded", [{0, 1, 2}, {0, 1, 2, 3}])
+def test_a_group_with_less_than_two_left_teaches_nothing(discarded):
     args = slime_args(rollout_batch_size=1)
-    assert generate_with_search.reward_post_process(args, batch([1.0] * 4, given_up))[1] == [0.0] * 4
+    assert generate_with_search.reward_post_process(args, batch([1.0] * 4, discarded))[1] == [0.0] * 4
 
 
 def test_a_sample_without_our_record_counts():

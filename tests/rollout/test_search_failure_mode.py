@@ -7,7 +7,7 @@ import logging
 import pytest
 from aiohttp import web
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
-from rollout_helpers import ANSWER, SEARCH, info, make_sample, plugin, roll_out
+from rollout_helpers import ANSWER, SEARCH, make_sample, plugin, recorded, roll_out
 from slime.utils.types import Sample
 
 import generate_with_search
@@ -29,8 +29,8 @@ async def test_observe_tells_the_model_one_neutral_sentence_and_the_record_what_
         sample = await roll_out(args, make_sample())
     assert f"<information>{UNAVAILABLE}</information>" in sample.response
     assert "trouble at the backend" not in sample.response
-    assert "trouble at the backend" in info(sample)["searches"][0]["error"]
-    assert sample.reward == 1.0 and info(sample)["search_counts"] == {
+    assert "trouble at the backend" in recorded(sample).searches[0].error
+    assert sample.reward == 1.0 and recorded(sample).search_counts == {
         "queries": 1,
         "backend": 0,
         "cache": 0,
@@ -45,8 +45,8 @@ async def test_give_up_drops_the_sample_at_its_first_failed_search(monkeypatch):
     settings = {"search_failure_mode": "give_up"}
     async with plugin(monkeypatch, TOKENIZER, engine, trouble, **settings) as (args, _):
         sample = await roll_out(args, make_sample())  # checks the form of a sample that is given up
-    assert info(sample)["gave_up"] and info(sample)["stop_reason"] == "search_failed"
-    assert info(sample)["search_counts"]["failed"] == 1 and info(sample)["search_counts"]["backend"] == 1
+    assert recorded(sample).discarded and recorded(sample).stop.value == "search_failed"
+    assert recorded(sample).search_counts["failed"] == 1 and recorded(sample).search_counts["backend"] == 1
     assert len(engine.requests) == 2
 
 
@@ -98,13 +98,13 @@ async def test_the_same_run_twice_with_the_cache_is_the_same_without_the_network
             samples = [make_sample(index=n, prompt=f"{n}: What is the capital of Kenya?\n") for n in range(30)]
             return await asyncio.gather(*(roll_out(args, sample) for sample in samples))
 
-    recorded = await run("readwrite", recording := Changing())
+    first_run = await run("readwrite", recording := Changing())
     replayed = await run("replay", untouched := FakeRetriever())
     assert recording.requests > 0 and untouched.requests == 0
-    assert any("It says" in sample.response for sample in recorded)
-    assert any(UNAVAILABLE in sample.response for sample in recorded)
-    for first, second in zip(recorded, replayed, strict=True):
-        assert info(first)["segments"] == info(second)["segments"]
+    assert any("It says" in sample.response for sample in first_run)
+    assert any(UNAVAILABLE in sample.response for sample in first_run)
+    for first, second in zip(first_run, replayed, strict=True):
+        assert recorded(first).spans == recorded(second).spans
         assert (first.tokens, first.loss_mask) == (second.tokens, second.loss_mask)
 
 

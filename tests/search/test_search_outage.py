@@ -9,7 +9,7 @@ import time
 import pytest
 from aiohttp import web
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
-from rollout_helpers import ANSWER, info, make_sample, plugin, roll_out
+from rollout_helpers import ANSWER, make_sample, plugin, recorded, roll_out
 from search_helpers import searcher
 from slime.utils.types import Sample
 
@@ -77,17 +77,19 @@ async def test_an_outage_costs_no_sample_and_little_time(monkeypatch, capsys, ki
         again = await roll_out(args, make_sample())
 
     samples = [sample for _, sample in rolled_out]
-    searches = [search for sample in samples for search in info(sample)["searches"]]
-    failed = [search for search in searches if search["error"]]
-    lost_s = [info(sample)["search_seconds"] for sample in samples if info(sample)["search_counts"]["failed"]] or [0.0]
+    searches = [search for sample in samples for search in recorded(sample).searches]
+    failed = [search for search in searches if search.error]
+    lost_s = [recorded(sample).search_seconds for sample in samples if recorded(sample).search_counts["failed"]] or [
+        0.0
+    ]
     with capsys.disabled():
         print(
             f"\n{kind} for {dead_s:g} s: {len(samples)} samples, {len(failed)} of {len(searches)} searches "
             f"({len(failed) / len(searches):.0%}) failed; seconds that an affected sample spent searching: "
             f"median {statistics.median(lost_s):.3f}, most {max(lost_s):.2f}"
         )
-    assert {info(sample)["stop_reason"] for sample in samples} == {"answered"}
-    assert all(len(info(sample)["searches"]) == 2 for sample in samples)
+    assert {recorded(sample).stop.value for sample in samples} == {"answered"}
+    assert all(len(recorded(sample).searches) == 2 for sample in samples)
     assert sum(sample.response.count(UNAVAILABLE) for sample in samples) == len(failed)
     usage = generate_with_search.search_usage()
     assert (usage["search/queries"], usage["search/failed"]) == (len(searches) + 2, len(failed))
@@ -97,10 +99,10 @@ async def test_an_outage_costs_no_sample_and_little_time(monkeypatch, capsys, ki
     else:
         assert failed and max(lost_s) < 2 * BUDGET_S + 3.0  # two searches, on a machine with other work
         assert statistics.median(lost_s) < 0.1  # only the first ones of an outage wait for its end
-    assert not info(again)["search_counts"]["failed"]  # it is in use again
+    assert not recorded(again).search_counts["failed"]  # it is in use again
     if after_s:
         late = [sample for began, sample in rolled_out if began > back + BACK_WITHIN_S]
-        assert late and not any(info(sample)["search_counts"]["failed"] for sample in late)
+        assert late and not any(recorded(sample).search_counts["failed"] for sample in late)
 
 
 # ---- Waiting for a restart ------------------------------------------------------------------------------------------

@@ -1,0 +1,83 @@
+"""A record made from a response that came as bare text: read by the same parsers as the turns of a rollout.
+
+For samples of other rollout functions. Bare text cannot tell an observation from one the model made up, and says
+nothing of the passages behind it: use the recorded rollout wherever there is one.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from search_rollout.protocols import tools, xml
+from search_rollout.protocols.base import Action
+from search_rollout.protocols.prompts import SEARCH_TOOL
+from search_rollout.protocols.tool_formats import FORMATS
+from search_rollout.samples.record import RolloutRecord, Span, Turn
+from search_rollout.trajectory import StopReason
+
+_OBSERVATION = re.compile(r"(?:\n\n)?<information>"), re.compile(r"</information>(?:\n\n)?")
+_TOOL_MESSAGES = (  # in ChatML; other templates leave the response one turn
+    re.compile(r"<\|im_end\|>\s{0,9}<\|im_start\|>(?:user|tool)\n"),
+    re.compile(r"<\|im_start\|>assistant\n"),
+)
+_END_MARK = re.compile(r"(?:<\|[^<>|]{1,40}\|>|</s>|<end_of_turn>)\Z")
+
+
+def xml_record(response: str | None, *, think_opened: bool = False) -> RolloutRecord:
+    """The record of a response in tags: closed <information> blocks are the environment's.
+
+    `think_opened`: the prompt ended in <think>.
+    """
+
+    def parse(turn: str, opened: bool) -> Action:
+        return xml.parse_turn(turn, think_opened=opened)
+
+    return _record(split(response or "", _OBSERVATION), parse, think_opened)
+
+
+def tool_record(
+    response: str | None, *, tool_format: str = "hermes", max_calls: int = 8, think_opened: bool = False
+) -> RolloutRecord:
+    """The record of a response with tool calls in a family's format, offered the search tool."""
+    form, read_calls = FORMATS[tool_format], tools.CallReader([SEARCH_TOOL], max_calls)
+
+    def parse(turn: str, opened: bool) -> Action:
+        return tools.parse_turn(turn, form, read_calls, think_opened=opened)
+
+    return _record(split(response or "", _TOOL_MESSAGES), parse, think_opened)
+
+
+def split(response: str, block: tuple[re.Pattern[str], re.Pattern[str]]) -> Iterator[tuple[bool, str]]:
+    """(by the model?, text) of each stretch of the response that is not empty; joined they give the response.
+
+    `block` is how the environment's stretches begin and end. One that is not closed is the model's. Linear in time.
+    """
+    begin, end = block
+    position = 0
+    while (first := begin.search(response, position)) and (last := end.search(response, first.end())):
+        if first.start() > position:
+            yield True, response[position : first.start()]
+        yield False, response[first.start() : last.end()]
+        position = last.end()
+    if position < len(response):
+        yield True, response[position:]
+
+
+def _without_end_marks(turn: str) -> str:
+    while mark := _END_MARK.search(turn := turn.rstrip(), max(len(turn) - 50, 0)):
+        turn = turn[: mark.start()]
+    return turn
+
+
+def _record(
+    stretches: Iterable[tuple[bool, str]], parse: Callable[[str, bool], Action], think_opened: bool
+) -> RolloutRecord:
+    spans, turns, opened = [], [], think_opened
+    for by_model, text in stretches:
+        spans.append(Span("turn" if by_model else "observation", 0))  # a text has no tokens
+        if by_model:
+            turns.append(Turn.of(parse(_without_end_marks(text), opened)))
+            opened = False
+        else:
+            opened = text.rstrip().endswith("<think>")
+    answered = bool(turns) and turns[-1].action == "answer"
+    return RolloutRecord(StopReason.ANSWERED if answered else StopReason.TURNS_USED, "", spans, turns)

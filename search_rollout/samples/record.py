@@ -1,0 +1,265 @@
+"""The record of a rollout: what it did, turn by turn, as JSON values in `sample.metadata["search_r1"]`.
+
+The rollout writes it once. Reward, resume, metrics, evaluation, viewer, demo and preflight read it through this module
+only, so what is scored and shown is what the rollout acted on. Texts stand in it once: a turn's own text is in the
+sample's ids, a passage only here.
+
+    {"version": 2, "trajectory_id": …, "stop_reason": …, "spans": [[kind, tokens], …], "turns": [Turn, …],
+     "search_counts": {…}, "search_seconds": …, "score": {…}}
+
+`spans` cover the response's ids in order. `score` is added by the reward, `resume` by an abort.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from search_rollout.protocols.base import Action
+from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.trajectory import StopReason
+
+METADATA_KEY = "search_r1"
+VERSION = 2
+
+SpanKind = Literal["turn", "observation", "correction"]  # a turn is the model's, all else the environment's
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; the message says why."""
+
+
+class Span(NamedTuple):
+    """A stretch of the response by one author."""
+
+    kind: SpanKind
+    tokens: int
+
+
+@dataclass
+class Turn:
+    """One turn of the model: the action that the rollout acted on, and what came of its searches."""
+
+    action: Literal["search", "answer", "invalid"]
+    answer: str | None = None
+    queries: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)  # tool calls that could not be run, by kind
+    fault: str | None = None  # how it departs from the asked-for format: a key of protocols.base.FAULTS
+    results: list[SearchResult] = field(default_factory=list)  # one per query; empty if the searches were not made
+
+    @classmethod
+    def of(cls, action: Action) -> "Turn":
+        """The turn of an action that is about to be acted on."""
+        answer = action.text if action.kind == "answer" else None
+        return cls(action.kind, answer, action.queries, action.mistakes, action.fault)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether it keeps to the format, and each of its tool calls was sound."""
+        return self.action != "invalid" and self.fault is None and not self.mistakes
+
+
+@dataclass
+class RolloutRecord:
+    """One rollout, finished, discarded or aborted."""
+
+    stop: StopReason
+    trajectory_id: str = ""
+    spans: list[Span] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)  # an open turn that an abort cut is in `spans` only
+    search_counts: dict[str, int] = field(default_factory=dict)  # queries, and by where their results came from
+    search_seconds: float = 0.0  # spent waiting for searches
+    score: dict[str, Any] | None = None  # qa_em_format.Score as a dict
+    resume: dict[str, Any] | None = None  # see `samples.resume`
+
+    @property
+    def discarded(self) -> bool:
+        """Whether the rollout failed for no fault of the model, so that nothing of it is trained."""
+        return self.stop.discards
+
+    @property
+    def searches(self) -> list[SearchResult]:
+        """All searches that were made, in order."""
+        return [result for turn in self.turns for result in turn.results]
+
+    @property
+    def passages(self) -> Iterator[Passage]:
+        """All passages that were found, in order."""
+        return (passage for result in self.searches for passage in result.passages)
+
+    @property
+    def answer(self) -> str | None:
+        """The answer; None if the rollout did not end with one."""
+        return self.turns[-1].answer if self.turns and self.stop is StopReason.ANSWERED else None
+
+    @property
+    def searched(self) -> bool:
+        """Whether the model read an observation."""
+        return any(span.kind == "observation" for span in self.spans)
+
+    @property
+    def valid_format(self) -> bool:
+        """Whether it is (search turn, observation)* answer turn, each turn clean, with nothing else anywhere."""
+        return (
+            self.answer is not None
+            and all(turn.is_clean and turn.action == "search" for turn in self.turns[:-1])
+            and self.turns[-1].is_clean
+            and [span.kind for span in self.spans] == ["turn", *["observation", "turn"] * (len(self.turns) - 1)]
+        )
+
+    @property
+    def model_turns(self) -> int:
+        """Turns of the model, an open one included."""
+        return sum(span.kind == "turn" for span in self.spans)
+
+    @property
+    def corrections(self) -> int:
+        """How often the model was told what a valid turn is."""
+        return sum(span.kind == "correction" for span in self.spans)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; `read_record` gives the record back."""
+        optional = {"score": self.score, "resume": self.resume}
+        return {
+            "version": VERSION,
+            "trajectory_id": self.trajectory_id,
+            "stop_reason": self.stop.value,
+            "spans": [list(span) for span in self.spans],
+            "turns": [_turn_json(turn) for turn in self.turns],
+            "search_counts": self.search_counts,
+            "search_seconds": self.search_seconds,
+            **{key: value for key, value in optional.items() if value is not None},
+        }
+
+
+def record_of(sample: Any) -> RolloutRecord | None:
+    """The record in a slime Sample; None if this plugin did not roll it out. Raises RecordError."""
+    found = _metadata(sample).get(METADATA_KEY)
+    return read_record(found) if isinstance(found, Mapping) else None
+
+
+def is_discarded(sample: Any) -> bool:
+    """Whether a slime Sample was discarded by this plugin, without a look at the rest of its record."""
+    found = _metadata(sample).get(METADATA_KEY)
+    stop = found.get("stop_reason") if isinstance(found, Mapping) else None
+    return any(reason.discards for reason in StopReason if reason.value == stop)
+
+
+def store(sample: Any, record: RolloutRecord) -> None:
+    """Puts the record into the sample's metadata, without changing a dict that siblings may share."""
+    sample.metadata = {**_metadata(sample), METADATA_KEY: record.as_json()}
+
+
+def store_score(sample: Any, score: Mapping[str, Any]) -> None:
+    """Adds the score to the sample's record, and makes one where another rollout function left none."""
+    found = _metadata(sample).get(METADATA_KEY)
+    record = found if isinstance(found, Mapping) else {}
+    sample.metadata = {**_metadata(sample), METADATA_KEY: {**record, "score": dict(score)}}
+
+
+def forget(sample: Any) -> None:
+    """Removes an earlier rollout's record."""
+    sample.metadata = {key: value for key, value in _metadata(sample).items() if key != METADATA_KEY}
+
+
+def read_record(found: Mapping[str, Any]) -> RolloutRecord:
+    """The record in JSON values, also in those of version 1. Raises RecordError."""
+    try:
+        version = found.get("version", 1)
+        if version not in (1, VERSION):
+            raise RecordError(f"the record has version {version!r}; this code reads up to {VERSION}")
+        read = _read if version == VERSION else _read_version_1
+        record = read(found)
+        record.score, record.resume = (_optional(found.get(name)) for name in ("score", "resume"))
+        return record
+    except RecordError:
+        raise
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise RecordError(f"the record of the rollout is damaged: {error!r}") from error
+
+
+def search_counts(results: Iterable[SearchResult]) -> dict[str, int]:
+    """How many queries there were, how many of them failed, and where the other results came from."""
+    origins = Counter("failed" if result.error else result.origin for result in results)
+    return {"queries": origins.total()} | {
+        origin: origins[origin] for origin in ("backend", "cache", "shared", "failed")
+    }
+
+
+def _metadata(sample: Any) -> dict[str, Any]:
+    return sample.metadata if isinstance(sample.metadata, dict) else {}  # NaN or None on early slime
+
+
+def _turn_json(turn: Turn) -> dict[str, Any]:
+    """Fields that are empty are left out: most turns have few."""
+    fields = {"answer": turn.answer, "fault": turn.fault, "queries": turn.queries, "mistakes": turn.mistakes}
+    results = [_result_json(result) for result in turn.results]
+    return {
+        "action": turn.action,
+        **{key: value for key, value in fields.items() if value is not None and value != []},
+        **({"results": results} if results else {}),
+    }
+
+
+def _result_json(result: SearchResult) -> dict[str, Any]:
+    return {
+        "passages": [list(passage) for passage in result.passages],
+        "error": result.error,
+        "seconds": round(result.seconds, 4),
+        "origin": result.origin,
+    }
+
+
+def _optional(found: Any) -> dict[str, Any] | None:
+    return None if found is None else dict(found)
+
+
+def _read(found: Mapping[str, Any]) -> RolloutRecord:
+    return RolloutRecord(
+        StopReason(found["stop_reason"]),
+        found["trajectory_id"],
+        [Span(kind, tokens) for kind, tokens in found["spans"]],
+        [_read_turn(turn) for turn in found["turns"]],
+        found["search_counts"],
+        float(found["search_seconds"]),
+    )
+
+
+def _read_turn(found: Mapping[str, Any]) -> Turn:
+    queries, results = list(found.get("queries", ())), found.get("results", ())
+    return Turn(
+        found["action"],
+        found.get("answer"),
+        queries,
+        list(found.get("mistakes", ())),
+        found.get("fault"),
+        [_read_result(query, one) for query, one in zip(queries, results, strict=True)] if results else [],
+    )
+
+
+def _read_result(query: str, found: Mapping[str, Any]) -> SearchResult:
+    passages = list(map(Passage._make, found["passages"]))
+    return SearchResult(query, passages, found["error"], float(found["seconds"]), found["origin"])
+
+
+def _read_version_1(found: Mapping[str, Any]) -> RolloutRecord:
+    """Of 0.1: texts and documents in two lists, and no actions. Its turns are read as far as the lists tell."""
+    stop = StopReason(found["stop_reason"])
+    spans = [Span(segment["kind"], segment["tokens"]) for segment in found["segments"]]
+    results = [
+        SearchResult(
+            search["query"],
+            [Passage(document["title"], document["text"]) for document in search["documents"]],
+            search.get("error"),
+            float(search.get("seconds", 0.0)),
+            search.get("origin", "backend"),
+        )
+        for search in found["searches"]
+    ]
+    turns = [Turn("search", queries=[result.query for result in results], results=results)] if results else []
+    if stop is StopReason.ANSWERED:
+        turns.append(Turn("answer", answer=(found.get("score") or {}).get("answer")))
+    counts = found.get("search_counts") or search_counts(results)
+    return RolloutRecord(
+        stop, found.get("trajectory_id", ""), spans, turns, counts, float(found.get("search_seconds", 0.0))
+    )
