@@ -150,6 +150,16 @@ def test_a_dry_run_prints_every_command_and_starts_nothing(launcher: Launcher) -
 
 
 @needs_tmux
+def test_check_reports_mistakes_and_starts_nothing(launcher: Launcher) -> None:
+    assert "--check" in launcher.run(UP, "--help").stdout
+    assert launcher.run(UP, "--check").returncode == 0
+    wrong = launcher.run(UP, "--check", TOKEN_TRACKING_MODE="router_handler")
+    assert wrong.returncode == 1 and "NOT compatible" in wrong.stderr
+    assert launcher.run(UP, "--dry-run", SEARCH_BACKEND="bing").returncode == 1
+    assert not launcher.session_exists() and launcher.calls("retriever") == []
+
+
+@needs_tmux
 def test_an_unknown_word_is_refused_and_nothing_runs(launcher: Launcher) -> None:
     assert "unknown word 'start'" in launcher.run(UP, "start").stderr
     assert launcher.run(UP, "status").returncode == 1
@@ -255,7 +265,7 @@ def test_a_retriever_that_does_not_load_in_time_is_stopped(launcher: Launcher) -
 @slow
 def test_a_retriever_that_ends_while_loading_is_told_with_its_log(launcher: Launcher) -> None:
     error = launcher.error_of_up(RETRIEVER_LOADS="1.5", RETRIEVER_BREAKS="CUDA out of memory")
-    assert "has ended before it was ready" in error and "CUDA out of memory" in error
+    assert "ended before it was ready" in error and "CUDA out of memory" in error
     assert launcher.calls("train") == []
 
 
