@@ -1,6 +1,7 @@
 """run_qwen2.5_3B.sh: what it tells slime, and that it stops what it started and nothing else."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -511,3 +512,20 @@ def test_help_and_documentation_have_every_setting(checkout: Checkout) -> None:
     plain = {name: default for name, default in defaults.items() if "$" not in default}
     assert {name: rows.get(name) for name in plain} == plain
     assert set(defaults) <= set(rows)
+
+
+def model_pairs() -> list[str]:
+    """The files in docs/TRAINING.md's table of models."""
+    page = (Path(__file__).parents[2] / "docs/TRAINING.md").read_text()
+    return re.findall(r"^\| [A-Za-z-]+/[^|`]+ \| `([^`]+\.sh)` \|$", page, flags=re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SLIME_DIR" not in os.environ, reason="needs slime: SLIME_DIR=/path/to/slime")
+def test_the_script_takes_every_model_of_slime(checkout: Checkout) -> None:
+    slime = Path(os.environ["SLIME_DIR"])
+    files = {path.name: path for path in (slime / "scripts/models").glob("*.sh")}
+    assert len(model_pairs()) > 10 and set(model_pairs()) <= set(files)
+    for path in files.values():
+        flags, _ = job(checkout, SLIME_DIR=str(slime), MODEL_ARGS_FILE=str(path), NUM_GPUS="8")
+        assert int(flags["--num-layers"]) > 0 and flags["--num-rollout"] == "3000"
