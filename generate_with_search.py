@@ -132,7 +132,7 @@ async def roll_out(
             if results is None:
                 return StopReason.ABORTED
             turn.results = results
-            if config.search_failure_mode == "give_up" and any(result.error for result in results):
+            if config.search_failure_mode == "discard" and any(result.error for result in results):
                 return StopReason.SEARCH_FAILED
             message = protocol.observe(action, results, trajectory.response_ids[-1])
         else:

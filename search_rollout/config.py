@@ -65,7 +65,7 @@ CHOICES = {
     "search_backend": ("google", "local"),
     "token_tracking_mode": ("manual", "router_radix", "router_handler"),
     "loss_mask_mode": ("strict", "simple"),
-    "search_failure_mode": ("observe", "give_up"),
+    "search_failure_mode": ("observe", "discard"),
     "search_cache_mode": ("off", "readwrite", "replay"),
     "tool_call_format": ("auto", *FORMATS),
     "reward_preset": tuple(REWARD_PRESETS),

@@ -23,7 +23,7 @@ class StopReason(Enum):
     EMPTY_PROMPT = "empty_prompt"  # there is nothing to continue
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills the context
     ENGINE_FAILED = "engine_failed"  # the engine did not answer, or not in a way that can be trained on
-    SEARCH_FAILED = "search_failed"  # a search failed, and SEARCH_FAILURE_MODE is give_up
+    SEARCH_FAILED = "search_failed"  # a search failed, and SEARCH_FAILURE_MODE is discard
     ROUTER_MISMATCH = "router_mismatch"  # the router's record is not what its replies carried
     INTERNAL_ERROR = "internal_error"  # a fault of this plugin; the log has its traceback
 

@@ -260,7 +260,7 @@ async def test_our_hooks_fill_slimes_own_sample(roll_out, Sample):
     assert again.metadata["search_r1"]["stop_reason"] == "answered" and again.tokens == sample.tokens
 
 
-async def test_a_sample_that_we_give_up_keeps_its_preset_reward(roll_out, Sample):
+async def test_a_sample_that_we_discard_keeps_its_preset_reward(roll_out, Sample):
     from fakes import Turn
 
     sample = await roll_out([Turn(status=400, body="no")])
@@ -317,7 +317,7 @@ async def test_top_p_replay_data_stand_beside_their_tokens(rolling, Sample):
         assert ids[offsets[place] : offsets[place + 1]] == ([token, token + 1] if trained else [])
 
 
-async def test_an_engine_that_does_not_report_top_p_gives_the_sample_up_in_words(rolling, Sample, caplog):
+async def test_an_engine_that_does_not_report_top_p_discards_the_sample_in_words(rolling, Sample, caplog):
     from fakes import Turn
 
     if not hasattr(Sample(), "append_response_tokens"):

@@ -234,7 +234,7 @@ async def test_all_ways_of_tracking_give_the_same_sample(
 
 
 @one_mode
-async def test_a_prompt_that_the_engine_refuses_gives_the_sample_up(stage: Stage) -> None:
+async def test_a_prompt_that_the_engine_refuses_discards_the_sample(stage: Stage) -> None:
     sample, calls = await stage.roll_out("a " * CONTEXT)
     assert [call.status for call in calls] == [400]  # and is not asked again
     assert recorded(sample).discarded and recorded(sample).stop.value == "engine_failed"

@@ -1,5 +1,6 @@
 """`python -m evaluation.view`: samples from dumps and JSONL, into a page that is data and our own script only."""
 
+import json
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -217,3 +218,14 @@ def test_files_of_the_same_name_are_told_apart(tmp_path):
 def test_the_title_is_the_prompts_question(prompt, question):
     assert title(prompt, {}) == question
     assert title(prompt, {"question": "from the metadata"}) == "from the metadata"
+
+
+def test_a_dump_of_version_0_1_still_opens(tmp_path):
+    old = json.loads((Path(__file__).parent / "sample_of_0_1.json").read_text(encoding="utf-8"))
+    page = page_of(tmp_path, old)
+    (record,) = embedded_records(page)
+    assert [kind for kind, _ in record["segments"]] == ["turn", "observation", "turn"]
+    assert record["searches"][0]["query"] == "capital of Kenya 0" and len(record["searches"][0]["documents"]) == 3
+    assert record["parts"]["exact_match"] is True
+    (row,) = embedded(page)["index"]["rows"]
+    assert (row["stop"], row["answer"], row["right"]) == ("answered", "Nairobi", True)

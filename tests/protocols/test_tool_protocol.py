@@ -398,7 +398,7 @@ def test_several_tools_each_take_their_own_parameter():
     ],
     ids=lambda tools: ascii(tools)[:40],
 )
-async def test_malformed_tools_give_the_sample_up_and_the_log_says_why(monkeypatch, caplog, tools):
+async def test_malformed_tools_discard_the_sample_and_the_log_says_why(monkeypatch, caplog, tools):
     engine = FakeEngine(TOKENIZER, [])
     async with plugin(monkeypatch, TOKENIZER, engine, llm_api_mode="chat") as (args, _):
         sample = await roll_out(args, make_sample(prompt=QUESTION, metadata={"tools": tools}), LONG)

@@ -217,7 +217,7 @@ async def test_a_prompt_that_is_a_string_is_sent_as_it_is(monkeypatch):
 
 
 @pytest.mark.parametrize("prompt", [5, [5], ["Capital?"], [{"role": "system"}]])
-async def test_a_prompt_that_cannot_be_rendered_gives_the_sample_up(monkeypatch, prompt):
+async def test_a_prompt_that_cannot_be_rendered_discards_the_sample(monkeypatch, prompt):
     sample = await rolled_out(monkeypatch, sample=chat_sample(prompt=prompt))
     assert recorded(sample).stop.value == "bad_sample"
 
@@ -299,7 +299,7 @@ async def test_a_turn_that_fills_the_context_ends_the_trajectory(monkeypatch):
     assert recorded(sample).stop.value == "context_full" and sample.response_length == 10
 
 
-async def test_a_prompt_that_fills_the_context_with_its_tools_gives_the_sample_up(monkeypatch):
+async def test_a_prompt_that_fills_the_context_with_its_tools_discards_the_sample(monkeypatch):
     sample = await rolled_out(monkeypatch, max_context_length=PROMPT_TOKENS)
     assert recorded(sample).stop.value == "prompt_too_long" and recorded(sample).discarded
 
@@ -346,7 +346,7 @@ async def test_an_aborted_sample_that_comes_back_starts_afresh(monkeypatch):
     [Turn(status=400, body="no"), Turn(status=0), Turn(ids=[]), Turn(ANSWER, finish="abort"), Turn(body={"a": 1})],
     ids=["400", "cut", "empty", "abort", "shape"],
 )
-async def test_engine_trouble_gives_the_sample_up_in_the_one_form(monkeypatch, turn):
+async def test_engine_trouble_discards_the_sample_in_the_one_form(monkeypatch, turn):
     sample = await rolled_out(monkeypatch, CALL, turn)
     assert recorded(sample).stop.value == "engine_failed" and recorded(sample).discarded
     assert (sample.loss_mask, sample.rollout_log_probs, sample.reward) == ([0], [0.0], 0.0)
@@ -364,7 +364,7 @@ async def test_failed_searches_are_told_to_the_model_and_the_rollout_goes_on(mon
     assert sample.status is Sample.Status.COMPLETED and all(search.error for search in recorded(sample).searches)
 
 
-async def test_a_fault_of_ours_gives_the_sample_up_with_a_traceback(monkeypatch, caplog):
+async def test_a_fault_of_ours_discards_the_sample_with_a_traceback(monkeypatch, caplog):
     monkeypatch.setattr("search_rollout.protocols.tools.parse_turn", lambda *a, **k: 1 / 0)
     sample = await rolled_out(monkeypatch, ANSWER)
     assert recorded(sample).stop.value == "internal_error" and "ZeroDivisionError" in caplog.text
@@ -620,22 +620,22 @@ async def test_simple_has_no_log_probs_where_the_scales_differ_and_says_so_once(
     with caplog.at_level(logging.WARNING):
         async with simple(monkeypatch, mode, engine) as (args, _):
             samples = [await roll_out(args, make_sample(prompt=prompt), {**COLD, **sampling}) for _ in range(2)]
-            given_up = [
+            discarded = [
                 await roll_out(args, make_sample(prompt=bad), {**COLD, **sampling})
                 for bad in (prompt, "", "x" * 20_000, [5])  # the engine fails; no prompt; too long; not messages
             ]
     for sample in samples:
         assert sample.loss_mask == [1] * sample.response_length and sample.status is Sample.Status.COMPLETED
-    assert [recorded(sample).stop.value for sample in given_up] == [
+    assert [recorded(sample).stop.value for sample in discarded] == [
         "engine_failed", "empty_prompt", "prompt_too_long", "bad_sample"
     ]  # fmt: skip
-    assert [sample.rollout_log_probs for sample in (*samples, *given_up)] == [None] * 6  # of one batch: all or none
+    assert [sample.rollout_log_probs for sample in (*samples, *discarded)] == [None] * 6  # of one batch: all or none
     assert caplog.text.count("LOSS_MASK_MODE=simple") == 1
     assert not any(request["return_logprob"] or "logprob_start_len" in request for request in engine.requests)
 
 
 @IN_BOTH_MODES
-async def test_simple_gives_samples_up_with_a_log_prob_where_the_others_have_them(monkeypatch, mode):
+async def test_simple_discards_samples_with_a_log_prob_where_the_others_have_them(monkeypatch, mode):
     engine = scoring(mode, Turn(status=400))
     prompt = MODES[mode][2]
     async with simple(monkeypatch, mode, engine) as (args, _):
@@ -655,7 +655,7 @@ async def test_simple_without_tracking_asks_for_nothing_and_trains_everything(mo
 
 @IN_BOTH_MODES
 @pytest.mark.parametrize("fault", ["none", "one short", "other ids", "infinite", "null"])
-async def test_simple_gives_up_what_the_engine_does_not_score(monkeypatch, mode, fault):
+async def test_simple_discards_what_the_engine_does_not_score(monkeypatch, mode, fault):
     class Faulty(ScoringEngine):
         async def _generate(self, http_request: web.Request) -> web.StreamResponse:
             response = await super()._generate(http_request)

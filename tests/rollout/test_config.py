@@ -65,7 +65,7 @@ def test_booleans_are_read_from_words(word):
         ("RETRIEVAL_SERVER_URL", "localhost:8000", "http://"),
         ("RETRIEVAL_SERVER_URL", "http://a:1,b:2", "http://"),
         ("RETRIEVAL_SERVER_URL", ",", "http://"),
-        ("SEARCH_FAILURE_MODE", "ignore", "observe, give_up"),
+        ("SEARCH_FAILURE_MODE", "ignore", "observe, discard"),
         ("SEARCH_CACHE_MODE", "write", "off, readwrite, replay"),
         ("SEARCH_BUDGET", "-1", "from 0 up"),
         ("SEARCH_R1_SEARCH_CACHE_DAYS", "-1", "from 0 up"),

@@ -162,7 +162,7 @@ async def test_slimes_own_context_limits_hold_in_training_and_evaluation(monkeyp
     assert engine.requests[0]["sampling_params"]["max_new_tokens"] == expected
 
 
-async def test_a_prompt_that_fills_the_context_gives_the_sample_up(monkeypatch):
+async def test_a_prompt_that_fills_the_context_discards_the_sample(monkeypatch):
     engine = scripted()
     async with plugin(monkeypatch, TOKENIZER, engine, max_context_length=5) as (args, _):
         sample = await roll_out(args, make_sample())
@@ -261,7 +261,7 @@ async def test_an_aborted_sample_that_comes_back_starts_afresh(monkeypatch):
     assert sample.weight_versions == ["7"]
 
 
-async def test_an_abort_that_slime_did_not_ask_for_gives_the_sample_up(monkeypatch):
+async def test_an_abort_that_slime_did_not_ask_for_discards_the_sample(monkeypatch):
     engine = FakeEngine(TOKENIZER, [Turn(SEARCH, finish="abort")])
     async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
         sample = await roll_out(args, make_sample())
@@ -291,7 +291,7 @@ async def test_an_abort_that_slime_did_not_ask_for_gives_the_sample_up(monkeypat
     ],
     ids=["400", "503", "not-json", "no-meta", "cut", "empty", "ids-disagree", "no-logprobs", "nan"],
 )
-async def test_engine_trouble_gives_the_sample_up_in_the_one_form(monkeypatch, turn):
+async def test_engine_trouble_discards_the_sample_in_the_one_form(monkeypatch, turn):
     engine = FakeEngine(TOKENIZER, [Turn(SEARCH), turn])
     async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
         sample = await roll_out(args, make_sample())
@@ -339,7 +339,7 @@ async def test_a_refused_request_is_not_tried_again(monkeypatch):
     assert len(engine.requests) == 1
 
 
-async def test_a_fault_of_ours_is_logged_with_its_traceback_and_gives_the_sample_up(monkeypatch, caplog):
+async def test_a_fault_of_ours_is_logged_with_its_traceback_and_discards_the_sample(monkeypatch, caplog):
     async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER)) as (args, _):
         monkeypatch.setattr("search_rollout.protocols.xml.parse_turn", lambda *a, **k: 1 / 0)
         sample = await roll_out(args, make_sample())

@@ -95,7 +95,7 @@ async def test_without_log_probs_the_modes_agree_too(monkeypatch, api, tracking)
 
 @pytest.mark.parametrize(("api", "tracking"), ROUTER_MODES)
 @pytest.mark.parametrize("fault", ["tokens", "loss_mask", "rollout_logp", "length", "nothing"])
-async def test_a_record_that_differs_from_the_replies_gives_the_sample_up(monkeypatch, caplog, api, tracking, fault):
+async def test_a_record_that_differs_from_the_replies_discards_the_sample(monkeypatch, caplog, api, tracking, fault):
     def falsify(record: dict) -> dict:
         match fault:
             case "tokens":

@@ -39,10 +39,10 @@ async def test_observe_tells_the_model_one_neutral_sentence_and_the_record_what_
     }
 
 
-async def test_give_up_drops_the_sample_at_its_first_failed_search(monkeypatch):
+async def test_discard_drops_the_sample_at_its_first_failed_search(monkeypatch):
     engine = scripted(SEARCH, SEARCH, ANSWER)
     trouble = FakeRetriever(trouble=lambda number: web.Response(status=500) if number else None)
-    settings = {"search_failure_mode": "give_up"}
+    settings = {"search_failure_mode": "discard"}
     async with plugin(monkeypatch, TOKENIZER, engine, trouble, **settings) as (args, _):
         sample = await roll_out(args, make_sample())  # checks the form of a sample that is given up
     assert recorded(sample).discarded and recorded(sample).stop.value == "search_failed"
