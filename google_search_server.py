@@ -1,6 +1,6 @@
-"""Web search through the Google results API of serper.dev: `GoogleSearch`, the client that a rollout uses.
+"""Web search through serper.dev, an API of Google's results: `GoogleSearch`, the client that rollouts use.
 
-Run as a script it is a server with the `/retrieve` of the local retriever, so that several trainers share one key:
+Run as a script it serves the local retriever's `/retrieve`, so that several trainers share one key:
 
     GOOGLE_API_KEY=... python google_search_server.py --port 8000
     SEARCH_BACKEND=local RETRIEVAL_SERVER_URL=http://that-machine:8000      for the trainers
@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from yarl import URL
 
 from search_rollout.arguments import whole_number
-from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, load_config
+from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, check_key, load_config
 from search_rollout.http_client import JsonClient, RequestFailed, ServiceRefused
 from search_rollout.runtime import make_searcher
 from search_rollout.search.google import Hit, contents, passage, read_answer
@@ -30,24 +31,25 @@ from search_rollout.search.searcher import Passage, Searcher
 from search_rollout.search.web_pages import WebPages
 
 ENDPOINT = "https://google.serper.dev/search"
-RESULTS_FOR_ONE_CREDIT = 10  # asked for in any case: some have no text
-MAX_QUERY_CHARACTERS = 2048  # of which the API takes notice
+RESULTS_FOR_ONE_CREDIT = 10  # always requested: some have no text
+MAX_QUERY_CHARACTERS = 2048  # the API ignores the rest
 
 MAX_TOPK = 100
-MAX_QUERIES = 512  # of one request, and the next as the local retriever has it
-MAX_SENT_CHARACTERS = 10_000  # of a query
-MAX_REQUEST_BYTES = 2**25  # 32 MiB: so many queries of such a length
+MAX_QUERIES = 512  # per request; this and the next limit are the local retriever's
+MAX_SENT_CHARACTERS = 10_000  # per query
+MAX_REQUEST_BYTES = 2**23  # 8 MiB: parsing a larger body would keep other requests waiting
+SHUTDOWN_TIMEOUT_S = 2.0  # for requests under way
 LISTEN_BACKLOG = 2048  # connections waiting to be accepted; a rollout opens hundreds at once
 
 _CREDITS_GONE = re.compile(r"(?:not enough|insufficient|no more|run out of|used up).{0,20}(?:credit|quota)", re.I)
 
 
 class GoogleSearch:
-    """A source of passages (`PassageSource`); belongs to one event loop.
+    """A `PassageSource`; belongs to one event loop.
 
-    Passages are the answer box, the knowledge graph, and the organic results, in this order: their snippets, or with
-    `pages` the part of each organic result's page that the snippet is from. `gl` and `hl` are Google's country and
-    language. Everything is tried once; `timeout_s` bounds a call of the API. Raises ConfigError on a bad argument.
+    Passages are the answer box, the knowledge graph and the organic results, in this order: their snippets, or with
+    `pages` the part of each organic result's page that contains the snippet. `gl` and `hl` are Google's country and
+    language. Nothing is retried; `timeout_s` bounds an API call. Raises ConfigError on a bad argument.
     """
 
     def __init__(
@@ -73,14 +75,14 @@ class GoogleSearch:
 
     @property
     def namespace(self) -> str:
-        """What a query's answer depends on besides the query."""
+        """See `PassageSource`."""
         locale = " ".join(f"{name}={value}" for name, value in self._locale.items())
         return f"google {self._endpoint} topk={self._topk} {locale} {'pages' if self._pages else 'snippets'}"
 
     async def find(self, query: str) -> list[Passage]:
-        """At most `topk` passages, best first.
+        """Returns at most `topk` passages, best first.
 
-        Raises RequestFailed; ServiceRefused for a wrong key, and for credits that are used up.
+        Raises RequestFailed; ServiceRefused if the key is wrong or the credits are used up.
         """
         num = max(self._topk, RESULTS_FOR_ONE_CREDIT)
         hits = read_answer(await self._ask({"q": query[:MAX_QUERY_CHARACTERS], "num": num, **self._locale}))
@@ -90,7 +92,7 @@ class GoogleSearch:
         return [hit.passage for hit in hits if hit.passage.text]
 
     async def close(self) -> None:
-        """Releases the connections, and those of the pages."""
+        """Closes the connections, including those for pages."""
         await self._client.close()
         if self._pages:
             await self._pages.close()
@@ -108,9 +110,9 @@ class GoogleSearch:
 
 
 def from_config(config: SearchConfig) -> GoogleSearch:
-    """As the settings say."""
+    """The client that the settings describe."""
     return GoogleSearch(
-        "replay" if config.caching == "replay" else config.google_api_key,  # a replay asks nobody, and needs no key
+        "replay" if config.caching == "replay" else config.google_api_key,  # a replay calls nothing and needs no key
         endpoint=config.google_endpoint,
         topk=config.topk,
         gl=config.google_gl,
@@ -121,7 +123,7 @@ def from_config(config: SearchConfig) -> GoogleSearch:
 
 
 async def _from_page(pages: WebPages, hit: Hit, query: str) -> Hit:
-    """The hit with its page's passage in place of its snippet, if there is one."""
+    """The hit, with its snippet replaced by a passage of its page if one is found."""
     text = await pages.passage(hit.link, hit.passage.text or query) if hit.link else None
     return Hit(passage(hit.passage.title, text)) if text else hit
 
@@ -130,10 +132,7 @@ def _checked_key(api_key: str) -> str:
     key = api_key.strip()
     if key in ("", PLACEHOLDER_KEY):
         raise ConfigError("Web search needs a key: set GOOGLE_API_KEY, from serper.dev.")
-    if not re.fullmatch(r"[!-~]+", key):
-        raise ConfigError(
-            "GOOGLE_API_KEY has characters that no key has, such as spaces: copy it from serper.dev again."
-        )
+    check_key("GOOGLE_API_KEY", key)
     return key
 
 
@@ -141,15 +140,15 @@ def _checked_endpoint(endpoint: str) -> str:
     url = URL(endpoint)
     if url.scheme not in ("http", "https") or not url.host or url.user or url.query_string:
         raise ConfigError(
-            "The endpoint of web search must be an http or https URL, without a query: keys go elsewhere."
+            "The endpoint of web search must be an http or https URL without a query; set the key by GOOGLE_API_KEY."
         )
     return endpoint
 
 
 def _remedy(failure: RequestFailed) -> str | None:
-    """What a person has to do before the API answers again; None if nothing."""
+    """What a person must do before the API answers again; None if nothing."""
     if failure.status in (401, 403):
-        return "The search API does not accept the key: set GOOGLE_API_KEY to a valid one of serper.dev."
+        return "The search API rejects the key: set GOOGLE_API_KEY to a valid one from serper.dev."
     if failure.status == 402 or (failure.status == 400 and _CREDITS_GONE.search(str(failure))):
         return "The search API's credits are used up: buy more at serper.dev, or set SEARCH_BACKEND=local."
     return None
@@ -159,28 +158,33 @@ def _remedy(failure: RequestFailed) -> str | None:
 
 
 class BadRequest(Exception):
-    """A request that /retrieve does not understand; the message says why."""
+    """A request that /retrieve cannot serve; the message says why."""
 
 
 def create_app(searcher: Searcher, *, topk: int, api_key: str = "") -> web.Application:
-    """`/retrieve`, `/health` and `/usage` in front of `searcher`, which finds `topk` passages and ends with the app.
+    """`/retrieve`, `/health` and `/usage` for `searcher`, which finds `topk` passages; the app closes it.
 
-    With an `api_key` only those are served who send it, as `Authorization: Bearer`.
+    With an `api_key`, everything but /health needs the header `Authorization: Bearer KEY`.
     """
-    expected = f"Bearer {api_key}".encode()
+
+    @web.middleware
+    async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if api_key and request.path != "/health" and not _sends_key(request, api_key):
+            return web.json_response({"detail": "this server's key is missing or wrong"}, status=401)
+        return await handler(request)
 
     async def retrieve(request: web.Request) -> web.Response:
-        if api_key and not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
-            return web.json_response({"detail": "the key of this server is missing or another one"}, status=401)
         try:
             queries, most, with_scores = _read_request(await request.read(), topk)
         except BadRequest as error:
             return web.json_response({"detail": str(error)}, status=422)
+        except web.RequestPayloadError:
+            return web.json_response({"detail": "the body is not what the headers say"}, status=400)
         results = await asyncio.gather(*map(searcher.search, queries))
         errors = [result.error for result in results if result.error]
         if errors:
-            # 500, some of several failed: the rollouts' client then asks for each alone.
-            status = 500 if len(errors) < len(results) else 503
+            # 500 if only some failed: the rollouts' client then sends each query alone.
+            status = 500 if len(errors) < len(results) else 502
             return web.json_response({"detail": errors[0]}, status=status)
         return web.json_response({"result": [_to_json(result.passages[:most], with_scores) for result in results]})
 
@@ -193,14 +197,20 @@ def create_app(searcher: Searcher, *, topk: int, api_key: str = "") -> web.Appli
     async def close(app: web.Application) -> None:
         await searcher.close()
 
-    app = web.Application(client_max_size=MAX_REQUEST_BYTES)
+    app = web.Application(middlewares=[check_key], client_max_size=MAX_REQUEST_BYTES)
     app.add_routes([web.post("/retrieve", retrieve), web.get("/health", health), web.get("/usage", usage)])
     app.on_cleanup.append(close)
     return app
 
 
+def _sends_key(request: web.Request, api_key: str) -> bool:
+    scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+    sent_bytes = sent.strip().encode("utf-8", "surrogateescape")  # a header may hold any byte
+    return scheme.lower() == "bearer" and hmac.compare_digest(sent_bytes, api_key.encode())
+
+
 def _read_request(body: bytes, topk: int) -> tuple[list[str], int, bool]:
-    """Queries, how many passages, and whether scores are wanted. Raises BadRequest."""
+    """Returns the queries, the number of passages and whether to return scores. Raises BadRequest."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError):
@@ -211,7 +221,7 @@ def _read_request(body: bytes, topk: int) -> tuple[list[str], int, bool]:
     if not isinstance(queries, list) or not 1 <= len(queries) <= MAX_QUERIES:
         raise BadRequest(f"queries must be a list of 1 to {MAX_QUERIES} strings")
     if not all(isinstance(query, str) and query.strip() and len(query) <= MAX_SENT_CHARACTERS for query in queries):
-        raise BadRequest(f"a query must be a string, not blank, of at most {MAX_SENT_CHARACTERS} characters")
+        raise BadRequest(f"a query must be a string of at most {MAX_SENT_CHARACTERS} characters, and not blank")
     if most is not None and (type(most) is not int or not 1 <= most <= topk):
         raise BadRequest(
             f"topk must be null or a whole number from 1 to {topk}; start this server with a larger --topk"
@@ -223,11 +233,11 @@ def _read_request(body: bytes, topk: int) -> tuple[list[str], int, bool]:
 
 def _to_json(passages: Sequence[Passage], with_scores: bool) -> list[dict[str, Any]]:
     documents = [
-        {"id": str(place), "contents": contents(one.title, one.text)} for place, one in enumerate(passages, start=1)
+        {"id": str(rank), "contents": contents(one.title, one.text)} for rank, one in enumerate(passages, start=1)
     ]
     if not with_scores:
         return documents
-    return [{"document": one, "score": 1 / int(one["id"])} for one in documents]  # Google tells no more than the order
+    return [{"document": one, "score": 1 / int(one["id"])} for one in documents]  # Google gives only the order
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -244,14 +254,21 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         print(
-            f"error: cannot use port {args.port} of {args.host} ({error}): stop what uses it, or give another --port",
+            f"error: cannot use port {args.port} of {args.host} ({error}): stop what uses it, or set another --port",
             file=sys.stderr,
         )
         return 1
     host, port = listener.getsockname()[:2]
     print(f"ready: web search at http://{host}:{port}/retrieve", flush=True)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    web.run_app(app, sock=listener, print=None, access_log=None)  # until SIGINT or SIGTERM
+    web.run_app(  # until SIGINT or SIGTERM
+        app,
+        sock=listener,
+        print=None,
+        access_log=None,
+        handler_cancellation=True,  # whoever hangs up pays for no further searches
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+    )
     print("stopped", file=sys.stderr)
     return 0
 
@@ -259,9 +276,9 @@ def main(argv: list[str] | None = None) -> int:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line's arguments; exits with 2 if they are wrong."""
     parser = argparse.ArgumentParser(
-        description="Serve Google results over the local retriever's /retrieve. All other settings are the plugin's, "
-        "from the environment (README.md): GOOGLE_API_KEY, SEARCH_CACHE, SEARCH_BUDGET, SEARCH_R1_GOOGLE_FULL_PAGES, "
-        "and so on. With RETRIEVAL_API_KEY set, only those are served who send it.",
+        description="Serves Google results with the local retriever's /retrieve. The plugin's environment variables "
+        "(README.md) set everything else: GOOGLE_API_KEY, SEARCH_CACHE, SEARCH_BUDGET, SEARCH_R1_GOOGLE_FULL_PAGES, … "
+        "With RETRIEVAL_API_KEY set, clients must send that key.",
     )
     parser.set_defaults(search_backend="google")
     parser.add_argument(
@@ -270,10 +287,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="0.0.0.0 serves other machines too, who then spend your credits: set RETRIEVAL_API_KEY "
+        help="0.0.0.0 serves other machines too; set RETRIEVAL_API_KEY, or strangers spend your credits "
         "(default: %(default)s)",
     )
-    parser.add_argument("--topk", type=whole_number(1, MAX_TOPK), help="most passages of a query (default: 3)")
+    parser.add_argument("--topk", type=whole_number(1, MAX_TOPK), help="maximum passages per query (default: 3)")
     return parser.parse_args(argv)
 
 

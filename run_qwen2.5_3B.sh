@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains Qwen2.5-3B to search: slime's GRPO with Megatron and SGLang, as one Ray job.
+# Trains a model to search, Qwen2.5-3B unless set otherwise: slime's GRPO with Megatron and SGLang, as one Ray job.
 #
 #   SEARCH_BACKEND=local ./run_qwen2.5_3B.sh             with a retriever that runs already
 #   LLM_API_MODE=chat NUM_GPUS=4 ./run_qwen2.5_3B.sh --dry-run
 #
-# It starts Ray, submits the job, shows its log until it ends, and stops the Ray that it started; with RAY_ADDRESS it
-# joins a cluster instead and leaves it running. Ctrl-C ends the job. Nothing that was running before is touched.
+# It starts Ray, submits the job, shows its log until it ends, and stops the Ray that it started. With RAY_ADDRESS it
+# joins a cluster and leaves it running. Ctrl-C ends the job. Nothing that was running before is touched.
 # Exit status: 0 if the job succeeded.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -14,9 +14,9 @@ usage() {
   cat <<'TEXT'
 usage: run_qwen2.5_3B.sh [--dry-run | --check] [-- ARGUMENT ...]
 
-  --dry-run   print the commands and start nothing
-  --check     say whether the settings are right, and start nothing
-  ARGUMENT    further arguments of slime's train.py; they win over those of this script
+  --dry-run   print the commands, and what is missing to run them; start nothing
+  --check     check the settings and start nothing; exit status 1 if one is wrong or something is missing
+  ARGUMENT    further arguments of slime's train.py; they override those of this script
 
 Settings are environment variables, here with the values of this call; README.md has those of the rollouts.
 TEXT
@@ -34,14 +34,15 @@ main() {
     esac
     shift
   done
-  [[ "$what" == --dry-run ]] || command -v ray >/dev/null ||
-    die "there is no command 'ray': use slime's image, or pip install 'ray[default]'."
-  check_settings
+  local missing=() train_args=() runtime_env
+  find_what_is_missing
+  [[ "$what" == --dry-run ]] || report_missing error
+  check_settings "$@"
   bound_trajectories
   check_trajectories
-  local train_args=() runtime_env
+  keep_one_update_a_step "$@"
   collect_train_args "$@"
-  runtime_env="$(make_runtime_env)"
+  runtime_env="$(make_runtime_env)" || exit 1 # it has printed why
   [[ "$what" != --check ]] || exit 0
   JOB_ADDRESS="${RAY_ADDRESS:-http://127.0.0.1:$RAY_DASHBOARD_PORT}"
   JOB_ID="search-r1-$(date +%Y%m%d-%H%M%S)-$$"
@@ -52,9 +53,11 @@ main() {
   if [[ "$what" == --dry-run ]]; then
     [[ -n "$RAY_ADDRESS" ]] || quoted "${start[@]}"
     quoted "${submit[@]}"
+    report_missing missing || true
     exit 0
   fi
   run_preflight "$@"
+  use_ray_token
   clean_up_at_exit
   [[ -n "$RAY_ADDRESS" ]] || start_ray "${start[@]}"
   JOB_RUNS=1
@@ -62,28 +65,77 @@ main() {
   follow_job
 }
 
-# --- what train.py is told ---
+# --- the arguments of train.py ---
 
-check_settings() {
-  command -v "$PYTHON" >/dev/null || die "there is no Python '$PYTHON': set PYTHON to slime's."
-  [[ -f "$SLIME_DIR/train.py" ]] || die "there is no slime in '$SLIME_DIR': set SLIME_DIR to its folder."
-  [[ -f "$MODEL_ARGS_FILE" ]] || die "there is no file '$MODEL_ARGS_FILE': set MODEL_ARGS_FILE to one of slime's scripts/models."
-  ((NUM_GPUS > 0)) || die "no GPU is visible: set CUDA_VISIBLE_DEVICES, or NUM_GPUS to those of each node."
+find_what_is_missing() { # fills missing
+  command -v "$PYTHON" >/dev/null || missing+=("there is no Python '$PYTHON': set PYTHON to slime's.")
+  command -v ray >/dev/null || missing+=("there is no command 'ray': use slime's image, or pip install 'ray[default]'.")
+  [[ -f "$SLIME_DIR/train.py" ]] || missing+=("there is no slime in '$SLIME_DIR': set SLIME_DIR to its folder.")
+  [[ -f "$MODEL_ARGS_FILE" ]] ||
+    missing+=("there is no file '$MODEL_ARGS_FILE': set MODEL_ARGS_FILE to one of slime's scripts/models.")
+  ((NUM_GPUS > 0)) || missing+=("no GPU is visible: set CUDA_VISIBLE_DEVICES, or NUM_GPUS to those of each node.")
+}
+
+report_missing() { # WORD: one line for each; exits unless there is none, or the word is missing
+  ((${#missing[@]})) || return 0
+  printf "$1: %s\n" "${missing[@]}" >&2
+  [[ "$1" == missing ]] || exit 1
+}
+
+check_settings() { # ARGUMENT …
   ((TENSOR_PARALLEL * CONTEXT_PARALLEL > 0 && NUM_GPUS % (TENSOR_PARALLEL * CONTEXT_PARALLEL) == 0)) ||
     die "NUM_GPUS=$NUM_GPUS cannot be shared by TENSOR_PARALLEL=$TENSOR_PARALLEL x CONTEXT_PARALLEL=$CONTEXT_PARALLEL: set them so that it can."
   [[ -z "$CUSTOM_CONFIG_PATH" || -f "$CUSTOM_CONFIG_PATH" ]] || die "there is no file '$CUSTOM_CONFIG_PATH': correct CUSTOM_CONFIG_PATH."
+  ! is_on "$PREFLIGHT" || check_flags "$@"
 }
 
-check_trajectories() { # one that fits no micro batch would run out of GPU memory, hours into the training
+check_flags() { # ARGUMENT …: slime ignores a flag that no parser knows
+  local argument name
+  [[ -d "$SLIME_DIR/slime" && -d "$MEGATRON_DIR/megatron" ]] || return 0
+  for argument in "$@"; do
+    name="${argument%%=*}"
+    [[ "$name" == --?* && "$name" != --sglang-* ]] || continue # SGLang's own are not looked up
+    name="${name#--}"
+    name="${name#no-}" # a flag stands in the source as it is, or as the field that it sets
+    grep -rqE --include='*.py' -e "--(no-)?$name\b" -e "\b${name//-/_}\b" "$SLIME_DIR/slime" "$MEGATRON_DIR/megatron" ||
+      die "neither slime nor Megatron-LM knows ${argument%%=*}, and slime would ignore it: correct it, or skip this check with PREFLIGHT=0."
+  done
+}
+
+value_of() { # FLAG DEFAULT ARGUMENT …: what the arguments say last
+  local flag="$1" value="$2"
+  shift 2
+  while (($#)); do
+    case "$1" in
+      "$flag") value="${2:-}" ;;
+      "$flag="*) value="${1#*=}" ;;
+    esac
+    shift
+  done
+  echo "$value"
+}
+
+keep_one_update_a_step() { # ARGUMENT …: if that is what the settings say, and the arguments change the size of a step
+  local prompts samples
+  prompts="$(value_of --rollout-batch-size "$ROLLOUT_BATCH_SIZE" "$@")"
+  samples="$(value_of --n-samples-per-prompt "$N_SAMPLES_PER_PROMPT" "$@")"
+  [[ "$prompts" =~ ^[1-9][0-9]*$ && "$samples" =~ ^[1-9][0-9]*$ ]] || return 0 # slime says what is wrong with it
+  ((GLOBAL_BATCH_SIZE == ROLLOUT_BATCH_SIZE * N_SAMPLES_PER_PROMPT && GLOBAL_BATCH_SIZE != prompts * samples)) || return 0
+  GLOBAL_BATCH_SIZE=$((prompts * samples))
+  say "note: the global batch size is $GLOBAL_BATCH_SIZE, for one update per step of $prompts x $samples samples."
+}
+
+check_trajectories() { # a trajectory that fits no micro batch would run out of GPU memory, hours into the training
   check_whole_numbers SEARCH_R1_MAX_CONTEXT_LENGTH
   ((SEARCH_R1_MAX_CONTEXT_LENGTH <= $(tokens_of_a_micro_batch))) ||
     die "SEARCH_R1_MAX_CONTEXT_LENGTH=$SEARCH_R1_MAX_CONTEXT_LENGTH does not fit MAX_TOKENS_PER_GPU=$MAX_TOKENS_PER_GPU x CONTEXT_PARALLEL=$CONTEXT_PARALLEL: raise these, or lower it."
 }
 
 collect_train_args() { # fills train_args
-  local MODEL_ARGS=()
+  local MODEL_ARGS=("<MODEL_ARGS of $MODEL_ARGS_FILE>") # placeholders of a dry run
+  ((NUM_GPUS > 0)) || NUM_GPUS="<NUM_GPUS>"
   # shellcheck source=/dev/null
-  source "$MODEL_ARGS_FILE"
+  [[ ! -f "$MODEL_ARGS_FILE" ]] || source "$MODEL_ARGS_FILE"
   train_args=(
     --actor-num-nodes "$NUM_NODES"
     --actor-num-gpus-per-node "$NUM_GPUS"
@@ -92,7 +144,7 @@ collect_train_args() { # fills train_args
     "${MODEL_ARGS[@]}"
     --custom-generate-function-path generate_with_search.generate
     --custom-rm-path generate_with_search.reward_func
-    --custom-reward-post-process-path generate_with_search.reward_post_process # leaves given-up samples out
+    --custom-reward-post-process-path generate_with_search.reward_post_process # leaves discarded samples out
   )
   [[ -z "$CUSTOM_CONFIG_PATH" ]] || train_args+=(--custom-config-path "$CUSTOM_CONFIG_PATH")
   add_checkpoint_args
@@ -184,18 +236,25 @@ add_logging_args() {
 }
 
 slime_knows() { # FLAG, which an older slime would refuse
-  grep --quiet --no-messages --fixed-strings -e "\"$1\"" "$SLIME_DIR/slime/utils/arguments.py"
+  [[ ! -d "$SLIME_DIR" ]] || grep --quiet --no-messages --fixed-strings -e "\"$1\"" "$SLIME_DIR/slime/utils/arguments.py"
 }
 
 make_runtime_env() { # JSON
+  command -v "$PYTHON" >/dev/null || { echo "<runtime environment>" && return; }
   local joining=()
   [[ -z "$RAY_ADDRESS" ]] || joining=(--joining)
   ours launch.job_environment "${joining[@]}" \
     "PYTHONPATH=$MEGATRON_DIR:$HERE:$SLIME_DIR${PYTHONPATH:+:$PYTHONPATH}" \
     PYTHONUNBUFFERED=1 \
     CUDA_DEVICE_MAX_CONNECTIONS=1 \
-    "TENSORBOARD_DIR=$TENSORBOARD_DIR" \
-    "no_proxy=127.0.0.1,localhost,$MASTER_ADDR${no_proxy:+,$no_proxy}"
+    "TENSORBOARD_DIR=$TENSORBOARD_DIR/$RUN_PROJECT/$RUN_NAME/$(date +%Y%m%d-%H%M%S)" \
+    "no_proxy=127.0.0.1,localhost,$MASTER_ADDR,$(own_addresses)${no_proxy:+,$no_proxy}"
+}
+
+own_addresses() { # of this node, where slime puts router and engines
+  local addresses
+  read -ra addresses <<<"$(hostname) $(hostname -I 2>/dev/null || true)"
+  (IFS=, && echo "${addresses[*]}")
 }
 
 # --- the job ---
@@ -209,7 +268,7 @@ clean_up_at_exit() {
   trap 'exit 143' TERM
 }
 
-interruptible() { # runs a command that takes long: bash handles a signal only between commands, or in wait
+interruptible() { # COMMAND …: a slow one; bash handles signals only between commands, or in wait
   "$@" &
   wait $!
 }
@@ -226,9 +285,20 @@ clean_up() {
   # shellcheck disable=SC2086 # one word each
   [[ -z "$running" ]] || kill -TERM $running 2>/dev/null || true
   wait || true
+  [[ -z "$RAY_PID" ]] || forget_cluster
 }
 
-start_ray() { # the command to do so
+forget_cluster() { # Ray's note of it, for which the next plain ray.init() would wait in vain
+  local note="${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray/ray_current_cluster"
+  [[ "$(cat "$note" 2>/dev/null)" != "$MASTER_ADDR:$RAY_PORT" ]] || rm -f "$note"
+}
+
+use_ray_token() { # once Ray has written one, it asks for it
+  [[ -z "${RAY_AUTH_TOKEN:-}" && ! -f "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]] ||
+    export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
+}
+
+start_ray() { # COMMAND …
   local how="join it by RAY_ADDRESS=http://HOST:$RAY_DASHBOARD_PORT, or give RAY_PORT and RAY_DASHBOARD_PORT other numbers"
   ! dashboard_answers || die "a Ray runs already at $JOB_ADDRESS: $how."
   unset RAY_ADDRESS
@@ -244,11 +314,13 @@ start_ray() { # the command to do so
   die "Ray's dashboard did not answer at $JOB_ADDRESS."
 }
 
-dashboard_answers() {
-  curl --silent --fail --max-time 2 --noproxy '*' --output /dev/null "$JOB_ADDRESS/api/version"
+dashboard_answers() { # 401: it wants a token, which we do not show to whoever listens there
+  local status
+  status="$(curl --silent --max-time 2 --noproxy '*' --output /dev/null --write-out '%{http_code}' "$JOB_ADDRESS/api/version")"
+  [[ "$status" == 200 || "$status" == 401 ]]
 }
 
-follow_job() { # shows its log until it ends; true if it succeeded
+follow_job() { # shows the job's log until it ends; dies unless it succeeds
   local failures=0 status
   while ((failures < 10)); do
     interruptible ray job logs --follow --address "$JOB_ADDRESS" "$JOB_ID" || true
@@ -256,12 +328,12 @@ follow_job() { # shows its log until it ends; true if it succeeded
     case "$status" in
       *succeeded*) JOB_RUNS=0 && return 0 ;;
       *"was stopped"* | *failed*) JOB_RUNS=0 && die "the job $JOB_ID did not succeed (see above)." ;;
-      *"Status for job"*) failures=0 ;; # it runs: only the stream of its log had broken off
+      *"Status for job"*) failures=0 ;; # it runs: only its log stream broke off
       *) failures=$((failures + 1)) ;;
     esac
     sleep 2
   done
-  die "Ray at $JOB_ADDRESS does not answer any more."
+  die "Ray at $JOB_ADDRESS no longer answers."
 }
 
 # shellcheck source=launch/common.sh

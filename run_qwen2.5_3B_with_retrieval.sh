@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# Retriever and training side by side in a tmux session: window 0 retriever, window 1 training, and in router modes
-# window 2 token router.
+# Runs retriever and training in a tmux session: window 0 has the retriever, window 1 the training, and in router modes
+# window 2 the token router.
 #
-#   ./run_qwen2.5_3B_with_retrieval.sh            starts all, waits until the retriever is ready, and attaches
-#   ./run_qwen2.5_3B_with_retrieval.sh down       stops all that it started, and nothing else
+#   ./run_qwen2.5_3B_with_retrieval.sh            start all, wait for the retriever, attach
+#   ./run_qwen2.5_3B_with_retrieval.sh down       stop what was started, and nothing else
 #
-# Detaching (Ctrl-b d) keeps everything running. When one window's program ends, the others are stopped too.
+# Detaching (Ctrl-b d) keeps everything running. When one window's program ends, the others are stopped.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 usage() {
   cat <<'TEXT'
-usage: run_qwen2.5_3B_with_retrieval.sh [up | status | logs | attach | down] [--dry-run] [-- ARGUMENT ...]
+usage: run_qwen2.5_3B_with_retrieval.sh [up | status | logs | attach | down] [--dry-run | --check] [-- ARGUMENT ...]
 
-  up          start retriever, token router (in router modes) and training, each as soon as the one before is ready
-  status      what runs, and where the logs are; exit status 1 if nothing does
+  up          start retriever, token router (in router modes) and training, one after the other is ready
+  status      show what runs and where the logs are; exit status 1 if nothing runs
   logs        the last lines of each log; `logs -f` follows them
   attach      show the session; Ctrl-b and a digit changes the window, Ctrl-b d leaves it running
   down        stop what was started here
   (no word)   up, and attach if there is a terminal
-  --dry-run   print the commands and start nothing
-  ARGUMENT    further arguments of slime's train.py
+  --dry-run   print the commands, and what is missing to run them; start nothing
+  --check     check the settings, files and ports and start nothing; exit status 1 if something is wrong
+  ARGUMENT    further arguments of slime's train.py; they override those of the script
 
 Settings are environment variables, here with the values of this call; README.md has those of the rollouts.
 TEXT
@@ -28,11 +29,11 @@ TEXT
 }
 
 main() {
-  local command="" dry_run=0 follow=0
+  local command="" follow=0
   while (($#)); do
     case "$1" in
-      up | status | logs | attach | down) command="$1" ;;
-      --dry-run) dry_run=1 ;;
+      up | status | logs | attach | down) [[ "$command" == --* ]] || command="$1" ;;
+      --dry-run | --check) command="$1" ;;
       -f) follow=1 ;;
       -h | --help) usage && exit 0 ;;
       --) shift && break ;;
@@ -43,12 +44,13 @@ main() {
   TRAIN_ARGS=("$@")
   export SEARCH_BACKEND="${SEARCH_BACKEND:-local}"
   [[ "$TMUX_SESSION" =~ ^[A-Za-z0-9_-]+$ ]] || die "TMUX_SESSION has value '$TMUX_SESSION'; it must be letters, digits, _ and -."
-  if ((dry_run)); then
+  if [[ "$command" == --dry-run ]]; then
     print_commands
     return
   fi
   command -v tmux >/dev/null || die "tmux is missing: install it (apt-get install tmux), or start retriever and training by hand."
   case "$command" in
+    --check) check_prerequisites ;;
     up) up ;;
     "")
       up
@@ -63,7 +65,7 @@ main() {
 
 # --- what there is to start ---
 
-starts_retriever() { # one URL, of this machine; several, or another machine's, are somebody else's
+starts_retriever() { # if there is one URL, of this machine; several URLs, or another machine's, are only waited for
   [[ "$SEARCH_BACKEND" == local && "$RETRIEVAL_SERVER_URL" != *,* ]] && is_local "$RETRIEVAL_SERVER_URL"
 }
 
@@ -76,7 +78,7 @@ is_local() {
   esac
 }
 
-address_of() { # to listen at, for a URL of this machine
+address_of() { # URL of this machine: the address to listen at
   local host
   host="$(url_host "$1")"
   if [[ "$host" == localhost ]]; then echo 127.0.0.1; else echo "$host"; fi
@@ -96,7 +98,13 @@ print_commands() {
   set_commands
   ! starts_retriever || quoted "${RETRIEVER_COMMAND[@]}"
   ! starts_router || quoted "${ROUTER_COMMAND[@]}"
-  "$HERE/run_qwen2.5_3B.sh" --dry-run -- "${TRAIN_ARGS[@]}"
+  "$HERE/run_qwen2.5_3B.sh" --dry-run -- "${TRAIN_ARGS[@]}" || exit 1 # it has printed why
+  local program
+  for program in tmux curl; do
+    command -v "$program" >/dev/null || say "missing: there is no command '$program': install it (apt-get install $program)."
+  done
+  ! starts_retriever || [[ "$(retriever_state "$RETRIEVAL_SERVER_URL")" == ready* ]] ||
+    "$HERE/local_dense_retriever/start_server.sh" --check >/dev/null || true # it prints what is missing
 }
 
 # --- up ---
@@ -111,7 +119,7 @@ up() {
   check_prerequisites
   mkdir -p "$LOG_DIR"
   STAMP="$(date +%Y%m%d_%H%M%S)"
-  WINDOW_PIDS=() # of the windows that this very call has opened
+  WINDOW_PIDS=() # of the windows that this call has opened
   trap clean_up EXIT
   trap 'exit 129' HUP
   trap 'exit 130' INT
@@ -121,10 +129,10 @@ up() {
   run_preflight "${TRAIN_ARGS[@]}"
   start_window training 1 training "${TRAIN_COMMAND[@]}"
   trap - EXIT HUP INT TERM # handed over
-  say "training has begun in the tmux session $TMUX_SESSION: '$0 status', 'logs', 'attach', 'down'."
+  say "training has started in the tmux session $TMUX_SESSION: '$0 status', 'logs', 'attach', 'down'."
 }
 
-clean_up() { # what this very call started
+clean_up() { # stops what this call started
   trap '' HUP INT TERM
   ((${#WINDOW_PIDS[@]})) || return 0
   say "stopping what was started"
@@ -134,7 +142,7 @@ clean_up() { # what this very call started
 
 check_prerequisites() {
   command -v curl >/dev/null || die "curl is missing: install it (apt-get install curl)."
-  "$HERE/run_qwen2.5_3B.sh" --check || exit 1 # it has said why
+  "$HERE/run_qwen2.5_3B.sh" --check -- "${TRAIN_ARGS[@]}" || exit 1 # it has printed why
   REUSED=0
   if starts_retriever; then
     case "$(retriever_state "$RETRIEVAL_SERVER_URL")" in
@@ -169,22 +177,22 @@ start_router() {
 }
 
 start_window() { # NAME INDEX LOG COMMAND …
-  local name="$1" index="$2" log="$LOG_DIR/$3_$STAMP.log" environment program pid now
+  local name="$1" index="$2" log="$LOG_DIR/$3_$STAMP.log" environment program pid now here="${HERE/%;/\\;}" cwd="${PWD/%;/\\;}"
   shift 3
-  # A tmux server that runs already has an environment of its own: ours goes by a file that only we may read, and that
-  # is removed as soon as it is read.
+  # A running tmux server keeps its own environment: ours travels in a file that only we may read, removed once read.
   environment="$(mktemp)"
   env -0 >"$environment"
   program=("$(command -v "$PYTHON")" -E "$HERE/launch/contain.py" --name "$name" --log "$log"
     --environment "$environment" --end-session "$TMUX_SESSION" --grace 90 "$@")
+  program=("${program[@]/%;/\\;}") # a ; at an argument's end would end tmux's own command
   if ((${#WINDOW_PIDS[@]})); then
-    pid="$(tmux new-window -P -F '#{pane_pid}' -t "=$TMUX_SESSION:$index" -n "$name" -c "$PWD" "${program[@]}")" ||
+    pid="$(tmux new-window -P -F '#{pane_pid}' -t "=$TMUX_SESSION:$index" -n "$name" -c "$cwd" "${program[@]}")" ||
       { rm -f "$environment" && die "the tmux session $TMUX_SESSION has ended (see $LOG_DIR)."; }
     WINDOW_PIDS+=("$pid")
     return
   fi
-  pid="$(tmux new-session -P -F '#{pane_pid}' -d -s "$TMUX_SESSION" -x 200 -y 50 -n "$name" -c "$PWD" "${program[@]}" \; \
-    set-option -t "=$TMUX_SESSION:" @search_r1 "$HERE" \; set-option -t "=$TMUX_SESSION:" destroy-unattached off)" ||
+  pid="$(tmux new-session -P -F '#{pane_pid}' -d -s "$TMUX_SESSION" -x 200 -y 50 -n "$name" -c "$cwd" "${program[@]}" \; \
+    set-option -t "=$TMUX_SESSION:" @search_r1 "$here" \; set-option -t "=$TMUX_SESSION:" destroy-unattached off)" ||
     { rm -f "$environment" && die "tmux could not start the session $TMUX_SESSION (see above)."; }
   WINDOW_PIDS+=("$pid")
   now="$(tmux display-message -p -t "=$TMUX_SESSION:" '#{window_index}' 2>/dev/null)" || return 0 # it ended at once
@@ -200,7 +208,7 @@ wait_until_ready() { # WHAT STATE_FUNCTION URL LOG
       ready*) say "$what is $state (after $passed s)" && return ;;
       "answers 404") say "$what answers, but cannot say whether it is ready" && return ;;
     esac
-    ((!${#WINDOW_PIDS[@]})) || session_exists || die "$what has ended before it was ready.$(tail_of "$log")"
+    ((!${#WINDOW_PIDS[@]})) || session_exists || die "$what ended before it was ready.$(tail_of "$log")"
     ((passed < START_TIMEOUT_S)) ||
       die "$what is not ready after $passed s ($state); START_TIMEOUT_S sets how long to wait.$(tail_of "$log")"
     if [[ "${state%% *}" != "$told" ]] || ((passed >= tell_at)); then
@@ -214,7 +222,7 @@ wait_until_ready() { # WHAT STATE_FUNCTION URL LOG
 
 # --- states of servers ---
 
-retriever_state() { # of a URL: ready, loading …, not listening, or what else answers there
+retriever_state() { # URL: ready, loading …, not listening, or how something else answers
   local reply
   reply="$(ask "$1" /ready)"
   if [[ "$reply" =~ ^200.*\"status\"[[:space:]]*:[[:space:]]*\"ready\" ]]; then
@@ -232,13 +240,13 @@ router_state() {
   if [[ "$reply" =~ ^200.*\"urls\" ]]; then echo ready; else other_state "$reply"; fi
 }
 
-ask() { # URL PATH: status and body of the answer; without one, curl's exit code
+ask() { # URL PATH: prints the answer's status and body, or curl's exit code
   local reply code=0
   reply="$(curl --silent --noproxy '*' --max-time 5 --write-out '\n%{http_code}' "${1%/}$2")" || code=$?
   if ((code)); then printf 'curl %s' "$code"; else printf '%s %s' "${reply##*$'\n'}" "${reply%$'\n'*}"; fi
 }
 
-other_state() { # of a reply that is not one of ours
+other_state() { # REPLY of something that is not ours
   case "$1" in
     "curl 6") echo "unknown host" ;;
     "curl 7") echo "not listening" ;;
@@ -248,7 +256,7 @@ other_state() { # of a reply that is not one of ours
   esac
 }
 
-port_owner() { # of a URL of this machine: the process that listens there
+port_owner() { # URL of this machine: the process that listens there
   local port pid=""
   port="$(url_port "$1")"
   if command -v ss >/dev/null; then
@@ -284,17 +292,17 @@ down() {
   say "stopped."
 }
 
-stop_session() { # and wait for the end of its programs: they stop what they have started
+stop_session() { # waits until its programs end, which stop what they started
   local pids
   mapfile -t pids < <(tmux list-panes -s -t "=$TMUX_SESSION:" -F '#{pane_pid}')
   tmux kill-session -t "=$TMUX_SESSION" 2>/dev/null || true
   wait_for_end "${pids[@]}"
 }
 
-wait_for_end() { # of processes that have been told to stop
+wait_for_end() { # PID …: processes that were sent a signal
   local pid
   for pid in "$@"; do
-    timeout 150 tail --pid="$pid" -f -s 0.1 /dev/null || say "process $pid has not ended yet."
+    timeout 150 tail --pid="$pid" -f -s 0.1 /dev/null || say "process $pid is still running."
   done
 }
 
@@ -331,7 +339,7 @@ status() {
   session_exists
 }
 
-newest_logs() { # one of each kind
+newest_logs() { # one per kind
   local kind logs
   for kind in retrieval_server token_router training; do
     logs=("$LOG_DIR/$kind"_*.log)
@@ -346,7 +354,7 @@ show_logs() { # follow (0 or 1)
   if (($1)); then exec tail -n 30 -F "${logs[@]}"; else tail -n 30 "${logs[@]}"; fi
 }
 
-tail_of() { # LOG, for an error message
+tail_of() { # LOG: its end, for an error message
   if [[ -f "$1" ]]; then printf ' %s ends with:\n%s' "$1" "$(tail -n 20 "$1")"; fi
 }
 

@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# What both launch scripts share. Sourced; HERE is the repository's folder.
+# Shared by both launch scripts, which source it; HERE is the repository's folder.
 
 die() {
   say "error: $*"
   exit 1
 }
 
-say() { # to stderr, also when nobody reads it any more
+say() { # to stderr, even if nobody reads it any more
   printf '%s\n' "$*" >&2 || true
 }
 
 is_on() { [[ "${1,,}" == 1 || "${1,,}" == true || "${1,,}" == yes ]]; }
 
-check_whole_numbers() { # of the variables with these names
+check_whole_numbers() { # NAME …: variables
   local name
   for name in "$@"; do
     [[ "${!name}" =~ ^(0|[1-9][0-9]*)$ ]] || die "$name has value '${!name}'; it must be a whole number."
@@ -27,7 +27,7 @@ find_slime() {
   if [[ -f "$above/train.py" ]]; then echo "$above"; else echo /root/slime; fi
 }
 
-count_gpus() { # those of CUDA_VISIBLE_DEVICES if it is set, else all
+count_gpus() { # in CUDA_VISIBLE_DEVICES if it is set, else all
   if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
     tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true
   elif command -v nvidia-smi >/dev/null; then
@@ -41,18 +41,29 @@ default_temperature() {
   if [[ "${LLM_API_MODE:-}" == chat ]]; then echo 1.0; else echo 0.8; fi
 }
 
+model_name() { # qwen2.5-3b-instruct of /root/Qwen2.5-3B-Instruct/
+  local name="${HF_CHECKPOINT%/}"
+  name="${name##*/}"
+  echo "${name,,}"
+}
+
 tokens_of_a_micro_batch() { echo $((MAX_TOKENS_PER_GPU * CONTEXT_PARALLEL)); }
 
-bound_trajectories() { # by a micro batch, unless the setting is given; 16384 is its own default
-  local fits
+bound_trajectories() { # to what a micro batch holds, if the table allows more; the environment's value is only checked
+  local fits table
+  [[ -z "${SEARCH_R1_MAX_CONTEXT_LENGTH:-}" ]] || return 0
   fits="$(tokens_of_a_micro_batch)"
-  export SEARCH_R1_MAX_CONTEXT_LENGTH="${SEARCH_R1_MAX_CONTEXT_LENGTH:-$((fits < 16384 ? fits : 16384))}"
+  table="$(sed -nE '/^SEARCH_R1_CONFIGS/,/^}/s/^ *"max_context_length": *([0-9]+),.*/\1/p' "$HERE/generate_with_search.py")"
+  export SEARCH_R1_MAX_CONTEXT_LENGTH="${table:-$fits}"
+  ((fits < SEARCH_R1_MAX_CONTEXT_LENGTH)) || return 0
+  say "note: max_context_length is $fits, which fits MAX_TOKENS_PER_GPU x CONTEXT_PARALLEL, not the $table of SEARCH_R1_CONFIGS."
+  SEARCH_R1_MAX_CONTEXT_LENGTH="$fits"
 }
 
 # --- helpers ---
 
-print_settings() { # for --help: what launch/settings.sh says, with the values of this very call
-  # shellcheck disable=SC2016 # that is how the lines begin
+print_settings() { # for --help: the lines of launch/settings.sh, with the values of this call
+  # shellcheck disable=SC2016 # the lines begin like this
   local line setting='^: "\$\{([A-Z0-9_]+):=.*# (.*)$'
   while IFS= read -r line; do
     if [[ "$line" =~ ^'# --- '(.*)' ---'$ ]]; then
@@ -63,7 +74,7 @@ print_settings() { # for --help: what launch/settings.sh says, with the values o
   done <"$HERE/launch/settings.sh"
 }
 
-quoted() { # a command line that can be copied, with a line for each flag
+quoted() { # a command line to copy, one line per flag
   local argument line=""
   for argument in "$@"; do
     [[ "$argument" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || argument="${argument@Q}"
@@ -103,9 +114,9 @@ url_port() {
   fi
 }
 
-run_preflight() { # gets the further arguments of train.py
+run_preflight() { # gets the further arguments of train.py; prints what is wrong
   is_on "$PREFLIGHT" || return 0
-  ours preflight -- "$@" || die "preflight found mistakes; mend them, or go on without it: PREFLIGHT=0."
+  ours preflight -- "$@" || die "preflight found mistakes: correct them, or skip it with PREFLIGHT=0."
 }
 
 # shellcheck source=launch/settings.sh

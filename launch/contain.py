@@ -1,13 +1,15 @@
-"""Runs a command, and leaves nothing of it behind.
+"""Runs a command and kills its whole process tree on exit; everything we stop goes through it.
 
     python launch/contain.py [--log FILE] [--environment FILE] [--end-session NAME] [--grace SECONDS] COMMAND …
 
-When the command ends, whatever it had started ends too, daemons in sessions of their own included; nothing else is
-touched. SIGTERM, SIGINT and SIGHUP are passed on to the command as SIGTERM; after the grace period it is killed. The
-exit status is the command's, or 128 + the signal's number. Linux only, standard library only.
+When the command ends, every process that it started is stopped, daemons in sessions of their own included; nothing
+else is touched. SIGTERM, SIGINT and SIGHUP reach the command as SIGTERM; after the grace period it is killed. If this
+process is killed itself, the kernel sends the command SIGTERM. The exit status is the command's, or 128 + the signal's
+number. A log that cannot be written, on a full disk for example, costs only the log. Linux and standard library only.
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -17,28 +19,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
-PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
+LIBC = ctypes.CDLL(None, use_errno=True)  # before any fork
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 POLL_S = 0.1
-LEFTOVER_GRACE_S = 5.0  # for what the command left behind, between SIGTERM and SIGKILL
-KILL_TIMEOUT_S = 30.0  # a process that waits for a broken device or file server cannot be killed at all
+LEFTOVER_GRACE_S = 5.0  # between SIGTERM and SIGKILL, for processes that outlive the command
+KILL_TIMEOUT_S = 30.0  # a process that waits for a broken device or file server cannot be killed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
-    told = listen_for_signals()
-    adopt_orphans()
+    received = listen_for_signals()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # descendants whose own parent ends become our children, not process 1's
     environment = read_environment(args.environment) if args.environment else None
     command = [args.command, *args.arguments]
     if args.log is None:
-        status = contain(command, told, args.grace, environment)
+        status = contain(command, received, args.grace, environment)
     else:
-        with args.log.open("ab") as log:
-            status = contain_with_log(command, told, args.grace, environment, log)
-            how = f"exit status {status}" if not told else f"stopped by {signal.Signals(told[0]).name}"
-            tell(f"== {args.name} ended at {time.strftime('%F %T')}: {how} ==\n".encode(), log)
+        log = Log(args.log)
+        status = contain_with_log(command, received, args.grace, environment, log)
+        how = f"exit status {status}" if not received else f"stopped by {signal.Signals(received[0]).name}"
+        log.write(f"== {args.name} ended at {time.strftime('%F %T')}: {how} ==\n".encode())
     if args.end_session:
         subprocess.run(["tmux", "kill-session", "-t", f"={args.end_session}"], stderr=subprocess.DEVNULL, check=False)
     return status
@@ -48,75 +50,99 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line's arguments; exits with 2 if they are wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, help="append the command's output to this file, and show it")
-    parser.add_argument("--name", default="the command", help="of the command, for the last line of the log")
+    parser.add_argument("--name", default="the command", help="name of the command in the last line of the log")
     parser.add_argument(
-        "--environment", type=Path, help="the command's environment as `env -0` writes it; removed once it is read"
+        "--environment", type=Path, help="file with the command's environment, as `env -0` writes it; it is removed"
     )
-    parser.add_argument("--end-session", metavar="NAME", help="at the end, end this tmux session")
-    parser.add_argument("--grace", type=float, default=60.0, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--end-session", metavar="NAME", help="finally, kill this tmux session")
+    parser.add_argument(
+        "--grace", type=float, default=60.0, metavar="SECONDS", help="time to end after SIGTERM (default: %(default)s)"
+    )
     parser.add_argument("command")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser.parse_args(argv)
 
 
 def listen_for_signals() -> list[int]:
-    """A list that the signals which ask us to stop are added to, from now on."""
-    told: list[int] = []
+    """Returns a list to which signals that ask us to stop are added from now on."""
+    received: list[int] = []
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: told.append(received))
-    return told
+        signal.signal(number, lambda number, _: received.append(number))
+    return received
 
 
-def adopt_orphans() -> None:
-    """Makes this process the new parent of every descendant whose own parent ends, instead of process 1."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+def prctl(option: int, value: int) -> None:
+    """The system call of this name. Raises OSError."""
+    if LIBC.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
 def read_environment(path: Path) -> dict[bytes, bytes]:
-    """The variables of a file that `env -0` wrote, which is removed: it may hold keys."""
+    """Reads the variables that `env -0` wrote, and removes the file: it may hold keys."""
     entries = path.read_bytes().split(b"\0")
     path.unlink()
     return dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
 
 
 def contain_with_log(
-    command: Sequence[str], told: list[int], grace_s: float, environment: dict[bytes, bytes] | None, log: BinaryIO
+    command: Sequence[str], received: list[int], grace_s: float, environment: dict[bytes, bytes] | None, log: "Log"
 ) -> int:
-    """As `contain`; the output goes to the log and to our own stdout."""
+    """As `contain`; the output goes to the log and to stdout."""
     reading, writing = os.pipe()
 
     def copy() -> None:
         while chunk := os.read(reading, 65536):
-            tell(chunk, log)
+            log.write(chunk)
 
     copying = threading.Thread(target=copy)
     copying.start()
     try:
-        return contain(command, told, grace_s, environment, output=writing)
+        return contain(command, received, grace_s, environment, output=writing)
     finally:
         os.close(writing)
         copying.join(timeout=LEFTOVER_GRACE_S)
 
 
-def tell(chunk: bytes, log: BinaryIO) -> None:
-    """Writes to the log, and to stdout as long as there is somebody who reads it."""
-    log.write(chunk)
-    log.flush()
-    try:
-        os.write(sys.stdout.fileno(), chunk)
-    except OSError:  # the terminal is gone
-        pass
+class Log:
+    """A file that is appended to, and stdout. Neither a full disk nor a closed terminal stops the command."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._failed = False
+
+    def write(self, chunk: bytes) -> None:
+        try:
+            self._write_all(self._file.fileno(), chunk)
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                chunk = f"== {self._path} cannot be written: {error.strerror}; output is lost ==\n".encode() + chunk
+        with contextlib.suppress(OSError):
+            self._write_all(sys.stdout.fileno(), chunk)
+
+    @staticmethod
+    def _write_all(file: int, chunk: bytes) -> None:
+        while chunk:
+            chunk = chunk[os.write(file, chunk) :]
 
 
 def contain(
     command: Sequence[str],
-    told: list[int],
+    received: list[int],
     grace_s: float,
     environment: dict[bytes, bytes] | None = None,
     output: int | None = None,
 ) -> int:
-    """Runs the command until it ends or `told` has a signal; then stops what is left of it. Returns the exit status."""
+    """Runs the command until it ends or a signal is received; stops its descendants; returns the exit status."""
+    parent = os.getpid()
+
+    def end_with_parent() -> None:  # in the child
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before the call
+            os._exit(128 + signal.SIGTERM)
+
     try:
         child = subprocess.Popen(
             command,
@@ -124,13 +150,14 @@ def contain(
             stdin=subprocess.DEVNULL if output is not None else None,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C in the terminal reaches us only, and we stop it in order
+            start_new_session=True,  # Ctrl-C in the terminal reaches only us, and we stop it in order
+            preexec_fn=end_with_parent,
         )
     except OSError as error:
         message = f"error: cannot run {command[0]}: {error.strerror}\n".encode()
         os.write(output if output is not None else sys.stderr.fileno(), message)
         return 127
-    while child.poll() is None and not told:
+    while child.poll() is None and not received:
         reap_orphans(child)
         time.sleep(POLL_S)
     if child.poll() is None:
@@ -139,13 +166,13 @@ def contain(
             child.kill()
             child.wait()
     stop_descendants(child)
-    if told:
-        return 128 + told[0]
+    if received:
+        return 128 + received[0]
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 def stop_descendants(child: subprocess.Popen) -> None:
-    """Ends every descendant of this process: SIGTERM, then SIGKILL."""
+    """Stops every descendant of this process: SIGTERM, then SIGKILL."""
 
     def gone() -> bool:
         child.poll()
@@ -157,7 +184,7 @@ def stop_descendants(child: subprocess.Popen) -> None:
     if wait_until(gone, LEFTOVER_GRACE_S):
         return
 
-    def killed() -> bool:  # again and again: what is being killed may be starting others
+    def killed() -> bool:  # repeatedly: a process may start another before it dies
         for pid in descendants():
             send(pid, signal.SIGKILL)
         return gone()
@@ -166,14 +193,14 @@ def stop_descendants(child: subprocess.Popen) -> None:
 
 
 def descendants() -> list[int]:
-    """The processes below this one that are still running."""
+    """Process ids of all running descendants of this process."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
                 # "pid (name) state parent …"; the name may hold anything, also blanks and brackets
                 state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-            except (OSError, ValueError):  # it has ended meanwhile
+            except (OSError, ValueError):  # it has just ended
                 continue
             if state != "Z":
                 children.setdefault(int(parent), []).append(int(folder.name))
@@ -187,7 +214,7 @@ def descendants() -> list[int]:
 
 
 def reap_orphans(child: subprocess.Popen) -> None:
-    """Lets adopted processes that have ended go; the command itself is left to its Popen."""
+    """Reaps adopted processes that have ended; Popen reaps the command itself."""
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -199,14 +226,12 @@ def reap_orphans(child: subprocess.Popen) -> None:
 
 
 def send(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def wait_until(done: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether it was done in time."""
+    """Polls until `done` returns True or the time is over; returns its last value."""
     deadline = time.monotonic() + timeout_s
     while not (finished := done()) and time.monotonic() < deadline:
         time.sleep(POLL_S)

@@ -1,10 +1,10 @@
-"""What a Ray job must be told about the settings: its runtime environment, as JSON.
+"""Checks the modes and prints a Ray job's runtime environment as JSON.
 
     python -m launch.job_environment [--joining] NAME=VALUE …
 
-Every setting that stands in our environment, and the variables given. The JSON becomes part of a command line, which
-all users of a machine can read: keys of services are left out. A Ray that the launch script starts inherits them; a
-cluster that runs already (`--joining`) has to be given the path of a file that holds the key, on every node.
+It holds every setting in our environment and the variables given. All users of a machine can read command lines, so
+keys of services are left out: a Ray that the launch script starts inherits them; a cluster that runs already
+(`--joining`) needs the path of a file that holds the key, on every node.
 """
 
 import argparse
@@ -13,11 +13,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from search_rollout.config import PLACEHOLDER_KEY, secret_keys, variables
+from search_rollout.config import CHOICES, PLACEHOLDER_KEY, ConfigError, SearchConfig, secret_keys, variables
 
 
 class SecretError(Exception):
-    """A key cannot reach the job; the message says which, and the remedy."""
+    """A key cannot reach the job; the message has the remedy."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,29 +28,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     further = dict(entry.split("=", 1) for entry in args.variables)
     try:
+        check_modes(os.environ)
         print(json.dumps({"env_vars": {**job_variables(os.environ, joining=args.joining), **further}}))
-    except SecretError as error:
+    except (ConfigError, SecretError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def check_modes(environment: Mapping[str, str]) -> None:
+    """Raises ConfigError on an unknown mode, backend or other choice, and on modes that do not go together."""
+    chosen = {key: environment[name] for key, name in variables().items() if key in CHOICES and environment.get(name)}
+    SearchConfig(**chosen, google_api_key="unchecked", search_cache="unchecked")  # type: ignore[arg-type]
+
+
 def job_variables(environment: Mapping[str, str], *, joining: bool) -> dict[str, str]:
-    """The settings of `environment` that a job needs to be told. Raises SecretError."""
-    told = {}
+    """The settings in `environment` that a job needs. Raises SecretError."""
+    found = {}
     secrets = {variables()[key] for key in secret_keys()}
     for name in variables().values():
         file = f"{name}_FILE"
         if name in secrets and environment.get(file):
-            told[file] = os.path.abspath(environment[file])
+            found[file] = os.path.abspath(environment[file])
         elif name in secrets and joining and environment.get(name, PLACEHOLDER_KEY) not in ("", PLACEHOLDER_KEY):
             raise SecretError(
-                f"{name} cannot be handed to a Ray that runs already without showing it to everybody: "
-                f"write it to a file that every node can read, and set {file} to its path instead."
+                f"{name} cannot reach a running Ray without being shown to everybody: "
+                f"write it to a file that every node can read, and set {file} to its path."
             )
         elif name not in secrets and environment.get(name):
-            told[name] = environment[name]
-    return told
+            found[name] = environment[name]
+    return found
 
 
 if __name__ == "__main__":

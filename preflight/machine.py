@@ -131,6 +131,8 @@ def ray_cluster(setup: Setup) -> Finding:
     answer = get(f"{address}/api/version")
     if answer.trouble:
         return wrong(f"{address}: {answer.trouble}", "correct RAY_ADDRESS, or start the cluster")
+    if answer.status == 401:
+        return fine(f"{address}: a Ray that asks for its token; ~/.ray/auth_token is used")
     version = answer.body.get("ray_version") if isinstance(answer.body, dict) else None
     if answer.status != 200 or not version:
         return wrong(f"{address} is not Ray: it answers {answer.status}", "set RAY_ADDRESS to http://HEAD:8265")

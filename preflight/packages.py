@@ -10,7 +10,7 @@ from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, one_li
 from preflight.probe import run
 from preflight.setup import ROOT, Setup
 
-OURS = ("aiohttp", "tenacity", "chardet")
+OURS = ("aiohttp", "chardet")
 SLIMES = ("torch", "transformers", "ray", "sglang", "megatron")
 LOGGERS = {"USE_WANDB": "wandb", "USE_TENSORBOARD": "tensorboard"}
 PYTHON_TIMEOUT_S = 30.0

@@ -100,8 +100,17 @@ def loss_mask(setup: Setup) -> Finding:
 def log_probs(setup: Setup) -> Finding:
     if setup.config.track_log_probs:
         return fine("recorded with every sampled token")
-    found = "TRACK_LOG_PROBS=false: slime cannot compare rollout and training log-probabilities"
-    return doubtful(found, "set TRACK_LOG_PROBS=true, or unset it")
+    samples = setup.number("ROLLOUT_BATCH_SIZE") * setup.number("N_SAMPLES_PER_PROMPT")
+    arguments = Path(setup["SLIME_DIR"]) / "slime" / "utils" / "arguments.py"
+    since_v0_3 = arguments.is_file() and "--custom-advantage-function-path" in arguments.read_text(encoding="utf-8")
+    if since_v0_3 and setup.number("GLOBAL_BATCH_SIZE") >= samples:
+        return wrong(
+            "TRACK_LOG_PROBS=false with one update a step: this slime's training fails without log-probabilities",
+            f"set TRACK_LOG_PROBS=true, or GLOBAL_BATCH_SIZE to at most {samples // 2}",
+        )
+    return doubtful(
+        "TRACK_LOG_PROBS=false: slime cannot compare rollout and training", "set TRACK_LOG_PROBS=true, or unset it"
+    )
 
 
 def reward_key(setup: Setup) -> Finding:

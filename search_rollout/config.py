@@ -10,6 +10,7 @@ may also stand in a file that `<variable>_FILE` names: the way to a Ray cluster 
 import dataclasses
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,8 @@ class SearchConfig:
         for key in ("final_format_score", "retrieval_score"):  # a wrong answer must not earn more than a right one
             if self.format_score + getattr(self, key) > 1:
                 raise ConfigError(f"format_score + {key} is {self.format_score + getattr(self, key)}; at most 1.")
+        for key in secret_keys():
+            check_key(_variable(key), getattr(self, key))
         self._check_modes()
         self._check_backend()
 
@@ -235,6 +238,12 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 def secret_keys() -> list[str]:
     """The settings that nobody may read: no log, no command line."""
     return [field.name for field in dataclasses.fields(SearchConfig) if not field.repr]
+
+
+def check_key(variable: str, key: str) -> None:
+    """Raises ConfigError, which does not quote the key, if no header can hold it."""
+    if not re.fullmatch(r"[!-~]*", key):
+        raise ConfigError(f"{variable} has characters that no key has, such as a space or a line break: copy it again.")
 
 
 def _variable(key: str) -> str:

@@ -1,37 +1,38 @@
-"""A service that takes and gives JSON, and the one rule of what is tried again, and when.
+"""Client of a service that speaks JSON, and the one rule of what is tried again and when.
 
-RequestFailed           no usable answer came
-├── TransientFailure    another try may bring one: connection trouble, timeout, 429, 5xx
+RequestFailed           there is no usable answer
+├── TransientFailure    another try may succeed: connection trouble, timeout, 429, 5xx
 └── ServiceRefused      none will until somebody acts: a wrong key, a quota that is used up
 """
 
+import asyncio
 import email.utils
 import json
 import logging
 import math
+import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import aiohttp
-import tenacity
 
 logger = logging.getLogger(__name__)
 
+POLL_S = 0.1  # how often a pause looks whether the call was called off
 _JSON = {"Content-Type": "application/json"}
 T = TypeVar("T")
 
 
 class RequestFailed(Exception):
-    """No usable answer came; the message names the URL and what happened."""
+    """There is no usable answer; the message names the URL and what happened."""
 
-    status: int | None = None  # of the answer, if there was one
+    status: int | None = None  # of the answer; None if the service did not answer
+    retry_after_s: float = 0.0  # how long the service asks us to wait
 
 
 class TransientFailure(RequestFailed):
-    """Trouble that another try may not meet."""
-
-    retry_after_s: float = 0.0  # the service asked for so much patience
+    """Another try may succeed."""
 
 
 class ServiceRefused(RequestFailed):
@@ -39,19 +40,21 @@ class ServiceRefused(RequestFailed):
 
 
 def never() -> bool:
-    """Nothing calls the request off."""
+    """For requests that nothing calls off."""
     return False
 
 
 class Retry:
-    """Runs an attempt again after a TransientFailure, `retries` times at most.
-
-    Pauses are random, their bound doubles from `pause_s` to 16 times that, and Retry-After is waited out before them.
-    """
+    """Repeats an attempt after a TransientFailure, at most `retries` times."""
 
     def __init__(self, retries: int, pause_s: float) -> None:
         self._retries = retries
-        self._jitter = tenacity.wait_random_exponential(multiplier=pause_s, max=16 * pause_s)
+        self._pause_s = pause_s
+
+    def pauses(self) -> Iterator[float]:
+        """Seconds before each repeat: random up to a bound, which doubles from `pause_s` to 16 times that."""
+        for number in range(self._retries):
+            yield random.uniform(0.0, self._pause_s * min(2**number, 16))
 
     async def run(
         self,
@@ -60,48 +63,46 @@ class Retry:
         deadline: float = math.inf,
         called_off: Callable[[], bool] = never,
     ) -> T:
-        """What the first successful attempt returns; raises the failure of the last one.
+        """Returns what the first successful attempt returns; raises the failure of the last one.
 
-        There is none after `deadline`, by time.monotonic(), nor once `called_off()` is true.
+        Retry-After is waited for in addition to the pause. No attempt starts after `deadline`, by time.monotonic(), or
+        once `called_off()` returns True, which also ends a pause.
         """
-        first: TransientFailure | None
-        try:
-            return await attempt()  # almost always; setting up retries costs more than a call
-        except TransientFailure as failure:
-            first = failure
+        pauses = self.pauses()
+        while True:
+            try:
+                return await attempt()
+            except TransientFailure as failure:
+                pause_s = failure.retry_after_s + next(pauses, math.inf)
+                if time.monotonic() + pause_s >= deadline:
+                    raise
+                logger.debug("trying again: %s", failure)
+                if not await _sleep(pause_s, called_off):
+                    raise
 
-        async def again() -> T:
-            nonlocal first
-            if first is not None:
-                failure, first = first, None
-                raise failure
-            return await attempt()
 
-        def left() -> float:
-            return max(deadline - time.monotonic(), 0.0)
-
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(TransientFailure),
-            stop=lambda state: state.attempt_number > self._retries or called_off() or _retry_after_s(state) >= left(),
-            wait=lambda state: min(_retry_after_s(state) + self._jitter(state), left()),
-            before_sleep=tenacity.before_sleep_log(logger, logging.DEBUG),
-            reraise=True,
-        )
-        return await retrying(again)
+async def _sleep(seconds: float, called_off: Callable[[], bool]) -> bool:
+    """Whether the pause ended without being called off."""
+    ends = time.monotonic() + seconds
+    while not called_off():
+        left_s = ends - time.monotonic()
+        if left_s <= 0:
+            return True
+        await asyncio.sleep(min(left_s, POLL_S))
+    return False
 
 
 class JsonClient:
     """Posts JSON to the paths of one base URL; belongs to one event loop.
 
-    Connection errors, timeouts, 429 and 5xx are tried again, as `Retry` says; any other status, and an answer that is
-    not JSON, fails at once. The number of connections is not limited here: the callers' semaphores do that. What is
-    sent in headers never stands in a message.
+    Connection errors, timeouts, 429 and 5xx are repeated, as `Retry` says; any other status, and an answer that is not
+    JSON, fails at once. The callers' semaphores limit the number of connections. Messages never quote a header's value.
     """
 
     def __init__(self, base_url: str, *, timeout_s: float, retries: int, pause_s: float) -> None:
         self.base_url = base_url
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, 30.0))  # of each try
-        self._patience_s = timeout_s * (retries + 1)  # with a call and all its repeats
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, 30.0))  # per try
+        self._patience_s = timeout_s * (retries + 1)  # for a call with its repeats
         self._retry = Retry(retries, pause_s)
         self._session: aiohttp.ClientSession | None = None
 
@@ -112,9 +113,9 @@ class JsonClient:
         headers: Mapping[str, str] | None = None,
         called_off: Callable[[], bool] = never,
     ) -> Any:
-        """The decoded answer; a `body` of bytes is JSON already.
+        """The decoded answer. A `body` of bytes is sent as it is: it holds JSON.
 
-        Raises RequestFailed when the tries are used up, another would not help, or `called_off()` is true after one.
+        Raises RequestFailed if the last try failed, another would not help, or `called_off()` returned True.
         """
         return await self._retry.run(
             lambda: self._post_once(self.base_url + path, body, headers or {}),
@@ -164,7 +165,7 @@ def _failure(url: str, status: int, text: str, retry_after: str | None) -> Reque
 
 
 def _without_secrets(text: str, headers: Mapping[str, str]) -> str:
-    """A service's own words, which may repeat the key that it was sent, without it."""
+    """The text of an answer with every word of our headers masked: a service may quote the key that it was sent."""
     for value in headers.values():
         for word in filter(None, value.split()):
             text = text.replace(word, "…")
@@ -183,8 +184,3 @@ def _seconds(retry_after: str | None) -> float:
         except (ValueError, OverflowError):
             return 0.0
     return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
-
-
-def _retry_after_s(state: tenacity.RetryCallState) -> float:
-    failure = state.outcome.exception() if state.outcome else None
-    return failure.retry_after_s if isinstance(failure, TransientFailure) else 0.0

@@ -262,8 +262,26 @@ def check_slime_args(args: Any, config: SearchConfig, sampling_params: Mapping[s
         raise ConfigError(
             f"{flags}: generate_with_search.reward_func returns a number, which has no key. Leave it out."
         )
+    if not config.track_log_probs and _trains_on_rollout_log_probs(args):
+        raise ConfigError(
+            "TRACK_LOG_PROBS=false with one update a step: this slime then takes the log-probabilities from the "
+            "rollouts, and its training fails without them. Set TRACK_LOG_PROBS=true, or GLOBAL_BATCH_SIZE "
+            "(--global-batch-size) to at most half of a step's samples."
+        )
     if getattr(args, "use_rollout_routing_replay", False):
         raise ConfigError("--use-rollout-routing-replay is not built yet: these rollouts do not record experts.")
+
+
+def _trains_on_rollout_log_probs(args: Any) -> bool:
+    """Whether slime computes no log-probabilities before the update: since v0.3.0, with one update a step."""
+    step = getattr(args, "rollout_batch_size", 0) * getattr(args, "n_samples_per_prompt", 0)
+    computes = ("kl_coef", "use_critic", "keep_old_actor", "use_opd", "debug_rollout_only")
+    return (
+        hasattr(args, "custom_advantage_function_path")  # came with v0.3.0
+        and 0 < step <= (getattr(args, "global_batch_size", None) or 0)
+        and not any(getattr(args, name, None) for name in computes)
+        and getattr(args, "advantage_estimator", None) != "gspo"
+    )
 
 
 def _context_limit(args: Any, config: SearchConfig, evaluation: bool) -> int:

@@ -57,6 +57,9 @@ def ray(argv: list[str]) -> int:
     parser = argparse.ArgumentParser()
     command = argv[0] if argv[0] == "start" else f"{argv[0]} {argv[1]}"
     record(f"ray-{command.replace(' ', '-')}")
+    if token_exists() and os.environ.get("RAY_AUTH_MODE") != "token":
+        print("Ray needs a token", file=sys.stderr)
+        return 1
     if command == "start":
         for flag in ("--node-ip-address", "--port", "--num-gpus", "--dashboard-host", "--dashboard-port"):
             parser.add_argument(flag)
@@ -72,7 +75,15 @@ def ray(argv: list[str]) -> int:
     return ray_job(command, args)
 
 
+def token_exists() -> bool:
+    """Ray 2.60 writes one in any plain ray.init(), and asks for it from then on."""
+    return (Path(os.environ["HOME"]) / ".ray" / "auth_token").exists()
+
+
 def ray_start(args: argparse.Namespace) -> int:
+    note = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+    note.parent.mkdir(exist_ok=True)
+    note.write_text(f"{args.node_ip_address}:{args.port}")
     if os.environ.get("RAY_FAILS"):
         print("some traceback of Ray", file=sys.stderr)
         return 1
@@ -83,6 +94,8 @@ def ray_start(args: argparse.Namespace) -> int:
 
     class Dashboard(Handler):
         def do_GET(self) -> None:
+            if self.path == "/api/version" and token_exists():
+                return self.answer(401, {"detail": "Unauthorized"})
             if self.path == "/api/version":
                 return self.answer(200, {"ray_version": "2.60.0"})
             job = jobs[self.path.strip("/")]

@@ -1,11 +1,11 @@
-"""A token router: text or messages in, exact token ids kept and handed out.
+"""A token router: text or messages in, exact token ids stored and returned.
 
     python -m token_router --port 30000 --tokenizer MODEL_DIR --upstream http://127.0.0.1:30001
 
-Stands between a rollout and its SGLang workers. What a worker sampled goes back to it as the same ids in later turns,
-and comes out of /retrieve_from_text and /retrieve_from_messages_template with its mask and log-probabilities. The
-request header X-Search-R1-Trajectory names the trajectory that a request belongs to. Workers may also register
-themselves: POST /workers, or POST /add_worker?url=. Whatever else is asked goes to a worker as it is.
+Stands between a rollout and its SGLang workers. Later turns send a worker the same ids that it sampled, and
+/retrieve_from_text and /retrieve_from_messages_template return them with their mask and log-probabilities. The request
+header X-Search-R1-Trajectory names a request's trajectory. Workers may also register themselves: POST /workers, or
+POST /add_worker?url=. Every other request is passed to a worker unchanged.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from aiohttp import web
 from search_rollout.arguments import whole_number
 from search_rollout.protocols.tool_formats import FORMATS, ToolFormat, is_format, tool_format
 from token_router.app import create_app, make_runner
-from token_router.token_trie import TokenTrie
+from token_router.token_trie import PIECE_TOKENS, TokenTrie
 from token_router.workers import Workers, worker_url
 
 LISTEN_BACKLOG = 2048  # connections waiting to be accepted; a rollout opens hundreds at once
-OPEN_FILES = 65536  # two for every request in flight
+OPEN_FILES = 65536  # two per request in flight
 
 
 class StartError(Exception):
@@ -42,13 +42,15 @@ def main(argv: list[str] | None = None) -> int:
         level=logging.DEBUG if args.debug else logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
     )
     try:
-        with take_port(args.host, args.port) as listener:  # first: noticed before the tokenizer is loaded
+        with take_port(
+            args.host, args.port
+        ) as listener:  # first, so that an error comes before the tokenizer is loaded
             tokenizer = load_tokenizer(args.tokenizer)
             asyncio.run(serve(args, tokenizer, listener))
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the router listened for it
+    except KeyboardInterrupt:  # before the signal handlers were set
         pass
     print("stopped", file=sys.stderr)
     return 0
@@ -62,33 +64,34 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=whole_number(0, 65535), required=True, help="0 takes any free port")
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="the model's folder")
     parser.add_argument(
-        "--upstream", type=_url, nargs="+", action="extend", default=[], metavar="URL", help="workers to begin with"
+        "--upstream", type=_url, nargs="+", action="extend", default=[], metavar="URL", help="first workers"
     )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="0.0.0.0 serves other machines too, without a password (default: %(default)s)",
+        help="0.0.0.0 serves other machines too; there is no password (default: %(default)s)",
     )
     parser.add_argument(
         "--tool-call-format",
         type=_format_name,
         default="auto",
         metavar="NAME",
-        help=f"how the model writes tool calls: {', '.join(FORMATS)} or sglang:NAME (default: its template's)",
+        help=f"how the model writes tool calls: {', '.join(FORMATS)} or sglang:NAME (default: by its template)",
     )
     parser.add_argument(
         "--max-tokens",
         type=whole_number(1, 10**12),
         default=20_000_000,
         metavar="N",
-        help="tokens to keep, about 20 bytes each; then what was used longest ago is forgotten (default: %(default)s)",
+        help="tokens to keep, about 20 bytes each; then what was used longest ago is dropped. A turn counts as "
+        f"{2 * PIECE_TOKENS} more (default: %(default)s)",
     )
     parser.add_argument(
         "--max-body-mb",
         type=whole_number(1, 10**5),
-        default=64,
+        default=16,
         metavar="MB",
-        help="largest request (default: %(default)s)",
+        help="largest request; others wait while one is parsed (default: %(default)s)",
     )
     parser.add_argument("--debug", action="store_true", help="log every request")
     return parser.parse_args(argv)
@@ -108,7 +111,7 @@ def take_port(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise StartError(f"cannot use --host {host} ({error}): give an address of this machine") from error
+        raise StartError(f"cannot use --host {host} ({error}): set an address of this machine") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -119,7 +122,7 @@ def take_port(host: str, port: int) -> socket.socket:
 
 
 def _port_in_use(host: str, port: int, error: OSError) -> StartError:
-    return StartError(f"cannot use port {port} of {host} ({error}): stop what uses it, or give another --port")
+    return StartError(f"cannot use port {port} of {host} ({error}): stop what uses it, or set another --port")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -127,15 +130,15 @@ def load_tokenizer(folder: Path) -> Any:
     if not folder.is_dir():
         raise StartError(f"there is no folder {folder}: --tokenizer takes the folder of a Hugging Face model")
     try:
-        from transformers import AutoTokenizer  # here, since it takes seconds: --help does not wait for it
+        from transformers import AutoTokenizer  # slow to import, and --help does not need it
 
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise whatever they like
+    except Exception as error:  # transformers and tokenizers raise many types
         raise StartError(f"no tokenizer can be loaded from {folder}: {' '.join(str(error).split())[:300]}") from error
 
 
 def choose_tool_format(tokenizer: Any, name: str) -> ToolFormat | None:
-    """The format of that name, or the one the tokenizer's template shows; None if it shows none."""
+    """The format of that name, or the one detected from the tokenizer's template; None if none is."""
     with contextlib.suppress(ValueError):
         return tool_format(tokenizer, name)
     return None
@@ -164,7 +167,7 @@ async def serve(args: argparse.Namespace, tokenizer: Any, listener: socket.socke
         host, port = listener.getsockname()[:2]
         print(f"token router: http://{host}:{port}, {len(workers)} workers", flush=True)
         await stop.wait()
-    except OSError as error:  # another process had bound the port too, and was the first to listen
+    except OSError as error:  # another process had bound the port too, and listened first
         raise _port_in_use(args.host, args.port, error) from error
     finally:
         await runner.cleanup()

@@ -1,4 +1,4 @@
-"""What the router says when it cannot do what it was asked: a status and OpenAI's error object."""
+"""Errors as answers: a status and OpenAI's error object."""
 
 import logging
 
@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """Ends a request with this status; `code` is for programs, the message for people."""
+    """Ends a request with this status. `code` is for programs, the message for people."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -18,13 +18,13 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, code: str = "bad_request") -> ApiError:
-    """The caller's mistake."""
+    """An error of the caller: status 400."""
     return ApiError(400, code, message)
 
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns whatever a route raises into an answer; a fault of ours leaves its traceback in the log."""
+    """Turns any exception of a route into an answer; a fault of ours is logged with its traceback."""
     try:
         return await handler(request)
     except ApiError as error:
@@ -33,6 +33,12 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except web.HTTPRequestEntityTooLarge:
         message = f"The body is larger than {request.client_max_size} bytes; --max-body-mb sets the limit."
         return _answer(413, "body_too_large", message)
+    except web.RequestPayloadError:
+        return _answer(400, "bad_body", "The body is not what the headers say.")
+    except UnicodeError as error:
+        return _answer(400, "bad_text", f"The request holds bytes or characters that are no text: {error}")
+    except RecursionError:
+        return _answer(400, "too_deep", "The body is nested too deeply.")
     except Exception:
         logger.exception("%s %s failed", request.method, request.path)
         return _answer(500, "internal_error", "The router failed; its log has the traceback.")

@@ -7,11 +7,16 @@ from aiohttp import web
 
 from token_router.errors import bad_request
 
+MAX_BRACKETS = 200_000  # parsing a million lists takes a second, in which no other request is served
+
 
 async def json_object(request: web.Request) -> dict[str, Any]:
     """Raises ApiError if the body is something else."""
+    raw = await request.read()
+    if raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
+        raise bad_request(f"The body has more than {MAX_BRACKETS} opening brackets.", "too_complex")
     try:
-        body = json.loads(await request.read())
+        body = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise bad_request(f"The body is not JSON: {error}", "not_json") from error
     if not isinstance(body, dict):
@@ -20,6 +25,6 @@ async def json_object(request: web.Request) -> dict[str, Any]:
 
 
 def refuse_streaming(body: dict[str, Any]) -> None:
-    """Raises ApiError if the caller wants to be answered in parts."""
+    """Raises ApiError if the caller asks for streaming."""
     if body.get("stream"):
         raise bad_request("The router does not stream; leave out `stream`.", "no_streaming")

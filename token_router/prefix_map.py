@@ -10,7 +10,9 @@ V = TypeVar("V")
 
 
 class PrefixMap(Generic[K, V]):
-    """Keys kept in order, so that a look-up among ten thousand is a few binary searches. A key may have many values."""
+    """Sorted keys: a look-up among ten thousand is a few binary searches. A key may have several values."""
+
+    __slots__ = ("_keys", "_values")
 
     def __init__(self) -> None:
         self._keys: list[K] = []

@@ -13,6 +13,8 @@ from itertools import count
 
 from token_router.prefix_map import K, PrefixMap
 
+PIECE_TOKENS = 80  # a piece takes about 1,600 bytes besides the 20 of each id, with its text and log-probability
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -101,14 +103,16 @@ class _Node:
 
 
 class TokenTrie:
-    """All trajectories; beyond `max_tokens` ids in all, what was used longest ago is forgotten from its end.
+    """All trajectories. A piece counts as its ids and `piece_tokens` more; while all pieces together count more than
+    `max_tokens`, the path that was used longest ago loses its last piece.
 
     Where the same text stands for different ids, or the same key for different paths, the one stored last is found.
     """
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, *, piece_tokens: int = PIECE_TOKENS) -> None:
         self.max_tokens = max_tokens
-        self.tokens = 0
+        self.tokens = 0  # ids of all pieces
+        self._piece_tokens = piece_tokens
         self._roots: dict[str, _Node] = {}
         self._by_key: dict[str, _Node] = {}
         # Least recently used first. A path is touched from its end to its root, so no node comes before its children,
@@ -132,7 +136,7 @@ class TokenTrie:
         if key is not None:
             self._name(key, node)
         self._touch(node)
-        while self.tokens > self.max_tokens:
+        while self.tokens + self._piece_tokens * len(self._recency) > self.max_tokens:
             self._forget(self._recency.popitem(last=False)[0])
 
     def longest_by_text(self, namespace: str, text: str) -> Path:

@@ -1,7 +1,7 @@
-"""Answers of searches in a SQLite file: shared by processes, kept between runs, JSON and nothing that runs.
+"""Search answers in a SQLite file, as JSON: shared by processes, kept between runs.
 
-One file per corpus: its keys name the kind of backend, not the documents behind it. The file belongs on a local disk;
-SQLite's locks do not hold on most network file systems.
+Use one file per corpus: its keys name the kind of backend, not the documents. Keep the file on a local disk: SQLite's
+locks do not work on most network file systems.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOCK_WAIT_S = 10.0  # for other processes that write
+LOCK_WAIT_S = 10.0  # for other processes to finish writing
 SCHEMA = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS answers (
@@ -36,7 +36,7 @@ class CacheError(ValueError):
 
 
 def calls_made(path: str) -> int:
-    """The calls of the budget that were counted in the file so far; 0 where there is no file yet."""
+    """The calls of the budget that the file has counted; 0 if there is no file yet."""
     if not Path(path).is_file():
         return 0
     with contextlib.closing(sqlite3.connect(path, timeout=LOCK_WAIT_S)) as database:
@@ -44,30 +44,30 @@ def calls_made(path: str) -> int:
 
 
 class SearchCache:
-    """The answers of one namespace. Belongs to one event loop; a thread of its own talks to SQLite.
+    """The answers of one namespace. Belongs to one event loop; SQLite runs in a thread of its own.
 
-    Trouble with the file costs only what the cache would have saved: `get` finds nothing, and the log says so once.
+    If the file fails, only the cache is lost: `get` finds nothing, and the log says so once.
     """
 
     def __init__(self, path: str, namespace: str, *, max_age_s: float, read_only: bool = False) -> None:
-        """Raises CacheError. `read_only`: nothing is written, and no answer is too old."""
+        """Raises CacheError. `read_only`: nothing is written, and answers do not expire."""
         self.path = path
         self._namespace = namespace
         self._max_age_s = max_age_s
         self._read_only = read_only
-        self._trouble_told = False
+        self._failure_logged = False
         try:
             self._database = self._open()
         except (sqlite3.Error, OSError) as error:
-            raise CacheError(f"{path} cannot be used as the cache of searches: {error}") from error
+            raise CacheError(f"{path} cannot be used as the search cache: {error}") from error
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search-cache")
 
     async def get(self, query: str) -> list[list[str]] | None:
-        """The stored passages of a normalised query, as rows of strings; None if there are none, or too old ones."""
+        """The stored passages of a normalised query, as [title, text] rows; None if they are missing or expired."""
         try:
             return await self._in_thread(self._get, query)
-        except (sqlite3.Error, ValueError) as error:
-            self._tell(error)
+        except (sqlite3.Error, ValueError, RecursionError) as error:
+            self._log(error)
             return None
 
     async def put(self, query: str, rows: Sequence[Sequence[str]]) -> None:
@@ -75,18 +75,18 @@ class SearchCache:
         try:
             await self._in_thread(self._put, query, rows)
         except sqlite3.Error as error:
-            self._tell(error)
+            self._log(error)
 
     async def take_call(self, budget: int) -> int | None:
-        """How many calls all processes have made, this one included; None if that would be more than `budget`."""
+        """Counts a call; returns the calls of all processes, or None if that would be more than `budget`."""
         try:
             return await self._in_thread(self._take_call, budget)
         except sqlite3.Error as error:
-            self._tell(error)
-            return None  # a cap that cannot be counted must hold
+            self._log(error)
+            return None  # if calls cannot be counted, none are made
 
     async def close(self) -> None:
-        """Closes the file, behind what is under way."""
+        """Closes the file, after the work under way."""
         await self._in_thread(self._database.close)
         self._thread.shutdown()
 
@@ -119,7 +119,7 @@ class SearchCache:
             "SELECT answer FROM answers WHERE namespace = ? AND query = ? AND stored >= ?",
             (self._namespace, query, oldest),
         ).fetchone()
-        return json.loads(found[0]) if found else None
+        return _checked_rows(json.loads(found[0])) if found else None
 
     def _put(self, query: str, rows: Sequence[Sequence[str]]) -> None:
         self._database.execute(
@@ -133,7 +133,14 @@ class SearchCache:
         ).fetchone()
         return counted[0] if counted else None
 
-    def _tell(self, error: Exception) -> None:
-        if not self._trouble_told:
-            self._trouble_told = True
-            logger.error("the cache of searches in %s fails (said once): %s", self.path, error)
+    def _log(self, error: Exception) -> None:
+        if not self._failure_logged:
+            self._failure_logged = True
+            logger.error("the search cache %s fails (logged once): %s", self.path, error)
+
+
+def _checked_rows(answer: Any) -> list[list[str]]:
+    """The answer, if it is a list of titles with their texts. Raises ValueError on anything else."""
+    if isinstance(answer, list) and all(isinstance(row, list) and [*map(type, row)] == [str, str] for row in answer):
+        return answer
+    raise ValueError("an answer is not a list of titles and texts")

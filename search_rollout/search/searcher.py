@@ -1,19 +1,26 @@
-"""Searching, whatever finds the passages: one policy of limits, repeats and fall-backs. No trouble ends a rollout.
+"""Searching, with any backend: limits, repeats and failover. No failed search ends a rollout.
 
-A `PassageSource` asks one service once. `Searcher` stands in front of one or several that are interchangeable:
+A `PassageSource` calls one service once. `Searcher` stands in front of one or several interchangeable ones:
 
-    cache       an answer that is known already, or that another rollout is waiting for, is not searched again
-    place       at most `concurrency` queries are under way at once
+    cache       a known answer, or one that another rollout waits for, is not searched again
+    slot        at most `concurrency` queries are under way at once
     try         the least busy source that is up, then the next one, until one answers
-    repeat      after what can get better, as `http_client.Retry` says, within `timeout_s` for everything together
-    give in     `SearchResult.error`; the rollout decides what becomes of that
+    repeat      after a failure that may pass, as `http_client.Retry` says
+    wait        while every source is down, for at most `timeout_s` from when the last of them went down
+    fail        `SearchResult.error`; the rollout decides what follows
+
+`timeout_s` bounds each search, with its repeats. So a restart that takes less than `timeout_s` loses no search. After a
+longer outage every rollout has waited for `timeout_s` once: from then on searches fail at once, until a source answers
+one of the probes, which `CircuitBreaker` allows once a second.
 """
 
 import asyncio
 import logging
+import math
+import random
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -24,13 +31,14 @@ from search_rollout.search.usage import SearchUsage
 
 logger = logging.getLogger(__name__)
 
-PAUSE_S = 0.2  # the model is told quickly that a search failed
+PAUSE_S = 0.2  # before the first repeat of a search
+OUTAGE_POLL_S = 0.5  # how often a waiting search looks whether a source is up again
 ABORT_POLL_S = 0.25
-REFUSED_S = 60.0  # a service that refuses everybody is asked again this rarely
-QUIET_S = 60.0  # between two warnings of failing searches
-MAX_SAID = 100  # different messages that are each said once
+REFUSED_S = 60.0  # how long a service that refuses everybody is left alone
+QUIET_S = 60.0  # between two warnings about failing searches
+MAX_LOGGED_ONCE = 100  # different messages that are logged once each
 MAX_TITLE, MAX_TEXT = 500, 20_000  # characters of a passage
-MAX_QUERY = 2000  # characters that are sent: servers refuse what is much longer
+MAX_QUERY = 2000  # characters that are sent: servers refuse much longer queries
 
 Origin = Literal["backend", "cache", "shared"]
 
@@ -50,7 +58,7 @@ class Passage(NamedTuple):
 
 @dataclass
 class SearchResult:
-    """What came of one query. `error` says why there is nothing; then `passages` is empty."""
+    """The result of one query. If it failed, `error` says why and `passages` is empty."""
 
     query: str
     passages: list[Passage] = field(default_factory=list)
@@ -60,15 +68,15 @@ class SearchResult:
 
 
 class PassageSource(Protocol):
-    """One service that finds passages; belongs to one event loop. `str()` names it in messages."""
+    """A service that finds passages; belongs to one event loop. `str()` names it in messages."""
 
     @property
     def namespace(self) -> str:
-        """What an answer depends on besides the query: sources with the same one are interchangeable."""
+        """Names what an answer depends on besides the query: sources of one namespace are interchangeable."""
         ...
 
     async def find(self, query: str) -> list[Passage]:
-        """The best passages, by one call. Raises RequestFailed: see http_client for its kinds."""
+        """Returns the best passages, by one call. Raises RequestFailed; http_client lists its kinds."""
         ...
 
     async def close(self) -> None:
@@ -77,7 +85,7 @@ class PassageSource(Protocol):
 
 
 class NotInCache(RequestFailed):
-    """A replay was asked for what was never recorded."""
+    """A replay has no record of the query."""
 
 
 class BudgetUsed(ServiceRefused):
@@ -85,13 +93,13 @@ class BudgetUsed(ServiceRefused):
 
 
 class NothingIsUp(RequestFailed):
-    """Every source is left alone for now; the message says what each one's trouble is."""
+    """Every source is left alone for now; the message has each one's last failure."""
 
 
 async def search_all(
     searcher: "Searcher", queries: Sequence[str], aborted: Callable[[], bool]
 ) -> list[SearchResult] | None:
-    """The results of all queries, in their order; None as soon as `aborted()` turns true."""
+    """Returns the results in the order of the queries; None as soon as `aborted()` returns True."""
     tasks = [asyncio.ensure_future(searcher.search(query)) for query in queries]
     try:
         while not aborted():
@@ -105,10 +113,10 @@ async def search_all(
 
 
 class Searcher:
-    """Searches by interchangeable sources; belongs to one event loop. It closes the sources and the cache it is given.
+    """Searches with interchangeable sources; belongs to one event loop. Owns the sources and the cache: closes them.
 
-    `timeout_s` bounds one query with its repeats, from when it has its place. `budget` is the most calls that may be
-    made, 0 for any number: with a cache they are counted in its file, for all processes, else in `usage`.
+    `timeout_s`: seconds for one query with its repeats, counted from when it gets a slot. `budget`: maximum calls,
+    0 = unlimited; with a cache its file counts the calls of all processes, else `usage` counts those of this one.
     """
 
     def __init__(
@@ -128,8 +136,6 @@ class Searcher:
         self._sources = [_Guarded(source) for source in sources]
         self._semaphore = asyncio.Semaphore(concurrency)
         self._timeout_s = timeout_s
-        # With another source to turn to, a silent one must leave time for it.
-        self._try_s = timeout_s if len(sources) == 1 else timeout_s / 2
         self._retry = Retry(retries, PAUSE_S)
         self._cache = cache
         self._replay = replay
@@ -137,24 +143,24 @@ class Searcher:
         self._usd_per_call = usd_per_call
         self._flights: dict[str, _Flight] = {}
         self._warned_of_budget = False
-        self._said: set[str] = set()
+        self._logged_once: set[str] = set()
         self._quiet_until = 0.0
 
     async def search(self, query: str) -> SearchResult:
-        """The best passages for `query`; trouble with the search goes into `SearchResult.error`."""
+        """Returns the best passages for `query`; a failure goes into `SearchResult.error`."""
         began = time.monotonic()
         result = SearchResult(query)
         try:
             result.passages, result.origin = await self._shared(_sendable(query))
         except RequestFailed as failure:
             result.error = str(failure)
-            self._tell(failure)
+            self._log(failure)
         result.seconds = time.monotonic() - began
         self.usage.count(result.origin, failed=result.error is not None)
         return result
 
     async def close(self) -> None:
-        """Ends what is under way and releases connections and the cache."""
+        """Ends searches under way, and closes the sources and the cache."""
         for flight in self._flights.values():
             flight.task.cancel()
         for guarded in self._sources:
@@ -163,7 +169,7 @@ class Searcher:
             await self._cache.close()
 
     async def _shared(self, query: str) -> tuple[list[Passage], Origin]:
-        """Joins an equal query that is under way; the last one to leave ends it."""
+        """Joins an equal query that is under way; the last caller to leave cancels it."""
         key = normalised(query) if self._cache else query
         flight = self._flights.get(key)
         joined = flight is not None
@@ -187,34 +193,46 @@ class Searcher:
             if self._replay:
                 raise NotInCache(f"SEARCH_CACHE_MODE=replay: {self._cache.path} has no answer to {query!r}")
         async with self._semaphore:
-            deadline = time.monotonic() + self._timeout_s
-            passages = await self._retry.run(lambda: self._ask(query, deadline), deadline=deadline)
+            passages = await self._persist(query, time.monotonic() + self._timeout_s)
         passages = [Passage(passage.title[:MAX_TITLE], passage.text[:MAX_TEXT]) for passage in passages]
         if self._cache is not None:
             await self._cache.put(key, [(passage.title, passage.text) for passage in passages])
         return passages, "backend"
 
+    async def _persist(self, query: str, deadline: float) -> list[Passage]:
+        """Repeats a search, as `Retry` says and as long as an outage is waited for."""
+        while True:
+            try:
+                return await self._retry.run(lambda: self._ask(query, deadline), deadline=deadline)
+            except (TransientFailure, NothingIsUp) as failure:
+                # random, so that waiting searches do not all come back in the same moment
+                pause_s = failure.retry_after_s + random.uniform(0.5, 1.0) * OUTAGE_POLL_S
+                if time.monotonic() + pause_s >= min(deadline, self._waits_until()):
+                    raise
+            await asyncio.sleep(pause_s)
+
+    def _waits_until(self) -> float:
+        """When searches stop waiting for the sources to come back, by time.monotonic(); -inf unless all are down."""
+        down_since = [guarded.down_since for guarded in self._sources if not guarded.refuses]
+        return max(down_since) + self._timeout_s if down_since and math.inf not in down_since else -math.inf
+
     async def _ask(self, query: str, deadline: float) -> list[Passage]:
-        """One try: the sources that are up, one after the other, until one answers."""
+        """One try: the sources that are up, least busy first, until one answers; they share the time that is left."""
         failure: RequestFailed | None = None
-        for guarded in self._available():
+        sources = sorted(self._sources, key=lambda guarded: guarded.running)
+        for at, guarded in enumerate(sources, start=1):
+            if not guarded.breaker.allows():
+                continue
             try:
                 await self._take_call()
-                return await guarded.find(query, min(self._try_s, deadline - time.monotonic()))
-            except (TransientFailure, ServiceRefused) as trouble:
-                failure = trouble
-        if failure is None:
-            raise NothingIsUp("; ".join(guarded.trouble for guarded in self._sources))
-        raise failure
-
-    def _available(self) -> "Iterator[_Guarded]":
-        """The sources that are up, least busy first; a source is asked for its leave only when its turn comes."""
-        for guarded in sorted(self._sources, key=lambda guarded: guarded.running):
-            if guarded.breaker.allows():
-                yield guarded
+                others = sum(not other.breaker.is_open for other in sources[at:])
+                return await guarded.find(query, (deadline - time.monotonic()) / (1 + others))
+            except (TransientFailure, ServiceRefused) as error:
+                failure = error
+        raise failure or NothingIsUp("; ".join(guarded.last_failure for guarded in self._sources))
 
     async def _take_call(self) -> None:
-        """Counts a call. Raises BudgetUsed if there are none left."""
+        """Counts a call. Raises BudgetUsed if the budget is used up."""
         if self._budget:
             taken = await self._cache.take_call(self._budget) if self._cache else self.usage.take_call(self._budget)
             where = f", counted in {self._cache.path}" if self._cache else ""
@@ -227,21 +245,21 @@ class Searcher:
                 logger.warning("%d of SEARCH_BUDGET=%d calls are used%s", taken, self._budget, where)
         self.usage.count_call(self._usd_per_call)
 
-    def _tell(self, failure: RequestFailed) -> None:
-        """Logs a failure: what needs a human once, anything else now and then."""
+    def _log(self, failure: RequestFailed) -> None:
+        """Logs what needs a person once, and other failures at most once in QUIET_S."""
         if isinstance(failure, BudgetUsed | NotInCache):
-            if str(failure) not in self._said and len(self._said) < MAX_SAID:
-                self._said.add(str(failure))
-                logger.error("%s (said once)", failure)
-        elif (
-            not isinstance(failure, ServiceRefused | NothingIsUp) and time.monotonic() >= self._quiet_until
-        ):  # that was told already
+            if str(failure) not in self._logged_once and len(self._logged_once) < MAX_LOGGED_ONCE:
+                self._logged_once.add(str(failure))
+                logger.error("%s (logged once)", failure)
+        elif isinstance(failure, ServiceRefused | NothingIsUp):
+            pass  # logged when the source was left alone
+        elif time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + QUIET_S
-            logger.warning("a search fails (said at most once in %g s): %s", QUIET_S, failure)
+            logger.warning("a search failed (logged at most once in %g s): %s", QUIET_S, failure)
 
 
 class _Flight:
-    """A query under way, and how many wait for it."""
+    """A query under way, and how many callers wait for it."""
 
     def __init__(self, task: "asyncio.Future[tuple[list[Passage], Origin]]") -> None:
         self.task = task
@@ -249,17 +267,24 @@ class _Flight:
 
 
 class _Guarded:
-    """A source with its circuit breaker, which tells the log when it goes and when it is back."""
+    """A source with its circuit breaker; logs when it goes down and when it is back."""
 
     def __init__(self, source: PassageSource) -> None:
         self.source = source
         self.breaker = CircuitBreaker()
         self.running = 0
-        self.trouble = ""  # the last one
-        self._down_since: float | None = None
+        self.last_failure = ""
+        self.refuses = False  # waiting would not help
+        self._absent = False  # it did not answer the last call, or said that it is still starting
+        self._logged_down_at: float | None = None
+
+    @property
+    def down_since(self) -> float:
+        """When the failures began, by time.monotonic(), if the source is down; inf if it is up."""
+        return self.breaker.failing_since if self._absent or self.breaker.is_open else math.inf
 
     async def find(self, query: str, timeout_s: float) -> list[Passage]:
-        """As the source's, within `timeout_s`."""
+        """Calls the source's `find`, within `timeout_s`."""
         began = time.monotonic()
         self.running += 1
         try:
@@ -270,6 +295,7 @@ class _Guarded:
             self._failed(failure, began)
             raise failure from None
         except ServiceRefused as refused:
+            self.refuses = True
             self.breaker.open(REFUSED_S)
             self._note(refused)
             raise
@@ -285,30 +311,32 @@ class _Guarded:
         return passages
 
     def _failed(self, failure: RequestFailed, began: float) -> None:
-        if failure.status == 429:  # it is busy, and not down
+        if failure.status == 429:  # busy, not down
             return
+        self.refuses, self._absent = False, failure.status in (None, 503)
         self.breaker.failed(began)
         self._note(failure)
 
     def _note(self, failure: RequestFailed) -> None:
-        self.trouble = str(failure)
-        if self.breaker.is_open and self._down_since is None:
-            self._down_since = time.monotonic()
-            level = logging.ERROR if isinstance(failure, ServiceRefused) else logging.WARNING
-            logger.log(level, "a search service is left alone until it answers again (said once): %s", failure)
+        self.last_failure = str(failure)
+        if self.breaker.is_open and self._logged_down_at is None:
+            self._logged_down_at = time.monotonic()
+            level = logging.ERROR if self.refuses else logging.WARNING
+            logger.log(level, "a search service is left alone until it answers again (logged once): %s", failure)
 
     def _answered(self) -> None:
         self.breaker.succeeded()
-        if self._down_since is not None:
-            logger.warning("%s answers again after %.1f s", self.source, time.monotonic() - self._down_since)
-            self._down_since = None
+        self.refuses = self._absent = False
+        if self._logged_down_at is not None:
+            logger.warning("%s answers again after %.1f s", self.source, time.monotonic() - self._logged_down_at)
+            self._logged_down_at = None
 
 
 def normalised(query: str) -> str:
-    """What equal queries have in common: case, width and spacing of characters do not matter."""
+    """The cache's form of a query: case, width and spacing of characters do not matter."""
     return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
 
 
 def _sendable(query: str) -> str:
-    """The query as any service takes it: not too long, and without halves of characters."""
+    """The query in a form that any service accepts: not too long, without half surrogate pairs."""
     return query[:MAX_QUERY].encode("utf-8", "replace").decode("utf-8")

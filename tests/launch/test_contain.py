@@ -81,6 +81,26 @@ def test_output_goes_to_the_log_and_to_us(tmp_path: Path) -> None:
     assert last.startswith("== it ended at ") and last.endswith(": exit status 3 ==")
 
 
+def test_a_log_on_a_full_disk_costs_only_the_log() -> None:
+    script = "for i in $(seq 2000); do echo a line of some length to fill the pipe, number $i; done; exit 3"
+    command = [*CONTAIN, "--name", "it", "--log", "/dev/full", "sh", "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert run.returncode == 3 and run.stderr == ""
+    lines = run.stdout.splitlines()
+    assert lines[0] == "== /dev/full cannot be written: No space left on device; output is lost =="
+    assert len(lines) == 2002 and "exit status 3" in lines[-1]
+
+
+def test_the_command_is_told_to_end_when_we_are_killed(tmp_path: Path) -> None:
+    script = f"trap 'echo orderly > {tmp_path}/end; exit 0' TERM; echo $$; sleep 600 & wait"
+    with subprocess.Popen([*CONTAIN, "bash", "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        command = int(process.stdout.readline())
+        process.kill()
+        eventually(lambda: not is_running(command))
+    assert (tmp_path / "end").read_text() == "orderly\n"
+
+
 def test_the_environment_of_a_file_is_all_that_the_command_sees(tmp_path: Path) -> None:
     path = tmp_path / "environment"
     path.write_bytes(b"A=one\ntwo=\0PATH=" + os.environ["PATH"].encode() + b"\0")

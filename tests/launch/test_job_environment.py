@@ -49,8 +49,8 @@ def load(**environment: str) -> str:
 
 
 def test_a_key_is_read_from_its_file_unless_the_variable_is_set(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("from the file\n")
-    assert load(GOOGLE_API_KEY_FILE=str(tmp_path / "key")) == "from the file"
+    (tmp_path / "key").write_text("from-the-file\n")
+    assert load(GOOGLE_API_KEY_FILE=str(tmp_path / "key")) == "from-the-file"
     assert load(GOOGLE_API_KEY_FILE=str(tmp_path / "key"), GOOGLE_API_KEY="set") == "set"
 
 

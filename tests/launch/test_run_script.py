@@ -1,9 +1,11 @@
 """run_qwen2.5_3B.sh: what it tells slime, and that it stops what it started and nothing else."""
 
 import json
+import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from launch_helpers import Checkout, answers, eventually, flags_of, interrupt
 from preflight_helpers import Machine, retriever_server
 
-from search_rollout.config import secret_keys, variables
+from search_rollout.config import CHOICES, secret_keys, variables
 
 RUN = "run_qwen2.5_3B.sh"
 SPECIFIED = {  # by the README's "Key parameters", and by the issue
@@ -56,8 +58,8 @@ def job(checkout: Checkout, *arguments: str, **variables: str) -> tuple[dict[str
 
 
 def error_of(checkout: Checkout, *arguments: str, **variables: str) -> str:
-    """The one sentence of a run that does not start."""
-    run = checkout.run(RUN, "--dry-run", *arguments, **variables)
+    """The one sentence of a check that fails."""
+    run = checkout.run(RUN, "--check", *arguments, **variables)
     assert run.returncode == 1
     errors = [line for line in run.stderr.splitlines() if not line.startswith("note: ")]
     assert len(errors) == 1 and errors[0].startswith("error: ")
@@ -136,7 +138,7 @@ def test_wandb_and_tensorboard_are_opt_in(checkout: Checkout) -> None:
     assert not [flag for flag in job(checkout)[0] if "wandb" in flag or "tensorboard" in flag]
     flags, environment = job(checkout, USE_WANDB="1", USE_TENSORBOARD="true", RUN_NAME="try", TENSORBOARD_DIR="/tb")
     assert flags["--wandb-group"] == flags["--tb-experiment-name"] == "try"
-    assert environment["TENSORBOARD_DIR"] == "/tb"
+    assert re.fullmatch(r"/tb/slime-search-r1/try/\d{8}-\d{6}", environment["TENSORBOARD_DIR"])
 
 
 @pytest.mark.parametrize("arguments", ['parser.add_argument("--custom-config-path")', None])
@@ -173,6 +175,15 @@ def test_trajectories_fit_a_gpus_tokens(checkout: Checkout) -> None:
     assert "MAX_TOKENS_PER_GPU" in error_of(checkout, **{name: "16384"})
 
 
+def test_the_tables_context_length_is_used_if_it_fits_and_else_a_note_says_so(checkout: Checkout) -> None:
+    name, plugin = "SEARCH_R1_MAX_CONTEXT_LENGTH", checkout.path / "generate_with_search.py"
+    note = "note: max_context_length is 9216, which fits MAX_TOKENS_PER_GPU x CONTEXT_PARALLEL, not the 16384 of"
+    assert note in checkout.run(RUN, "--dry-run").stderr
+    plugin.write_text(plugin.read_text().replace('"max_context_length": 16384,', '"max_context_length": 4096,'))
+    assert job(checkout)[1][name] == "4096"
+    assert "max_context_length" not in checkout.run(RUN, "--dry-run").stderr
+
+
 @pytest.mark.parametrize(("visible", "gpus"), [("0,1,2,3", "4"), ("5", "1"), ("GPU-a,GPU-b", "2")])
 def test_gpus_are_those_of_cuda_visible_devices(checkout: Checkout, visible: str, gpus: str) -> None:
     flags, _ = job(checkout, CUDA_VISIBLE_DEVICES=visible, NUM_GPUS="")
@@ -200,7 +211,6 @@ def test_slime_is_found_two_folders_up(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "complaint"),
     [
-        ("SLIME_DIR", "/nowhere", "no slime in '/nowhere': set SLIME_DIR"),
         ("MODEL_ARGS_FILE", "/nowhere", "set MODEL_ARGS_FILE"),
         ("PYTHON", "python9", "no Python 'python9'"),
         ("NUM_GPUS", "two", "NUM_GPUS has value 'two'; it must be a whole number"),
@@ -230,6 +240,7 @@ def test_all_settings_reach_the_job_but_no_key_is_shown(checkout: Checkout) -> N
     secret = {variables()[key]: "s3cret" for key in secret_keys()}
     given = {name: f"value of {name}" for name in variables().values() if name not in secret}
     given |= {"SEARCH_R1_MAX_CONTEXT_LENGTH": "4000", "LLM_API_MODE": "chat"}
+    given |= {variables()[key]: allowed[0] for key, allowed in CHOICES.items() if key != "llm_api_mode"}
     run = checkout.run(RUN, "--dry-run", **given, **secret)
     assert "s3cret" not in run.stdout + run.stderr
     _, environment = job(checkout, **given, **secret)
@@ -259,6 +270,29 @@ def test_a_run_shows_the_log_and_leaves_nothing_behind(checkout: Checkout) -> No
     assert not any("s3cret" in str(call["argv"]) for call in checkout.calls("ray"))
     assert flags_of(checkout.calls("ray-start")[0]["argv"])["--num-gpus"] == "2"
     assert checkout.processes() == []
+
+
+@pytest.mark.slow
+def test_a_ray_that_asks_for_its_token_gets_it(checkout: Checkout) -> None:
+    token = Path(checkout.environment["HOME"]) / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("s3cret")
+    run = checkout.run(RUN)
+    assert run.returncode == 0, run.stderr
+    assert "s3cret" not in run.stdout + run.stderr
+
+
+@pytest.mark.slow
+def test_rays_note_of_our_cluster_is_removed_and_no_others(checkout: Checkout) -> None:
+    note = checkout.temporary / "ray" / "ray_current_cluster"
+    assert checkout.run(RUN).returncode == 0
+    assert note.parent.exists() and not note.exists()
+    note.write_text("10.0.0.1:6379")
+    assert checkout.run(RUN, RAY_FAILS="1", MASTER_ADDR="127.0.0.1").returncode == 1
+    assert not note.exists()  # ours had replaced it
+    note.write_text("10.0.0.1:6379")
+    checkout.run(RUN, "--dry-run")
+    assert note.read_text() == "10.0.0.1:6379"
 
 
 @pytest.mark.slow
@@ -343,7 +377,7 @@ def test_a_mistake_that_preflight_finds_keeps_ray_from_starting(checkout: Checko
     run = checkout.run(RUN, PREFLIGHT="1", HF_CHECKPOINT="/no such model")
     assert run.returncode == 1
     assert "✗ model    folder            there is no folder /no such model" in run.stdout
-    assert "mend them, or go on without it: PREFLIGHT=0" in run.stderr.splitlines()[-1]
+    assert "correct them, or skip it with PREFLIGHT=0" in run.stderr.splitlines()[-1]
     assert checkout.calls("ray") == []
 
 
@@ -351,6 +385,102 @@ def test_a_mistake_that_preflight_finds_keeps_ray_from_starting(checkout: Checko
 def test_a_dry_run_and_a_check_of_the_settings_look_at_nothing_else(checkout: Checkout, option: str) -> None:
     run = checkout.run(RUN, option, PREFLIGHT="1", HF_CHECKPOINT="/no such model")
     assert run.returncode == 0 and "✗" not in run.stdout
+    assert checkout.calls("ray") == []
+
+
+def test_everything_that_is_missing_is_listed_at_once(checkout: Checkout) -> None:
+    (checkout.python.parent / "ray").unlink()
+    nothing = {"SLIME_DIR": "/nowhere", "NUM_GPUS": "0", "PYTHON": "python9"}
+    words = [
+        "no Python 'python9'",
+        "no command 'ray'",
+        "no slime in '/nowhere'",
+        "no file '/nowhere/",
+        "no GPU is visible",
+    ]
+    for option, label in (("--check", "error: "), ("--dry-run", "missing: ")):
+        run = checkout.run(RUN, option, **nothing)
+        lines = [line for line in run.stderr.splitlines() if not line.startswith("note: ")]
+        assert len(lines) == len(words)
+        assert all(line.startswith(label) and word in line for line, word in zip(lines, words, strict=True))
+        assert run.returncode == (1 if option == "--check" else 0)
+
+
+def test_a_dry_run_without_gpus_or_slime_prints_placeholders(checkout: Checkout) -> None:
+    flags, _ = job(checkout, SLIME_DIR="/nowhere", NUM_GPUS="0")
+    assert flags["--actor-num-gpus-per-node"] == "<NUM_GPUS>"
+    assert flags["--colocate"] == "<MODEL_ARGS of /nowhere/scripts/models/qwen2.5-3B.sh>"
+    assert "--custom-rollout-log-function-path" in flags  # as today's slime has it
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--check"])
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"TOKEN_TRACKING_MODE": "router_handler"}, "NOT compatible with llm_api_mode='generate'"),
+        (
+            {"SEARCH_BACKEND": "bing"},
+            "SEARCH_BACKEND (search_backend) has value 'bing'; it must be one of google, local",
+        ),
+        ({"LLM_API_MODE": "Chat"}, "LLM_API_MODE"),
+        ({"LOSS_MASK_MODE": "none"}, "LOSS_MASK_MODE"),
+    ],
+)
+def test_unknown_and_incompatible_modes_are_refused(
+    checkout: Checkout, option: str, variables: dict[str, str], words: str
+) -> None:
+    run = checkout.run(RUN, option, **variables)
+    assert run.returncode == 1 and words in run.stderr and "Traceback" not in run.stderr
+    assert run.stdout == ""
+
+
+def test_a_step_that_arguments_change_is_still_one_update(checkout: Checkout) -> None:
+    smaller = ["--", "--rollout-batch-size", "16", "--n-samples-per-prompt=4"]
+    run = checkout.run(RUN, "--dry-run", *smaller)
+    assert "note: the global batch size is 64, for one update per step of 16 x 4 samples" in run.stderr
+    assert job(checkout, *smaller)[0]["--global-batch-size"] == "64"
+    assert job(checkout, *smaller, "--global-batch-size", "32")[0]["--global-batch-size"] == "32"
+    assert (
+        job(checkout, *smaller, GLOBAL_BATCH_SIZE="128")[0]["--global-batch-size"] == "128"
+    )  # two updates were asked for
+    assert "global batch size" not in checkout.run(RUN, "--dry-run", "--", "--lr", "1e-5").stderr
+
+
+def test_a_flag_that_neither_slime_nor_megatron_knows_is_refused(checkout: Checkout, tmp_path: Path) -> None:
+    megatron = tmp_path / "my megatron"
+    (megatron / "megatron").mkdir(parents=True)
+    (megatron / "megatron" / "config.py").write_text(
+        "class C:\n    moe_router_topk: int = 2\n    bias_linear: bool = True\n"
+    )
+    known = [
+        "--custom-rollout-log-function-path",
+        "x",
+        "--moe-router-topk=4",
+        "--no-bias-linear",
+        "--sglang-anything",
+        "-1",
+    ]
+    where = {"MEGATRON_DIR": str(megatron), "PREFLIGHT": "1"}
+    assert checkout.run(RUN, "--check", "--", *known, **where).returncode == 0
+    for typo in ("--moe-router-topx", "--moe-router-topx=4"):
+        assert "knows --moe-router-topx, and slime would ignore it" in error_of(checkout, "--", *known, typo, **where)
+    assert checkout.run(RUN, "--check", "--", "--typo", **{**where, "PREFLIGHT": "0"}).returncode == 0
+    assert checkout.run(RUN, "--check", "--", "--typo", PREFLIGHT="1").returncode == 0  # no Megatron to look at
+
+
+def test_runs_are_named_after_the_model(checkout: Checkout) -> None:
+    on = {"USE_WANDB": "1"}
+    assert job(checkout, **on)[0]["--wandb-group"] == "qwen2.5-3b-instruct-generate"
+    assert (
+        job(checkout, HF_CHECKPOINT="/models/Qwen3-4B/", LLM_API_MODE="chat", **on)[0]["--wandb-group"]
+        == "qwen3-4b-chat"
+    )
+
+
+def test_the_jobs_own_node_is_reached_without_a_proxy(checkout: Checkout) -> None:
+    without = job(checkout, no_proxy="mine.test")[1]["no_proxy"].split(",")
+    own = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
+    assert {"127.0.0.1", "localhost", "mine.test", socket.gethostname(), *own} <= set(without)
 
 
 @pytest.mark.slow
@@ -382,3 +512,20 @@ def test_help_and_documentation_have_every_setting(checkout: Checkout) -> None:
     plain = {name: default for name, default in defaults.items() if "$" not in default}
     assert {name: rows.get(name) for name in plain} == plain
     assert set(defaults) <= set(rows)
+
+
+def model_pairs() -> list[str]:
+    """The files in docs/TRAINING.md's table of models."""
+    page = (Path(__file__).parents[2] / "docs/TRAINING.md").read_text()
+    return re.findall(r"^\| [A-Za-z-]+/[^|`]+ \| `([^`]+\.sh)` \|$", page, flags=re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SLIME_DIR" not in os.environ, reason="needs slime: SLIME_DIR=/path/to/slime")
+def test_the_script_takes_every_model_of_slime(checkout: Checkout) -> None:
+    slime = Path(os.environ["SLIME_DIR"])
+    files = {path.name: path for path in (slime / "scripts/models").glob("*.sh")}
+    assert len(model_pairs()) > 10 and set(model_pairs()) <= set(files)
+    for path in files.values():
+        flags, _ = job(checkout, SLIME_DIR=str(slime), MODEL_ARGS_FILE=str(path), NUM_GPUS="8")
+        assert int(flags["--num-layers"]) > 0 and flags["--num-rollout"] == "3000"

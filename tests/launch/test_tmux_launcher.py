@@ -150,6 +150,16 @@ def test_a_dry_run_prints_every_command_and_starts_nothing(launcher: Launcher) -
 
 
 @needs_tmux
+def test_check_reports_mistakes_and_starts_nothing(launcher: Launcher) -> None:
+    assert "--check" in launcher.run(UP, "--help").stdout
+    assert launcher.run(UP, "--check").returncode == 0
+    wrong = launcher.run(UP, "--check", TOKEN_TRACKING_MODE="router_handler")
+    assert wrong.returncode == 1 and "NOT compatible" in wrong.stderr
+    assert launcher.run(UP, "--dry-run", SEARCH_BACKEND="bing").returncode == 1
+    assert not launcher.session_exists() and launcher.calls("retriever") == []
+
+
+@needs_tmux
 def test_an_unknown_word_is_refused_and_nothing_runs(launcher: Launcher) -> None:
     assert "unknown word 'start'" in launcher.run(UP, "start").stderr
     assert launcher.run(UP, "status").returncode == 1
@@ -191,6 +201,24 @@ def test_up_starts_retriever_and_training_and_down_stops_both(launcher: Launcher
 
 @needs_tmux
 @slow
+def test_a_semicolon_at_the_end_of_an_argument_is_no_command_of_tmux(launcher: Launcher) -> None:
+    launcher.tmux("new-session", "-d", "-s", "mine")
+    launcher.run_up("up", "--", "--rollout-stop", "a;", ";", r"b\;", "kill-session", "-t", "mine")
+    arguments = launcher.calls("train")[0]["argv"]
+    assert arguments[arguments.index("--rollout-stop") :] == [
+        "--rollout-stop",
+        "a;",
+        ";",
+        r"b\;",
+        "kill-session",
+        "-t",
+        "mine",
+    ]
+    assert "mine" in launcher.tmux("list-sessions")
+
+
+@needs_tmux
+@slow
 def test_a_second_up_starts_nothing(launcher: Launcher) -> None:
     launcher.run_up()
     assert "already running" in launcher.run(UP).stderr
@@ -209,7 +237,7 @@ def test_the_environment_reaches_both_windows_of_a_tmux_that_runs_already(launch
         assert (call["environment"]["ODD"], call["environment"]["GOOGLE_API_KEY"]) == (odd, "s3cret")
     assert launcher.windows() == ["0 retriever", "1 training"]
     assert not any("s3cret" in line for line in launcher.processes())
-    assert list(launcher.temporary.iterdir()) == []
+    assert [path.name for path in launcher.temporary.iterdir()] == ["ray"]  # and no file with keys
     launcher.run(UP, "down")
     assert "mine" in launcher.tmux("list-sessions")
 
@@ -237,7 +265,7 @@ def test_a_retriever_that_does_not_load_in_time_is_stopped(launcher: Launcher) -
 @slow
 def test_a_retriever_that_ends_while_loading_is_told_with_its_log(launcher: Launcher) -> None:
     error = launcher.error_of_up(RETRIEVER_LOADS="1.5", RETRIEVER_BREAKS="CUDA out of memory")
-    assert "has ended before it was ready" in error and "CUDA out of memory" in error
+    assert "ended before it was ready" in error and "CUDA out of memory" in error
     assert launcher.calls("train") == []
 
 

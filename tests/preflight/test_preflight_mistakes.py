@@ -82,6 +82,13 @@ def a_taken_port(machine: Machine) -> None:
     machine.open.enter_context(socket.create_server(("127.0.0.1", int(machine.environment["RAY_PORT"]))))
 
 
+def no_log_probs_on_a_slime_that_needs_them(machine: Machine) -> None:
+    machine.environment["TRACK_LOG_PROBS"] = "false"
+    arguments = machine.slime / "slime" / "utils" / "arguments.py"
+    arguments.parent.mkdir()
+    arguments.write_text('parser.add_argument("--custom-advantage-function-path")')
+
+
 def the_retriever_as_router(machine: Machine) -> None:
     machine.environment["TOKEN_TRACKING_MODE"] = "router_radix"
     machine.environment["TOKEN_ROUTER_URL"] = machine.environment["RETRIEVAL_SERVER_URL"]
@@ -269,6 +276,12 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
         "data: evaluation",
         "/no/test.parquet",
         "EVAL_DATA",
+    ),
+    "no log-probabilities to train on": (
+        no_log_probs_on_a_slime_that_needs_them,
+        "settings: log-probabilities",
+        "one update a step",
+        "TRACK_LOG_PROBS=true, or GLOBAL_BATCH_SIZE",
     ),
     "no retriever": (
         setting(RETRIEVAL_SERVER_URL="http://127.0.0.1:1"),

@@ -354,7 +354,11 @@ async def test_engine_trouble_discards_the_sample_in_the_one_form(monkeypatch, t
 
 async def test_failed_searches_are_told_to_the_model_and_the_rollout_goes_on(monkeypatch):
     sample = await rolled_out(
-        monkeypatch, call("a", "b") + call("c") + END, ANSWER, retrieval_server_url="http://127.0.0.1:1"
+        monkeypatch,
+        call("a", "b") + call("c") + END,
+        ANSWER,
+        retrieval_server_url="http://127.0.0.1:1",
+        search_timeout_s=0.5,
     )
     assert sample.response.count("Search is not available at the moment.") == 3
     assert sample.status is Sample.Status.COMPLETED and all(search.error for search in recorded(sample).searches)

@@ -199,7 +199,13 @@ async def test_a_session_is_named_to_the_router_only_under_consistent_hashing(mo
 
 
 async def test_a_failed_search_is_told_to_the_model_and_the_rollout_goes_on(monkeypatch):
-    async with plugin(monkeypatch, TOKENIZER, scripted(SEARCH, ANSWER), retrieval_server_url="http://127.0.0.1:1") as (
+    async with plugin(
+        monkeypatch,
+        TOKENIZER,
+        scripted(SEARCH, ANSWER),
+        retrieval_server_url="http://127.0.0.1:1",
+        search_timeout_s=0.5,
+    ) as (
         args,
         _,
     ):
@@ -439,3 +445,27 @@ async def test_many_rollouts_at_once_keep_apart(monkeypatch):
         samples = [make_sample(index=n, prompt=f"{n}?", label=str(n)) for n in range(40)]
         done = await asyncio.gather(*(roll_out(args, sample) for sample in samples))
     assert [sample.reward for sample in done] == [1.0] * 40
+
+
+ONE_UPDATE = {
+    "custom_advantage_function_path": None,  # slime from v0.3.0 on
+    "rollout_batch_size": 4,
+    "n_samples_per_prompt": 2,
+    "global_batch_size": 8,
+    "track_log_probs": "false",
+}
+
+
+@pytest.mark.parametrize("computed", [{"global_batch_size": 4}, {"keep_old_actor": True}, {"debug_rollout_only": True}])
+async def test_a_training_that_would_lack_log_probabilities_is_refused_with_the_remedy(monkeypatch, computed):
+    async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER), **ONE_UPDATE) as (args, _):
+        with pytest.raises(ConfigError, match="TRACK_LOG_PROBS=true, or GLOBAL_BATCH_SIZE"):
+            await generate_with_search.generate(args, make_sample(), PARAMS)
+        vars(args).update(computed)
+        assert (await roll_out(args, make_sample())).rollout_log_probs is None
+
+
+async def test_an_older_slime_computes_log_probabilities_itself(monkeypatch):
+    older = {name: value for name, value in ONE_UPDATE.items() if name != "custom_advantage_function_path"}
+    async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER), **older) as (args, _):
+        assert (await roll_out(args, make_sample())).rollout_log_probs is None

@@ -125,26 +125,35 @@ def health(url: str) -> dict:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_in_order(
+def test_a_signal_stops_it_in_order_whatever_half_requests_are_open(
     number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("token_router.__main__.load_tokenizer", lambda _: TOKENIZER)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    answers = []
+    answers, connections, signalled = [], [], []
+    head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
 
     def wait_and_stop() -> None:
         while not answers:
             with contextlib.suppress(OSError):
                 answers.append(health(f"http://127.0.0.1:{port}"))
             time.sleep(0.02)
+        for half in (b"", head[:20], head):
+            connections.append(socket.create_connection(("127.0.0.1", port)))
+            connections[-1].sendall(half)
+        time.sleep(0.2)
+        signalled.append(time.monotonic())
         os.kill(os.getpid(), number)
 
     stopper = threading.Thread(target=wait_and_stop, daemon=True)
     stopper.start()
     assert main(["--port", str(port), "--tokenizer", str(tmp_path), "--upstream", "http://127.0.0.1:1"]) == 0
     stopper.join()
+    assert time.monotonic() - signalled[0] < 5
+    for connection in connections:
+        connection.close()
     assert answers[0]["workers"] == 1
     assert capfd.readouterr() == (f"token router: http://127.0.0.1:{port}, 1 workers\n", "stopped\n")
 

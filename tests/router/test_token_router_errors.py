@@ -1,9 +1,16 @@
 """What the router says to requests that make no sense: the right status, OpenAI's error object, and nothing stored."""
 
 import asyncio
+import inspect
+import io
+import time
 
 import pytest
+from aiohttp import web
 from router_fakes import FakeWorker, Turn, hermes_tokenizer, router, said
+from transformers import PreTrainedTokenizerBase
+
+from token_router.conversation import RESERVED
 
 USER = {"role": "user", "content": "Who?"}
 OWN_PATHS = ["/generate", "/v1/chat/completions", "/retrieve_from_text", "/retrieve_from_messages_template", "/workers"]
@@ -108,6 +115,7 @@ async def test_a_record_needs_a_text(body: dict) -> None:
         ({"messages": [USER], "tools": "search"}, "bad_request"),
         ({"messages": [USER], "tools": [7]}, "bad_request"),
         ({"messages": [USER], "chat_template_kwargs": [7]}, "bad_request"),
+        ({"messages": [USER], "chat_template_kwargs": {"tokenize": True}}, "bad_request"),
     ],
 )
 async def test_messages_that_are_none_are_refused(path: str, body: dict, code: str) -> None:
@@ -122,7 +130,6 @@ async def test_messages_that_are_none_are_refused(path: str, body: dict, code: s
         ("{{ messages[0].content.missing.more }}", {}),
         ("{% for", {}),
         (None, {}),
-        ("{{ messages[0].content }}", {"chat_template_kwargs": {"tokenize": True}}),
     ],
 )
 async def test_a_template_that_fails_is_the_callers_error(template: str | None, body: dict) -> None:
@@ -156,3 +163,64 @@ async def test_a_request_line_that_names_another_host_goes_nowhere() -> None:
         answer = await reader.read()
         writer.close()
     assert answer.startswith(b"HTTP/1.1 400")
+
+
+# --- strangers
+
+
+HANGS = "{% for a in range(10**9) %}{% for b in range(10**9) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("path", CHAT_PATHS)
+@pytest.mark.parametrize("name", sorted(RESERVED))
+async def test_a_caller_sets_variables_of_the_template_and_nothing_else(path: str, name: str) -> None:
+    async with FakeWorker() as worker, router(worker, tokenizer=hermes_tokenizer()) as client:
+        body = {"messages": [USER], "add_generation_prompt": True, "chat_template_kwargs": {name: HANGS}}
+        assert name in await client.error(path, body, 400, "bad_request")
+        assert worker.calls == []
+
+
+def test_every_argument_of_transformers_is_reserved() -> None:
+    ours = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+    assert ours - {"self", "kwargs", "documents"} <= RESERVED  # documents are a template's
+
+
+async def raw_status(url: str, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    writer.write(request)
+    line = await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    return line
+
+
+@pytest.mark.parametrize("path", [*OWN_PATHS, "/anything"])
+@pytest.mark.parametrize(
+    "header", [b"Authorization: Bearer \xff", b"X-Search-R1-Trajectory: \xff", b"X-Other: \xed\xa0\x80"]
+)
+async def test_a_header_that_is_no_text_is_no_fault_of_the_router(path: str, header: bytes) -> None:
+    async with FakeWorker([said("a")], other=lambda *_: web.Response()) as worker, router(worker) as client:
+        body = b'{"text": "Q", "messages": [{"role": "user", "content": "Q"}]}'
+        head = b"POST %s HTTP/1.1\r\nHost: a\r\n%s\r\nContent-Length: %d\r\n\r\n" % (path.encode(), header, len(body))
+        assert (await raw_status(client.url, head + body)).split()[1] in (b"200", b"400", b"404")
+
+
+async def test_a_body_that_breaks_off_in_its_encoding_is_a_bad_request() -> None:
+    async with router() as client:
+        head = b"POST /generate HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nnot a chunk\r\n"
+        assert b" 400 " in await raw_status(client.url, head)
+
+
+@pytest.mark.parametrize("path", CHAT_PATHS)
+async def test_values_of_any_depth_are_no_fault_of_the_router(path: str) -> None:
+    async with FakeWorker(lambda _: said("a")) as worker, router(worker) as client:
+        for depth in range(300, 1000, 10):
+            raw = '{"messages": [{"role": "user", "content": "Q"}], "tools": [{"a": %s}]}' % ("[" * depth + "]" * depth)
+            status, _ = await client.request("POST", path, data=raw)
+            assert status in (200, 400, 404)
+
+
+async def test_a_body_of_many_small_values_does_not_hold_up_others() -> None:
+    async with router(max_body_bytes=2**24) as client:
+        began = time.monotonic()
+        status, answer = await client.request("POST", "/generate", data=io.BytesIO(b"[" + b"[]," * 4_000_000 + b"[]]"))
+        assert (status, answer["error"]["code"]) == (400, "too_complex") and time.monotonic() - began < 1.0

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 from router_fakes import EOS, TOKENIZER, FakeWorker, Router, Turn, letters, log_probs_of, router, said, until
 
+from token_router.token_trie import PIECE_TOKENS
+
 PROMPT = "Who?"
 OBSERVATION = "\n<information>Nairobi</information>\n"
 
@@ -300,7 +302,7 @@ async def test_a_text_that_is_not_stored_whole_is_not_found(text: str) -> None:
 async def test_what_is_forgotten_while_a_worker_samples_is_stored_again_with_its_reply() -> None:
     go_on = asyncio.Event()
     script = [said("ab"), said("cd", wait=go_on), said("x" * 20)]
-    async with FakeWorker(script) as worker, router(worker, max_tokens=25) as client:
+    async with FakeWorker(script) as worker, router(worker, max_tokens=25 + 4 * PIECE_TOKENS) as client:
         await client.generate(text=PROMPT)
         slow = asyncio.create_task(client.generate(text=PROMPT + "ab!"))
         await until(lambda: len(worker.calls) == 2)
@@ -309,7 +311,7 @@ async def test_what_is_forgotten_while_a_worker_samples_is_stored_again_with_its
         go_on.set()
         await slow
         record = await client.by_text(PROMPT + "ab!cd")
-        assert client.store.tokens <= 25
+        assert client.store.tokens <= 25 + PIECE_TOKENS
     assert record["loss_mask"] == [0] * len(encoded(PROMPT)) + [1, 1, 0, 1, 1]
     assert record["rollout_logp"][-5:] == [*log_probs_of(0, 2), 0.0, *log_probs_of(1, 2)]
 

@@ -2,6 +2,7 @@
 
 import random
 import time
+import tracemalloc
 from array import array
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ LAST = piece("c", [7], sampled=True, log_probs=[-0.4])
 
 
 def trie(*paths: list[Piece], max_tokens: int = 1000) -> TokenTrie:
-    store = TokenTrie(max_tokens)
+    store = TokenTrie(max_tokens, piece_tokens=0)
     for path in paths:
         store.add("n", path)
     return store
@@ -143,7 +144,7 @@ def test_shared_beginnings_are_stored_once_and_log_probabilities_are_the_last_on
 
 
 def test_a_key_finds_the_path_it_was_stored_with_last() -> None:
-    store = TokenTrie(1000)
+    store = TokenTrie(1000, piece_tokens=0)
     store.add("n", [PROMPT, REPLY], "key")
     assert store.by_key("key") == Path((PROMPT, REPLY)) and store.by_key("other") is None
     store.add("n", [PROMPT, LAST], "key")
@@ -165,7 +166,7 @@ def test_ids_and_log_probabilities_of_different_lengths_are_no_piece() -> None:
 
 
 def test_what_was_used_longest_ago_is_forgotten_from_its_end() -> None:
-    store = TokenTrie(10)
+    store = TokenTrie(10, piece_tokens=0)
     store.add("a", [piece("Q", [1, 2]), piece("x", [3, 4], sampled=True)], "a")
     store.add("b", [piece("Q", [1, 2]), piece("y", [5, 6], sampled=True)], "b")
     assert store.by_key("a") is not None  # used: now "b" is the oldest
@@ -177,7 +178,7 @@ def test_what_was_used_longest_ago_is_forgotten_from_its_end() -> None:
 
 
 def test_a_path_larger_than_the_store_leaves_only_its_beginning() -> None:
-    store = TokenTrie(4)
+    store = TokenTrie(4, piece_tokens=0)
     store.add("n", [PROMPT, REPLY], "key")
     assert store.tokens == 2 and store.by_key("key") is None and store.whole_text("n", "Qab") is None
     store.add("m", [piece("Z", [1, 2, 3, 4, 5])])
@@ -185,7 +186,7 @@ def test_a_path_larger_than_the_store_leaves_only_its_beginning() -> None:
 
 
 def test_what_is_forgotten_is_not_found_by_ids_either() -> None:
-    store = TokenTrie(8)
+    store = TokenTrie(8, piece_tokens=0)
     store.add("n", [PROMPT, REPLY])
     store.add("n", [PROMPT, piece("xyz", [8, 8, 8, 8], sampled=True)])
     assert store.longest_by_ids("n", [1, 2, 3, 4, 5]) == Path()
@@ -193,7 +194,7 @@ def test_what_is_forgotten_is_not_found_by_ids_either() -> None:
 
 
 def test_a_key_that_moved_is_not_lost_with_the_path_it_named_before() -> None:
-    store = TokenTrie(8)
+    store = TokenTrie(8, piece_tokens=0)
     store.add("n", [PROMPT, REPLY], "key")
     store.add("m", [PROMPT, LAST], "key")
     assert store.tokens == 8
@@ -270,7 +271,7 @@ def ids_and_mask(path: Path) -> tuple[list[int], list[int]]:
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 12), OPERATIONS)
 def test_any_sequence_of_operations_gives_what_a_naive_store_gives(bound: int, operations: list[tuple]) -> None:
-    store, naive = TokenTrie(bound), NaiveStore(bound)
+    store, naive = TokenTrie(bound, piece_tokens=0), NaiveStore(bound)
     for name, *arguments in operations:
         if name == "add":
             store.add(*arguments)
@@ -285,6 +286,17 @@ def test_any_sequence_of_operations_gives_what_a_naive_store_gives(bound: int, o
             assert (found and ids_and_mask(found)) == expected
         assert store.tokens == sum(len(path[-1][1]) for path in naive.paths) <= bound
         assert store.trajectories == len({path[0] for path in naive.paths})
+
+
+def test_memory_stays_within_20_bytes_a_counted_token_however_short_trajectories_are() -> None:
+    store = TokenTrie(100_000)
+    tracemalloc.start()
+    for number in range(2000):  # more than it holds
+        reply = Piece("a", array("i", [2]), True, array("d", [-0.1]), "7")
+        store.add(f"namespace {number}", [Piece("Q", array("i", [1])), reply], f"key {number}")
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert store.trajectories < 2000 and used < 20 * store.max_tokens
 
 
 # --- how fast

@@ -8,6 +8,7 @@ from aiohttp import web
 from fakes import FakeRetriever
 from search_helpers import searcher
 
+from search_rollout.config import ConfigError, load_config
 from search_rollout.search.searcher import MAX_TEXT, Passage, SearchResult
 
 
@@ -60,7 +61,7 @@ async def test_no_documents_are_no_error():
     ],
 )
 async def test_trouble_becomes_a_sentence(body, status, words):
-    result = await search(answer(body, status))
+    result = await search(answer(body, status), timeout_s=1.0)
     assert result.passages == [] and result.error is not None and words in result.error
 
 
@@ -70,7 +71,7 @@ async def test_a_silent_server_is_left_after_the_timeout():
 
 
 async def test_nobody_there_becomes_a_sentence_that_names_the_url():
-    async with searcher("http://127.0.0.1:1", retries=1) as client:
+    async with searcher("http://127.0.0.1:1", retries=1, timeout_s=1.0) as client:
         result = await client.search("x")
     assert result.error is not None and "http://127.0.0.1:1/retrieve" in result.error
 
@@ -186,7 +187,7 @@ async def test_a_failing_retriever_is_logged_once_and_not_for_every_query(caplog
     async with answer("x", 500) as retriever, searcher(retriever.url) as client:
         for number in range(5):
             await client.search(str(number))
-    assert sum("a search fails" in record.message for record in caplog.records) == 1
+    assert sum("a search failed" in record.message for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("query", ["x" * 100_000, "\ud800half", "\x00"])
@@ -216,3 +217,12 @@ async def test_the_key_is_sent_as_a_bearer_and_a_wrong_one_is_said_once_with_the
     assert "hunter2" not in caplog.text + repr(results)  # though the server repeats it
     assert caplog.text.count("RETRIEVAL_API_KEY") == 1
     assert retriever.requests == 2  # the right one, and the wrong one once
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "carriage\rreturn", "a blank", "ümlaut", "\ufeffmarked"])
+@pytest.mark.parametrize("variable", ["RETRIEVAL_API_KEY", "GOOGLE_API_KEY"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_quoted(variable, key):
+    with pytest.raises(ConfigError, match=f"{variable} has characters that no key has") as error:
+        load_config({}, {"SEARCH_BACKEND": "local", variable: key}, None)
+    assert key not in str(error.value)
+    assert load_config({}, {"SEARCH_BACKEND": "local", variable: " key\n"}, None)

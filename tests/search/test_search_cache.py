@@ -1,6 +1,7 @@
 """The cache: what counts as the same query, what is kept and for how long, many processes, replay, budget."""
 
 import asyncio
+import contextlib
 import logging
 import multiprocessing
 import pickle
@@ -126,7 +127,22 @@ async def test_a_cache_that_breaks_costs_no_search(path, caplog):
         damage.close()
         results = [await client.search("kenya") for _ in range(3)]
     assert all(result.passages and result.origin == "backend" for result in results)
-    assert caplog.text.count("fails (said once)") == 1
+    assert caplog.text.count("fails (logged once)") == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["5", "null", "{}", '["ab"]', '[["t"]]', '[["t", "x", "y"]]', '[["t", 5]]', '{"a": "xy"}', "no JSON", "[" * 10**5],
+)
+async def test_an_answer_of_another_shape_is_searched_again(path, caplog, answer):
+    async with FakeRetriever() as retriever, searcher(retriever.url, cache=path) as client:
+        await client.search("kenya")
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE answers SET answer = ?", (answer,))
+        result = await client.search("kenya")
+        assert (await client.search("kenya")).origin == "cache"  # stored again
+    assert result.passages and result.origin == "backend"
+    assert caplog.text.count("fails (logged once)") == 1
 
 
 def write_many(path: str, process: int, count: int) -> None:

@@ -8,6 +8,8 @@ from aiohttp import web
 from fakes import FakeRetriever
 from search_helpers import searcher
 
+from search_rollout.search.searcher import Searcher, SearchResult
+
 DEAD = "http://127.0.0.1:1"
 
 
@@ -54,17 +56,32 @@ async def test_a_silent_server_leaves_time_for_another():
     assert all(result.passages and result.seconds < 1.0 for result in results)
 
 
-async def fail_until_open(client) -> None:
-    began = time.monotonic()
-    while time.monotonic() - began < 1.2:
-        await client.search(str(time.monotonic()))
-        await asyncio.sleep(0.05)
+async def test_the_time_is_divided_among_the_servers_that_are_left():
+    silent = FakeRetriever(trouble=lambda _: 9.0), FakeRetriever(trouble=lambda _: 9.0)
+    async with silent[0] as one, silent[1] as other, FakeRetriever(trouble=lambda _: 0.1) as sound:
+        async with searcher(one.url, other.url, sound.url, timeout_s=1.5) as client:
+            results = [await client.search(str(number)) for number in range(3)]
+    assert all(result.passages and result.seconds < 1.5 for result in results)
+    assert len(sound.queries) == 3
 
 
-async def test_a_dead_backend_is_asked_once_a_second_when_it_is_known():
+async def fail_until_open(client: Searcher, caplog: pytest.LogCaptureFixture) -> None:
+    """Searches until the breaker opens, which the log reports."""
+    waiting: list[asyncio.Task[SearchResult]] = []
+    try:
+        async with asyncio.timeout(20):
+            while "left alone" not in caplog.text:
+                waiting.append(asyncio.create_task(client.search(str(time.monotonic()))))
+                await asyncio.sleep(0.05)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def test_a_dead_backend_is_asked_once_a_second_when_it_is_known(caplog):
     dead = FakeRetriever(trouble=lambda _: web.Response(status=500))
-    async with dead, searcher(dead.url, retries=3) as client:
-        await fail_until_open(client)
+    async with dead, searcher(dead.url, retries=3, timeout_s=3.0) as client:
+        await fail_until_open(client, caplog)
         asked, began = dead.requests, time.monotonic()
         results = await asyncio.gather(*(client.search(str(number)) for number in range(200)))
         assert dead.requests - asked <= 1 + (time.monotonic() - began)
@@ -83,7 +100,7 @@ async def test_a_backend_that_comes_back_is_used_again_and_the_log_says_both(cap
     async with retriever, searcher(retriever.url) as client:
         assert (await client.search("before")).passages
         await retriever.stop()
-        await fail_until_open(client)
+        await fail_until_open(client, caplog)
         await retriever.start()
         began = time.monotonic()
         while not (await client.search(str(time.monotonic()))).passages:
