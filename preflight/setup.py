@@ -119,7 +119,7 @@ class Setup:
 
 def read_config(setup: Setup) -> SearchConfig:
     """As `Setup.config`. Raises Mistake."""
-    settings = {**setup.yaml, **({} if setup.google_key else {"google_api_key": f"not {PLACEHOLDER_KEY}"})}
+    settings = {**setup.yaml, **({} if setup.google_key else {"google_api_key": "no-key-yet"})}
     try:
         return load_config(setup.defaults, setup.environment, argparse.Namespace(**settings))
     except ConfigError as error:

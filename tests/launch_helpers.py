@@ -74,7 +74,7 @@ class Checkout:
         folder = self.path / "local_dense_retriever"
         (folder / "retrieval_server.py").write_text(self._program("retriever"))
         for name in ("CORPUS_PATH", "INDEX_PATH"):
-            (folder / name).touch()
+            (folder / name).write_text("nothing reads this\n")
             self.environment[name] = str(folder / name)
 
     def run(self, script: str, *arguments: str, timeout: float = 60, **variables: str) -> subprocess.CompletedProcess:

@@ -279,7 +279,7 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
     ),
     "no log-probabilities to train on": (
         no_log_probs_on_a_slime_that_needs_them,
-        "settings: log-probabilities",
+        "settings: log probs",
         "one update a step",
         "TRACK_LOG_PROBS=true, or GLOBAL_BATCH_SIZE",
     ),
