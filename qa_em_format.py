@@ -157,8 +157,9 @@ def _surrounds_gold(said: list[str], gold: list[str]) -> float:
 
 def any_holds_gold(passages: Iterable[str], golds: Sequence[str]) -> bool:
     """Whether a normalised gold answer stands, as whole words, in a normalised passage."""
-    wanted = [gold for gold in map(normalize_answer, golds) if gold]
-    for text in "\0".join(passages).lower().translate(_NO_PUNCTUATION).split("\0"):
+    everything = "\0".join(passages)
+    wanted = [gold for gold in map(normalize_answer, golds) if gold] if everything else []
+    for text in everything.lower().translate(_NO_PUNCTUATION).split("\0") if wanted else ():
         likely = [gold for gold in wanted if all(word in text for word in gold.split())]
         if likely:  # else no need for the slow part
             whole = f" {_without_articles(text)} "
