@@ -11,7 +11,7 @@ from preflight.probe import run
 from preflight.setup import ROOT, Setup
 
 OURS = ("aiohttp", "chardet")
-SLIMES = ("torch", "transformers", "ray", "sglang", "megatron")
+SLIME_PACKAGES = ("torch", "transformers", "ray", "sglang", "megatron")
 LOGGERS = {"USE_WANDB": "wandb", "USE_TENSORBOARD": "tensorboard"}
 PYTHON_TIMEOUT_S = 30.0
 SET_PYTHON = "set PYTHON to slime's"
@@ -39,7 +39,7 @@ def find_packages(setup: Setup) -> dict[str, str]:
     """The version of each package that PYTHON finds. Raises Mistake."""
     python = setup["PYTHON"]
     folders = [setup["MEGATRON_DIR"], str(ROOT), setup["SLIME_DIR"], setup.environment.get("PYTHONPATH")]
-    command = [python, "-c", LOOK, *OURS, *SLIMES, *LOGGERS.values(), "slime"]
+    command = [python, "-c", LOOK, *OURS, *SLIME_PACKAGES, *LOGGERS.values(), "slime"]
     path = ":".join(filter(None, folders))
     done = run(command, {**setup.environment, "PYTHONPATH": path}, PYTHON_TIMEOUT_S, SET_PYTHON)
     try:
@@ -67,13 +67,13 @@ def python(setup: Setup) -> Finding:
 
 def trainers(setup: Setup) -> Finding:
     found = setup.need(find_packages)
-    missing = [name for name in SLIMES if name not in found]
+    missing = [name for name in SLIME_PACKAGES if name not in found]
     if missing == ["megatron"]:
         return wrong(f"there is no Megatron-LM in {setup['MEGATRON_DIR']}", "set MEGATRON_DIR to its folder")
     if missing:
         problem = f"{setup['PYTHON']} has no package {', '.join(missing)}"
         return wrong(problem, "use slime's image, or set PYTHON to the Python that slime is installed for")
-    return fine(_versions(found, SLIMES))
+    return fine(_versions(found, SLIME_PACKAGES))
 
 
 def slime(setup: Setup) -> Finding:

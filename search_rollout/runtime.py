@@ -285,5 +285,5 @@ def _trains_on_rollout_log_probs(args: Any) -> bool:
 
 
 def _context_limit(args: Any, config: SearchConfig, evaluation: bool) -> int:
-    slimes = getattr(args, "eval_max_context_len" if evaluation else "rollout_max_context_len", None)
-    return min(config.max_context_length, slimes or config.max_context_length)
+    slime_limit = getattr(args, "eval_max_context_len" if evaluation else "rollout_max_context_len", None)
+    return min(config.max_context_length, slime_limit or config.max_context_length)

@@ -18,7 +18,7 @@ from token_router.workers import Workers
 
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
-# As Qwen's template does it: calls are written anew, tool results are user turns, and only the last assistant turn
+# As Qwen's template does it: calls are rendered again, tool results are user turns, and only the last assistant turn
 # gets an empty thought.
 HERMES = (
     "{% if tools %}<|im_start|>system\n<tool_call>{% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>\n"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SGLang as its package is, on a machine without a GPU, for the tests in this folder: in .venv-sglang, since it needs
 # another torch than .venv. It downloads about 2.8 GB and fills 6.3 GB: the torch that SGLang runs on is a CUDA build,
-# which computes on a CPU as well. A second call finds everything there; a changed version builds it anew.
+# which computes on a CPU as well. A second call finds everything there; a changed version builds it again.
 #
 #     tests/engine/install_sglang_cpu.sh       PYTHON=python3.11 chooses the interpreter
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""What becomes of a sample whose search failed: the model is told, or the sample is given up and left out."""
+"""What becomes of a sample whose search failed: the model is told, or the sample is discarded."""
 
 import asyncio
 import itertools
@@ -44,7 +44,7 @@ async def test_discard_drops_the_sample_at_its_first_failed_search(monkeypatch):
     trouble = FakeRetriever(trouble=lambda number: web.Response(status=500) if number else None)
     settings = {"search_failure_mode": "discard"}
     async with plugin(monkeypatch, TOKENIZER, engine, trouble, **settings) as (args, _):
-        sample = await roll_out(args, make_sample())  # checks the form of a sample that is given up
+        sample = await roll_out(args, make_sample())  # checks the form of a discarded sample
     assert recorded(sample).discarded and recorded(sample).stop.value == "search_failed"
     assert recorded(sample).search_counts["failed"] == 1 and recorded(sample).search_counts["backend"] == 1
     assert len(engine.requests) == 2
