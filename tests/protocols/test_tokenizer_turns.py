@@ -2,8 +2,8 @@
 
 For random conversations with Qwen2.5, Qwen3 and SmolLM2. Where the template only ever appends, all text is that of the
 fresh render, and all ids too if the model split its words as the tokenizer would. Where it rewrites what the model said
-(Qwen3 drops earlier thoughts, Qwen2.5 spaces the JSON of calls in its own way), the model's ids stay as they were sampled, and
-what the environment added still is what the fresh render holds there.
+(Qwen3 drops earlier thoughts, Qwen2.5 spaces the JSON of calls in its own way), the model's ids stay as they were
+sampled, and what the environment added still is what the fresh render holds there.
 """
 
 import json
