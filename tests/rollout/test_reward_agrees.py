@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from chat_helpers import END, call, tool_tokenizer
 from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
-from real_tokenizers import real_tokenizer
+from real_tokenizers import model_tokenizer
 from rollout_helpers import PARAMS, make_sample, plugin, recorded, roll_out
 from slime.utils.types import Sample
 
@@ -29,13 +29,8 @@ async def chat(monkeypatch: pytest.MonkeyPatch, *turns: str, tokenizer: Any = No
 
 
 def thinking_tokenizer() -> Any:
-    """Qwen3's real tokenizer, with a template that opens <think> in every turn as the Thinking-2507 models' does."""
-    tokenizer = real_tokenizer("qwen3")
-    opening = "<|im_start|>assistant\\n"
-    before, found, after = tokenizer.chat_template.rpartition(opening)
-    assert found
-    tokenizer.chat_template = f"{before}{opening}<think>\\n{after}"
-    return tokenizer
+    """Qwen3's real tokenizer with the template of Qwen3-Thinking-2507, which opens <think> in every turn."""
+    return model_tokenizer("Qwen3-Thinking-2507")
 
 
 @pytest.mark.model
