@@ -98,7 +98,8 @@ async def test_an_outage_costs_no_sample_and_little_time(monkeypatch, capsys, ki
         assert not failed
     else:
         assert failed and max(lost_s) < 2 * BUDGET_S + 3.0  # two searches, on a machine with other work
-        assert statistics.median(lost_s) < 0.1  # only the first ones of an outage wait for its end
+        # Only the first ones of an outage wait for its end: 0.03 s, and 0.13 s beside another test run.
+        assert statistics.median(lost_s) < BUDGET_S / 8
     assert not recorded(again).search_counts["failed"]  # it is in use again
     if after_s:
         late = [sample for began, sample in rolled_out if began > back + BACK_WITHIN_S]
