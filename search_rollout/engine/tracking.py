@@ -8,7 +8,6 @@ A router is not trusted: every reply carries its ids and how many the engine had
 must be what came in the replies and what the environment added.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,8 +17,6 @@ from search_rollout.engine.sglang_reply import EngineError, Reply
 from search_rollout.http_client import RequestFailed
 from search_rollout.protocols.base import Message
 from search_rollout.trajectory import Trajectory
-
-logger = logging.getLogger(__name__)
 
 NAMESPACE_HEADER = "X-Search-R1-Trajectory"  # siblings of a group may say the same in different ids
 RECORD_PATHS = {
