@@ -4,13 +4,14 @@ For samples of other rollout functions. Bare text cannot tell an observation fro
 nothing of the passages behind it: use the recorded rollout wherever there is one.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 
 from search_rollout.protocols import tools, xml
 from search_rollout.protocols.base import Action
 from search_rollout.protocols.prompts import SEARCH_TOOL
-from search_rollout.protocols.tool_formats import FORMATS
+from search_rollout.protocols.tool_formats import ToolFormat, named_format
 from search_rollout.samples.record import RolloutRecord, Span, Turn
 from search_rollout.trajectory import StopReason
 
@@ -38,12 +39,17 @@ def tool_record(
     response: str | None, *, tool_format: str = "hermes", max_calls: int = 8, think_opened: bool = False
 ) -> RolloutRecord:
     """The record of a response with tool calls in a family's format, offered the search tool."""
-    form, read_calls = FORMATS[tool_format].with_tools([SEARCH_TOOL]), tools.CallReader([SEARCH_TOOL], max_calls)
+    form, read_calls = _form(tool_format).with_tools([SEARCH_TOOL]), tools.CallReader([SEARCH_TOOL], max_calls)
 
     def parse(turn: str, opened: bool) -> Action:
         return tools.parse_turn(turn, form, read_calls, think_opened=opened)
 
     return _record(split(response or "", _TOOL_MESSAGES), parse, think_opened)
+
+
+@functools.cache  # one of SGLang's detectors is a process
+def _form(name: str) -> ToolFormat:
+    return named_format(name)
 
 
 def split(response: str, block: tuple[re.Pattern[str], re.Pattern[str]]) -> Iterator[tuple[bool, str]]:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search_rollout.protocols.tool_formats import FORMATS
 from search_rollout.samples.bare_text import _OBSERVATION, split, tool_record, xml_record
 
 
@@ -272,3 +273,8 @@ def test_splitting_the_joined_parts_gives_them_back(rounds, last):
     parts = [part for turn, document in rounds for part in ((True, turn), (False, observe(document)))] + [(True, last)]
     if not any(text.endswith("\n") for by_model, text in parts if by_model):
         assert parts_of("".join(text for _, text in parts)) == parts
+
+
+def test_a_chat_response_is_read_in_a_format_of_sglangs_too(monkeypatch):
+    monkeypatch.setattr("search_rollout.protocols.tool_formats.SGLangFormat", lambda detector: FORMATS[detector])
+    assert tool_record(CALL, tool_format="sglang:hermes").turns[0].queries == ["Kenya"]

@@ -5,6 +5,7 @@ Another family is another class here, in FORMATS.
 
 from typing import Any
 
+from search_rollout.protocols.base import behind_thought
 from search_rollout.protocols.chat_template import check_appending
 from search_rollout.protocols.tool_formats.base import ParsedTurn, ToolCall, ToolFormat
 from search_rollout.protocols.tool_formats.deepseek import DeepSeek
@@ -25,6 +26,7 @@ __all__ = [
     "ToolFormat",
     "fits",
     "is_format",
+    "named_format",
     "parse_turn",
     "tool_format",
 ]
@@ -49,11 +51,12 @@ def tool_format(tokenizer: Any, name: str = "auto") -> ToolFormat:
     Raises ValueError, with the remedy, if there is none, or if tool messages cannot be appended in this template.
     """
     check_appending(tokenizer, "tool")
-    if name == "auto":
-        return recognise(tokenizer, FORMATS, REMEDY)
-    if name.startswith(PREFIX):
-        return SGLangFormat(name.removeprefix(PREFIX))
-    return FORMATS[name]
+    return recognise(tokenizer, FORMATS, REMEDY) if name == "auto" else named_format(name)
+
+
+def named_format(name: str) -> ToolFormat:
+    """The format of a name in FORMATS, or of `sglang:NAME`. Raises ValueError if SGLang has no such detector."""
+    return SGLangFormat(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else FORMATS[name]
 
 
 def parse_turn(form: ToolFormat, text: str, *, think_opened: bool = False) -> ParsedTurn | None:
@@ -61,8 +64,9 @@ def parse_turn(form: ToolFormat, text: str, *, think_opened: bool = False) -> Pa
 
     None if the turn ends inside <think>. `think_opened`: the prompt itself ended in <think>.
     """
-    thought, closed, rest = text.rpartition("</think>")
-    if "<think>" in rest or (think_opened and not closed):
+    rest = behind_thought(text, think_opened)
+    if rest is None:
         return None
+    thought, closed, _ = text.rpartition("</think>")
     content, calls = form.split(rest)
     return ParsedTurn((thought + closed + "\n" + content).strip() if closed else content, calls)
