@@ -27,7 +27,8 @@ from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, ch
 from search_rollout.http_client import JsonClient, RequestFailed, ServiceRefused
 from search_rollout.runtime import make_searcher
 from search_rollout.search.google import Hit, contents, passage, read_answer
-from search_rollout.search.searcher import Passage, Searcher
+from search_rollout.search.passage import Passage
+from search_rollout.search.searcher import Searcher
 from search_rollout.search.web_pages import WebPages
 
 ENDPOINT = "https://google.serper.dev/search"

@@ -22,7 +22,7 @@ from qa_em_format import normalize_answer, score_trajectory
 from search_rollout.config import REWARD_PRESETS
 from search_rollout.protocols.xml import parse_turn
 from search_rollout.samples.record import RolloutRecord, Span, Turn, read_record
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import StopReason
 
 ROWS = 50_000

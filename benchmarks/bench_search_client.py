@@ -27,7 +27,8 @@ from benchmarks.reporting import finish, parser, print_table
 from benchmarks.servers import apart
 from search_rollout.search.cache import SearchCache
 from search_rollout.search.local_retriever import LocalRetriever
-from search_rollout.search.searcher import Passage, Searcher
+from search_rollout.search.passage import Passage
+from search_rollout.search.searcher import Searcher
 
 SEARCHES, CONCURRENT, RUNS = 1000, 256, 7
 DOCUMENT = '"A place"\n' + "The place lies in the highlands in the south of the country and was founded in 1899. " * 6

@@ -12,7 +12,7 @@ from evaluation.token_texts import TokenTexts
 from qa_em_format import gold_answers
 from search_rollout.protocols.base import FAULTS
 from search_rollout.samples.record import METADATA_KEY, RecordError, RolloutRecord, read_record
-from search_rollout.search.searcher import SearchResult
+from search_rollout.search.passage import SearchResult
 
 MAX_TITLE = 300  # characters of a question or an answer in the list
 _SPECIAL = re.compile(r"<\|[^|<>]*\|>")

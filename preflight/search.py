@@ -15,7 +15,7 @@ from search_rollout.config import SearchConfig
 from search_rollout.http_client import RequestFailed
 from search_rollout.search.cache import CacheError, SearchCache, calls_made
 from search_rollout.search.local_retriever import LocalRetriever
-from search_rollout.search.searcher import Passage
+from search_rollout.search.passage import Passage
 
 QUERY = "Who wrote Hamlet?"
 TIMEOUT_S = 10.0  # per search

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from search_rollout.samples.record import RolloutRecord, Span, Turn
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import StopReason
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-from search_rollout.search.searcher import SearchResult
+from search_rollout.search.passage import SearchResult
 
 
 class SearchCall(NamedTuple):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 
 Neutralise = Callable[[str], str]
 

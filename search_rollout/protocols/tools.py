@@ -14,7 +14,7 @@ from search_rollout.protocols.observation import Neutralise, fit, render_result
 from search_rollout.protocols.prompts import SEARCH_TOOL
 from search_rollout.protocols.tool_formats import ToolCall, ToolFormat
 from search_rollout.protocols.xml import TAG, first_action, judged
-from search_rollout.search.searcher import SearchResult
+from search_rollout.search.passage import SearchResult
 
 CORRECTION = "That was not a valid turn. Think briefly, then call a tool or give one answer."
 TOOL_RESPONSE_TAGS = ("<tool_response>", "</tool_response>")

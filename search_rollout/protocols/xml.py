@@ -7,7 +7,7 @@ from typing import Any, Literal
 from search_rollout.protocols.base import Action, Message, SearchCall, behind_thought
 from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, strip_end
 from search_rollout.protocols.observation import Neutralise, fit, render_result
-from search_rollout.search.searcher import SearchResult
+from search_rollout.search.passage import SearchResult
 
 STOP_STRINGS = ("</search>", "</answer>")
 OPEN, CLOSE = "\n\n<information>", "</information>\n\n"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from search_rollout.protocols.base import Action
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import StopReason
 
 METADATA_KEY = "search_r1"

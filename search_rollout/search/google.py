@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from search_rollout.http_client import RequestFailed
-from search_rollout.search.searcher import Passage
+from search_rollout.search.passage import Passage
 
 _PARTS = {"organic", "answerBox", "knowledgeGraph", "searchParameters"}  # an answer has one of these at least
 

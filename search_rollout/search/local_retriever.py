@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 from search_rollout.http_client import JsonClient, RequestFailed, ServiceRefused
-from search_rollout.search.searcher import Passage
+from search_rollout.search.passage import Passage
 
 MAX_REQUESTS = 16  # on their way at once
 MAX_QUERIES = 16  # of a request

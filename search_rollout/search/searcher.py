@@ -21,12 +21,12 @@ import random
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Protocol
 
 from search_rollout.http_client import RequestFailed, Retry, ServiceRefused, TransientFailure
 from search_rollout.search.cache import SearchCache
 from search_rollout.search.circuit_breaker import CircuitBreaker
+from search_rollout.search.passage import Origin, Passage, SearchResult
 from search_rollout.search.usage import SearchUsage
 
 logger = logging.getLogger(__name__)
@@ -39,32 +39,6 @@ QUIET_S = 60.0  # between two warnings about failing searches
 MAX_LOGGED_ONCE = 100  # different messages that are logged once each
 MAX_TITLE, MAX_TEXT = 500, 20_000  # characters of a passage
 MAX_QUERY = 2000  # characters that are sent: servers refuse much longer queries
-
-Origin = Literal["backend", "cache", "shared"]
-
-
-class Passage(NamedTuple):
-    """One document of the corpus."""
-
-    title: str
-    text: str
-
-    @classmethod
-    def from_contents(cls, contents: str) -> "Passage":
-        """From a corpus line's `contents`: a title on the first line, usually in quotes, and text below it."""
-        title, _, text = contents.partition("\n")
-        return cls(title.strip().strip('"'), text.strip())
-
-
-@dataclass
-class SearchResult:
-    """The result of one query. If it failed, `error` says why and `passages` is empty."""
-
-    query: str
-    passages: list[Passage] = field(default_factory=list)
-    error: str | None = None
-    seconds: float = 0.0
-    origin: Origin = "backend"
 
 
 class PassageSource(Protocol):

@@ -12,7 +12,7 @@ import pytest
 
 from demo.report import main, write_report
 from search_rollout.samples.record import RolloutRecord, Turn
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import StopReason
 
 VOID = {"meta", "path", "circle"}  # elements without an end tag; the SVG ones close themselves

@@ -13,7 +13,7 @@ from evaluation import compare
 from evaluation.metrics import METRICS, scores_of, summarise
 from evaluation.report import PUBLISHED, SETS, tables
 from search_rollout.samples.record import RolloutRecord, Span, Turn
-from search_rollout.search.searcher import SearchResult
+from search_rollout.search.passage import SearchResult
 from search_rollout.trajectory import StopReason
 
 

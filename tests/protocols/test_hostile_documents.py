@@ -17,7 +17,7 @@ from search_rollout.protocols.observation import TAGS, UNAVAILABLE, neutraliser,
 from search_rollout.protocols.tool_formats import tool_format
 from search_rollout.protocols.tools import SEARCH_TOOL, ToolProtocol
 from search_rollout.protocols.xml import CLOSE, OPEN, XmlProtocol, parse_turn
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 
 pytestmark = pytest.mark.model
 

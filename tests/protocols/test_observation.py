@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_rollout.protocols.observation import TAGS, fit, neutraliser, render_passages, special_strings
-from search_rollout.search.searcher import Passage
+from search_rollout.search.passage import Passage
 
 TOKENIZER = tiny_tokenizer()
 NEUTRALISE = neutraliser(special_strings(TOKENIZER))

@@ -23,7 +23,7 @@ from search_rollout.protocols.observation import Neutralise, neutraliser, specia
 from search_rollout.protocols.prompts import SEARCH_TOOL
 from search_rollout.protocols.tool_formats import tool_format
 from search_rollout.protocols.tools import ToolProtocol
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import Trajectory
 
 pytestmark = pytest.mark.model

@@ -29,7 +29,7 @@ from search_rollout.protocols.tools import (
     strip_end,
     tools_of,
 )
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import Trajectory
 
 TOKENIZER = tool_tokenizer()

@@ -19,7 +19,7 @@ import pytest
 from retriever_fakes import colour_server, wait_until_ready
 
 from search_rollout.http_client import JsonClient
-from search_rollout.search.searcher import Passage
+from search_rollout.search.passage import Passage
 
 
 def retrieve(url: str, query: str) -> httpx.Response:

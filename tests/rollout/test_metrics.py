@@ -14,7 +14,7 @@ from slime.utils.types import Sample
 from search_rollout.metrics import SERIES, repetition, rollout_metrics, search_cost
 from search_rollout.samples.record import RolloutRecord, Span, search_counts
 from search_rollout.samples.record import Turn as TurnRecord
-from search_rollout.search.searcher import SearchResult
+from search_rollout.search.passage import SearchResult
 from search_rollout.trajectory import StopReason
 
 RIGHT = {"exact_match": True, "valid_format": True, "answer": "Nairobi", "retrieved_gold": True}

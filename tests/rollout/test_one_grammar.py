@@ -24,7 +24,7 @@ from search_rollout.runtime import Rollout, Runtime
 from search_rollout.samples.bare_text import tool_record, xml_record
 from search_rollout.samples.fields import write_rollout
 from search_rollout.samples.record import RolloutRecord, record_of
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import StopReason
 
 TURNS = 10_000

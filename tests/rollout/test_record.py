@@ -19,7 +19,7 @@ from search_rollout.samples.record import (
     store,
     store_score,
 )
-from search_rollout.search.searcher import Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import StopReason
 
 OLD = Path(__file__).resolve().parents[1] / "evaluation" / "sample_of_0_1.json"

@@ -7,7 +7,7 @@ from web_fakes import NAIROBI
 
 from search_rollout.http_client import RequestFailed
 from search_rollout.search.google import Hit, contents, read_answer
-from search_rollout.search.searcher import Passage
+from search_rollout.search.passage import Passage
 
 
 def texts(answer: dict) -> list[str]:

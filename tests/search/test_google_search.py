@@ -14,7 +14,8 @@ from web_fakes import KEY, FakeGoogle, cut, json_error, no_credits
 from google_search_server import GoogleSearch
 from search_rollout.config import ConfigError
 from search_rollout.http_client import RequestFailed, ServiceRefused, TransientFailure
-from search_rollout.search.searcher import Passage, Searcher
+from search_rollout.search.passage import Passage
+from search_rollout.search.searcher import Searcher
 
 RESULTS = {"organic": [{"title": f"t{n}", "link": f"http://h/{n}", "snippet": f"s{n}"} for n in range(20)]}
 

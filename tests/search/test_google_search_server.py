@@ -21,7 +21,8 @@ from web_fakes import KEY, FakeGoogle, json_error
 import google_search_server
 from google_search_server import GoogleSearch, create_app
 from search_rollout.search.local_retriever import LocalRetriever
-from search_rollout.search.searcher import Passage, Searcher
+from search_rollout.search.passage import Passage
+from search_rollout.search.searcher import Searcher
 
 REPOSITORY = Path(__file__).parents[2]
 

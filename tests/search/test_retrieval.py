@@ -9,7 +9,8 @@ from fakes import FakeRetriever
 from search_helpers import searcher
 
 from search_rollout.config import ConfigError, load_config
-from search_rollout.search.searcher import MAX_TEXT, Passage, SearchResult
+from search_rollout.search.passage import Passage, SearchResult
+from search_rollout.search.searcher import MAX_TEXT
 
 
 async def search(

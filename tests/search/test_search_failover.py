@@ -8,7 +8,8 @@ from aiohttp import web
 from fakes import FakeRetriever
 from search_helpers import searcher
 
-from search_rollout.search.searcher import Searcher, SearchResult
+from search_rollout.search.passage import SearchResult
+from search_rollout.search.searcher import Searcher
 
 DEAD = "http://127.0.0.1:1"
 

@@ -15,7 +15,7 @@ from google_search_server import GoogleSearch
 from search_rollout.config import ConfigError
 from search_rollout.search import web_pages
 from search_rollout.search.page_fetcher import Page, PageFailed, PageLimits
-from search_rollout.search.searcher import Passage
+from search_rollout.search.passage import Passage
 from search_rollout.search.web_pages import PageReaders, WebPages
 
 SNIPPET = "The capital of Kenya is Nairobi"
