@@ -35,6 +35,7 @@ COMMANDS = {
     "compare": Command("evaluation.compare", "compare two evaluations question by question"),
     "view": Command("evaluation.view", "write one web page to look through trajectories"),
     "retriever": Command("local_dense_retriever.retrieval_server", "serve a corpus and its index"),
+    "audit": Command("local_dense_retriever.audit", "say what a corpus lacks for the questions of evaluation sets"),
     "router": Command("token_router", "keep exact token ids in front of SGLang"),
 }
 ON_A_RUN = ("chat", "evaluate", "preflight")  # with the folder of a demo run, these go through demo.serve

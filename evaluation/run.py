@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from evaluation.corpus_audit import audit_lines
 from evaluation.metrics import scores_of
 from evaluation.options import absolute, add_options, running_plugin
 from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row, sampling_params
@@ -202,6 +203,8 @@ def report(
     }
     records.write_json("results.json", {"settings": settings, "results": results})
     print(tables(summary, counts))
+    if audited := audit_lines(options.search, set(counts)):
+        print("\n".join(audited), end="\n\n")
     draw(summary, counts, options.output / "results.png", title=Path(options.model).name)
     print(f"{short(options.output)} has it all; look through it with: {typed('view', options.output)}", flush=True)
     rows = list(records.scores.values())

@@ -2,6 +2,7 @@
 
     python local_dense_retriever/build_index.py --corpus_path wiki.jsonl --index_path e5_Flat.index
     python local_dense_retriever/build_index.py --from_index e5_Flat.index --index_path e5_SQ8.index --index_type SQ8
+    python local_dense_retriever/build_index.py --append more.jsonl --corpus_path wiki.jsonl --index_path e5_Flat.index
 
 Two files lie beside an unfinished index:
 
@@ -10,12 +11,12 @@ Two files lie beside an unfinished index:
 
 The same command, run again, continues after those rows. A flat index is this file renamed, so building one needs no
 second copy. Any other type is converted from it at the end, or from a finished flat index by --from_index.
+Adding passages to a corpus and its flat index is appending.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.embedding import PartialEmbeddings, embed
 from local_dense_retriever.errors import InputError, run_resumable
 from local_dense_retriever.flat_file import FlatFile, require_flat
-from local_dense_retriever.index_note import IndexNote, note_path, read_note, write_note
+from local_dense_retriever.index_note import IndexNote, publish, read_note, write_note
 from local_dense_retriever.loading import add_encoder_arguments
 
 
@@ -49,12 +50,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add_encoder_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="passages encoded at a time (default: 64)")
+    parser.add_argument(
+        "--append", metavar="FILE", help="jsonl file of new passages: adds them to --corpus_path and its flat index"
+    )
     parser.add_argument("--overwrite", action="store_true", help="build again although the index exists")
     return parser.parse_args(argv)
 
 
 def build(args: argparse.Namespace) -> None:
     """Writes the index; raises InputError if something in the arguments is wrong."""
+    if args.append:
+        from local_dense_retriever.appending import append
+
+        append(args)
+        return
     index_path = Path(args.index_path)
     if index_path.is_dir() and args.index_type != "BM25":
         raise InputError(f"--index_path {index_path} is a folder: give the name of the file to write")
@@ -95,7 +104,7 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
         embed(corpus, encoder, partial, visible_devices(), args)
         flat = partial.finish()
         if args.index_type == "Flat":
-            _publish(flat.path, index_path, note)
+            publish(flat.path, index_path, note)
         else:
             _write_converted(flat, index_path, args.index_type, note)
             flat.path.unlink()
@@ -135,15 +144,7 @@ def _write_converted(flat: FlatFile, index_path: Path, index_type: str, note: In
 
     temporary = index_path.with_name(index_path.name + ".tmp")
     write_converted(flat, temporary, index_type)
-    _publish(temporary, index_path, note)
-
-
-def _publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
-    """Gives the finished file its name. The old note goes first: no moment has an index with another one's note."""
-    note_path(index_path).unlink(missing_ok=True)
-    os.replace(finished, index_path)
-    if note:
-        write_note(index_path, note)
+    publish(temporary, index_path, note)
 
 
 if __name__ == "__main__":
