@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def append(args: argparse.Namespace) -> None:
     if not is_done:
         print(f"appended {len(longer) - old.rows} passages: {corpus_path} and {index_path} have {len(longer)} now")
         print("a server that runs on them serves the old ones until it is restarted")
-        report_outdated(index_path, corpus_path, note)
+        report_outdated(args, index_path, corpus_path, note)
 
 
 @contextmanager
@@ -261,13 +262,24 @@ def tidy(corpus_path: Path, index_path: Path) -> None:
     accept_size(index_path)
 
 
-def report_outdated(index_path: Path, corpus_path: Path, old: IndexNote | None) -> None:
+def report_outdated(args: argparse.Namespace, index_path: Path, corpus_path: Path, old: IndexNote | None) -> None:
     """Prints how to bring up to date the other indexes of the old corpus, in the folders of corpus and index."""
     for path in sorted({*index_path.parent.glob("*.json"), *corpus_path.parent.glob("*.json")}):
         other = path.with_suffix("")
-        with suppress(InputError):
+        with suppress(InputError):  # a JSON file of something else
             note = read_note(other)
             if old and note and note.corpus_digest == old.corpus_digest and other != index_path:
-                source = f"--corpus_path {corpus_path}" if note.index_type == "BM25" else f"--from_index {index_path}"
-                command = f"build_index.py {source} --index_path {other} --index_type {note.index_type} --overwrite"
-                print(f"{other} is outdated: {command}")
+                command = ["build_index.py", *remedy(args, note, old, index_path), "--index_path", str(other)]
+                print(f"{other} is outdated: {shlex.join(command)}")
+
+
+def remedy(args: argparse.Namespace, note: IndexNote, old: IndexNote, index_path: Path) -> list[str]:
+    """The flags, without --index_path, that bring an outdated index up to date."""
+    if note.index_type == "BM25":
+        return ["--corpus_path", args.corpus_path, "--index_type", "BM25", "--overwrite"]
+    encoder = ["--retriever_name", note.retriever_name, "--retriever_model", note.retriever_model]
+    if note.index_type == "Flat":
+        return ["--append", args.append, "--corpus_path", args.corpus_path, *encoder]
+    if note.retriever_model == old.retriever_model:
+        return ["--from_index", str(index_path), "--index_type", note.index_type, "--overwrite"]
+    return ["--corpus_path", args.corpus_path, "--index_type", note.index_type, *encoder, "--overwrite"]

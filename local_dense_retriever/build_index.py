@@ -59,6 +59,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> None:
     """Writes the index; raises InputError if something in the arguments is wrong."""
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size is {args.batch_size}; it must be at least 1")
     if args.append:
         from local_dense_retriever.appending import append
 
@@ -75,8 +77,6 @@ def build(args: argparse.Namespace) -> None:
         raise InputError(f"--index_path {index_path} is what the index is to be made from: give another name")
     if not index_path.parent.is_dir():
         raise InputError(f"there is no folder {index_path.parent} to write the index into: create it first")
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size is {args.batch_size}; it must be at least 1")
     if args.from_index:
         convert(args, index_path)
     elif args.index_type == "BM25":

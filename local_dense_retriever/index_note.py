@@ -64,8 +64,8 @@ def check_belongs(index_path: Path, corpus: Corpus, retriever_name: str | None) 
         return
     if note.corpus_digest != corpus.digest and partial(index_path).exists():
         raise InputError(
-            f"the index {index_path} does not belong to {corpus.path} because an append was interrupted: run the same "
-            "build_index.py --append again"
+            f"the index {index_path} does not belong to {corpus.path}, and {partial(index_path)} is left of an "
+            "interrupted build_index.py: run the same command again"
         )
     if note.corpus_digest != corpus.digest:
         raise InputError(

@@ -7,12 +7,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from evaluation_helpers import CAPITALS, Geographer, fresh_state, records_of, save_tokenizer, serving, write_data  # noqa: F401
 from fakes import FakeEngine, FakeRetriever, Turn
+from preflight_helpers import retriever_server
+from retriever_fakes import write_corpus
 
 from evaluation import run
+from evaluation.corpus_audit import audit_lines
+from local_dense_retriever import audit
+from local_dense_retriever.corpus import Corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 Evaluate = Callable[..., int]
@@ -24,11 +31,35 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(
-    folder: Path, model: Path, engine: FakeEngine, retriever: FakeRetriever, *more: object, data: Path | None = None
+    folder: Path,
+    model: Path,
+    engine: FakeEngine,
+    retriever: FakeRetriever | Any,
+    *more: object,
+    data: Path | None = None,
 ) -> list[str]:
     places = ["--model", model, "--engine", f"http://127.0.0.1:{engine.port}", "--output", folder / "out"]
     data = data or write_data(folder / "test.jsonl")
     return [str(part) for part in (*places, "--search", f"local:{retriever.url}", "--data", data, *more)]
+
+
+def test_an_audit_of_the_corpus_is_shown_beside_the_figures_of_its_sets(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = Corpus(write_corpus(tmp_path / "c.jsonl", ["red", "green"]))
+    for name in ("nq", "popqa"):
+        (tmp_path / f"{name}.jsonl").write_text('{"golden_answers": ["red"]}\n')
+    audit.audit(corpus, [tmp_path / "nq.jsonl", tmp_path / "popqa.jsonl"])
+    with serving(Geographer()) as (engine, _), retriever_server(tmp_path, ["red", "green"]) as url:
+        assert run.main(arguments(tmp_path, tokenizer_folder, engine, SimpleNamespace(url=url))) == 0
+    shown = capsys.readouterr().out
+    assert "nq: 1 questions; a gold answer stands in some passage for 1.000" in shown
+    assert "popqa" not in shown.replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("search", ["google", "none", "local:http://127.0.0.1:1", "local:nonsense"])
+def test_a_search_without_an_audit_shows_nothing(search: str) -> None:
+    assert audit_lines(search, {"nq"}) == []
 
 
 def test_a_run_leaves_trajectories_results_and_a_plot(

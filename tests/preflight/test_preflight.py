@@ -9,8 +9,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from preflight_helpers import CONFIG, TOKENIZER, Machine, marked, retriever_server
 from real_tokenizers import NAMES, real_tokenizer
+from retriever_fakes import write_corpus
 from web_fakes import KEY, FakeGoogle
 
+from local_dense_retriever import audit
+from local_dense_retriever.corpus import Corpus
 from preflight import search
 from preflight.findings import fine
 from preflight.groups import run_groups
@@ -56,6 +59,16 @@ def test_servers_of_different_corpora_are_found(machine: Machine, retriever: str
         wrong = marked(machine.look(), "✗")
     assert list(wrong) == ["search: corpus"]
     assert f"{retriever} has 4 passages; {url} has 12 passages" in wrong["search: corpus"]
+
+
+def test_an_audit_of_the_corpus_is_shown(machine: Machine, tmp_path: Path) -> None:
+    (folder := tmp_path / "r").mkdir()
+    (folder / "musique.jsonl").write_text('{"golden_answers": ["red"]}\n')
+    audit.audit(Corpus(write_corpus(folder / "c.jsonl", THREE_COLOURS)), [folder / "musique.jsonl"])
+    with retriever_server(folder, THREE_COLOURS) as url:
+        machine.environment["RETRIEVAL_SERVER_URL"] = url
+        passed = marked(machine.look(), "✓")
+    assert passed["search: corpus"].startswith("musique: 1 questions; a gold answer stands in some passage for 1.000")
 
 
 def test_a_missing_key_of_the_retriever_is_named(machine: Machine, tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ import fcntl
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -209,15 +209,17 @@ def test_outdated_indexes_of_the_corpus_are_named_with_the_command_that_mends_th
         == 0
     )
     capsys.readouterr()
+    shutil.copy(flat, folder / "second.index")
+    shutil.copy(folder / "flat.index.json", folder / "second.index.json")
     assert append(folder) == 0
     outdated = [line for line in capsys.readouterr().out.splitlines() if "is outdated" in line]
-    assert len(outdated) == 2
+    assert len(outdated) == 3
     for line in outdated:
-        command = line.partition("build_index.py ")[2].split()
+        command = shlex.split(line.partition("build_index.py ")[2])
         assert build_index.main(command) == 0
     corpus = Corpus(folder / "c.jsonl")
     assert faiss.read_index(str(folder / "sq8.index")).ntotal == len(corpus)
-    for index in (folder / "sq8.index", words):
+    for index in (folder / "sq8.index", folder / "second.index", words):
         check_belongs(index, corpus, None)
     assert_as_rebuilt(folder)
 
@@ -266,6 +268,7 @@ def test_ids_that_are_taken_are_refused(
         (["--retriever_name", "e5"], "was built with --retriever_name minilm --retriever_model fake: give the same"),
         (["--overwrite"], "goes without"),
         (["--index_type", "SQ8"], "goes without"),
+        (["--batch_size", "0"], "--batch_size is 0"),
     ],
 )
 def test_another_encoder_and_other_work_are_refused(
@@ -373,8 +376,10 @@ def assert_old_or_new_or_refused(folder: Path) -> None:
         check_belongs(index, corpus, "minilm")
     else:
         assert rows < len(corpus)
-        with suppress(InputError):  # by its rows, else
-            check_belongs(index, corpus, "minilm")
+        try:
+            check_belongs(index, corpus, "minilm")  # else it is refused by its rows
+        except InputError as error:
+            assert "interrupted build_index.py: run the same command again" in str(error)
 
 
 def test_another_append_waits_for_the_one_that_was_killed_between_the_renames(
