@@ -126,9 +126,9 @@ class Search:
         self.pages.discard(Page("passage_id", passage.id))
         if not self._by_word:
             return
-        text = normalize_answer(passage.contents)
+        text = f" {normalize_answer(passage.contents)} "
         for word in self._by_word.keys() & text.split():
-            held = {answer for answer in self._by_word[word] if f" {answer} " in f" {text} "}
+            held = {answer for answer in self._by_word[word] if f" {answer} " in text}
             self.answers -= held
             self._by_word[word] -= held
             if not self._by_word[word]:

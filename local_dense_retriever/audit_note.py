@@ -43,7 +43,7 @@ def sentence(audit: SetAudit) -> str:
         return f"{audit.name}: this corpus has all pages that its {audit.questions:,} questions need; {hint}"
     return (
         f"{audit.name}: with this corpus {audit.name} cannot exceed {audit.bound:.3f} by reading the pages that its "
-        f"{audit.questions:,} questions need; {hint}"
+        f"{audit.questions:,} questions need, though memory and other passages may add to that; {hint}"
     )
 
 
