@@ -48,9 +48,11 @@ def append(args: argparse.Namespace) -> None:
     if not args.corpus_path or args.overwrite or args.index_type != "Flat":
         raise InputError("--append needs --corpus_path, and goes without --from_index, --index_type and --overwrite")
     corpus_path, index_path = Path(args.corpus_path).resolve(), index_file(args.index_path).resolve()
-    old, note = appendable(index_path), read_note(index_path)
-    check_same_encoder(index_path, note, args)
+    if not corpus_path.is_file():
+        raise InputError(f"there is no corpus file {args.corpus_path}: check --corpus_path")
     with only_append_to(corpus_path) as copy:
+        old, note = appendable(index_path), read_note(index_path)
+        check_same_encoder(index_path, note, args)
         corpus, more = Corpus(corpus_path), Corpus(args.append)
         is_new = lacks(corpus, more)
         check_fits(old, note, corpus, more, is_new)
@@ -243,7 +245,7 @@ def extend(args: argparse.Namespace, old: FlatFile, longer: Corpus, corpus_path:
 
 def copy_rows(old: FlatFile, unfinished: PartialEmbeddings) -> None:
     """The old vectors up to the last border of a chunk: behind it, the new passages change the batches."""
-    stop = (old.rows - 1) // embedding.CHUNK_ROWS * embedding.CHUNK_ROWS
+    stop = old.rows // embedding.CHUNK_ROWS * embedding.CHUNK_ROWS
     with tqdm(
         total=stop, initial=min(unfinished.rows_done, stop), unit=" vectors", desc="copying", delay=2
     ) as progress:

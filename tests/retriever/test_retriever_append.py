@@ -305,8 +305,11 @@ def test_an_index_of_another_corpus_is_refused(folder: Path, capsys: pytest.Capt
     assert "was not made from" in refused(folder, capsys)
 
 
-def test_a_missing_index_and_a_bad_line_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_index_a_missing_corpus_and_a_bad_line_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "there is no index" in refused(folder, capsys, index="none")
+    assert "there is no corpus file" in refused(folder, capsys, "--corpus_path", str(folder / "none" / "c.jsonl"))
     (folder / "more.jsonl").write_text(lines(NEW, first=7) + "bad\n")
     assert "more.jsonl:5: this line is not JSON" in refused(folder, capsys)
 
