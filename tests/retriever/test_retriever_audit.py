@@ -81,6 +81,7 @@ def plain(*golds: str, **more: Any) -> dict[str, Any]:
         (["The Los Angeles"], True),
         (["Angel"], False),
         (["Los Angeles lives"], False),
+        (["ves in Los"], False),  # its other words are whole
         (["nowhere", "1966"], True),
         (["Ed Wood"], True),  # a title
         (["wood edward"], True),  # title and text are one text, as for the reward
