@@ -86,12 +86,11 @@ def served(run: Path, phase: str, cache: Path) -> Iterator[Served]:
 
             from demo.engine import Engine
             from demo.engine_server import EngineServer
-            from demo.models import encoder_folder, load_policy
+            from demo.models import load_policy, onnx_encoder_folder
             from demo.retriever_process import RetrieverProcess, build_index, index_path
 
-            corpus, encoder = run / "corpus.jsonl", encoder_folder()
+            corpus, encoder = run / "corpus.jsonl", onnx_encoder_folder(cache)
             index = index_path(cache, corpus)
-            cache.mkdir(parents=True, exist_ok=True)
             build_index(corpus, index, encoder)
             policy, tokenizer = load_policy(model)
             retriever = stack.enter_context(RetrieverProcess(corpus, index, encoder, run / "retriever.log"))

@@ -142,7 +142,13 @@ def run(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     say("phase 1 of 5: model, corpus, index, servers, about a minute")
     with Progress("loading PyTorch, the model and the questions"):
-        from demo.models import encoder_folder, keep_tokenizer, load_policy, policy_folder, tool_tokenizer_folder
+        from demo.models import (
+            keep_tokenizer,
+            load_policy,
+            onnx_encoder_folder,
+            policy_folder,
+            tool_tokenizer_folder,
+        )
         from demo.retriever_process import RetrieverProcess, build_index, index_path
         from demo.world_facts import build_world, load_questions, write_world
 
@@ -151,9 +157,9 @@ def run(args: argparse.Namespace) -> int:
         world = args.world or args.cache / "world"
         if args.world is None:
             write_world(build_world(), world)
+        encoder = onnx_encoder_folder(args.cache)
         train, held_out = load_questions(world / "train.jsonl"), load_questions(world / "held_out.jsonl")
     held_out = held_out[: args.held_out]
-    encoder = encoder_folder()
     index = index_path(args.cache, world / "corpus.jsonl")
     build_index(world / "corpus.jsonl", index, encoder)
 

@@ -35,7 +35,7 @@ from local_dense_retriever.flat_file import HEADER, FlatFile, read_flat_header
 from local_dense_retriever.index_note import IndexNote, read_note, write_note
 
 if TYPE_CHECKING:  # imports torch
-    from local_dense_retriever.encoder import TextEncoder
+    from local_dense_retriever.encoder import Encoder
 
 COPY_ROWS = 65_536  # vectors copied between two notes of progress
 COPY_BYTES = 1 << 24  # of the corpus, read and written at a time
@@ -185,7 +185,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def check_known_rows(encoder: TextEncoder, old: FlatFile, corpus: Corpus) -> None:
+def check_known_rows(encoder: Encoder, old: FlatFile, corpus: Corpus) -> None:
     """Raises InputError if the encoder makes other vectors of the last old passages than the index has."""
     rows = range(max(0, old.rows - KNOWN_ROWS), old.rows)
     made = encoder.encode_passages([passage.contents for passage in corpus.passages(rows)])
@@ -224,15 +224,15 @@ def write_longer(corpus: Corpus, more: Corpus, copy: IO[bytes]) -> Corpus:
 def extend(args: argparse.Namespace, old: FlatFile, longer: Corpus, corpus_path: Path) -> None:
     """Makes the index of the longer corpus, and gives both their final names."""
     print(f"encoding with {args.retriever_model}", flush=True)
-    from local_dense_retriever.devices import visible_devices  # torch: the checks above need not wait for it
-    from local_dense_retriever.encoder import Encoder
+    from local_dense_retriever.devices import gpus  # the checks above need not wait for torch or onnxruntime
+    from local_dense_retriever.encoder import load_encoder
 
-    encoder = Encoder(args.retriever_name, args.retriever_model, args.batch_size)
+    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
     check_known_rows(encoder, old, longer)
     note = IndexNote(longer.digest, len(longer), encoder.dim, args.retriever_name, args.retriever_model, "Flat")
     with PartialEmbeddings(old.path, note) as unfinished:
         copy_rows(old, unfinished)
-        embed(longer, encoder, unfinished, visible_devices(), args)
+        embed(longer, encoder, unfinished, gpus(), args)
         flat = unfinished.finish()
         if longer.path != corpus_path:
             os.replace(longer.path, corpus_path)

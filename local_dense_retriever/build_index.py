@@ -49,7 +49,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="Flat, BM25, or a FAISS factory string such as SQ8, IVF4096,SQ8 or HNSW32 (default: Flat)",
     )
     add_encoder_arguments(parser)
-    parser.add_argument("--batch_size", type=int, default=64, help="passages encoded at a time (default: 64)")
+    parser.add_argument(
+        "--batch_size", type=int, help="passages encoded at a time (default: 64 by torch, 16 by onnxruntime)"
+    )
     parser.add_argument(
         "--append", metavar="FILE", help="jsonl file of new passages: adds them to --corpus_path and its flat index"
     )
@@ -59,7 +61,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace) -> None:
     """Writes the index; raises InputError if something in the arguments is wrong."""
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch_size is {args.batch_size}; it must be at least 1")
     if args.append:
         from local_dense_retriever.appending import append
@@ -93,15 +95,15 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
         check_factory(args.index_type)
     corpus = Corpus(args.corpus_path)
     print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
-    from local_dense_retriever.devices import visible_devices  # torch: the checks above need not wait for it
-    from local_dense_retriever.encoder import Encoder
+    from local_dense_retriever.devices import gpus  # the checks above need not wait for torch or onnxruntime
+    from local_dense_retriever.encoder import load_encoder
 
-    encoder = Encoder(args.retriever_name, args.retriever_model, args.batch_size)
+    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
     note = IndexNote(
         corpus.digest, len(corpus), encoder.dim, args.retriever_name, args.retriever_model, args.index_type
     )
     with PartialEmbeddings(index_path, note) as partial:
-        embed(corpus, encoder, partial, visible_devices(), args)
+        embed(corpus, encoder, partial, gpus(), args)
         flat = partial.finish()
         if args.index_type == "Flat":
             publish(flat.path, index_path, note)

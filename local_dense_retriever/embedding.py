@@ -26,9 +26,7 @@ from local_dense_retriever.flat_file import HEADER, FlatFile, write_flat_header
 from local_dense_retriever.index_note import IndexNote
 
 if TYPE_CHECKING:
-    import torch
-
-    from local_dense_retriever.encoder import TextEncoder
+    from local_dense_retriever.encoder import Encoder
 
 # Passages between two notes of progress. No batch crosses a chunk's border, so batches and vectors are the same
 # wherever an earlier run was stopped and however many GPUs there are.
@@ -124,9 +122,9 @@ class PartialEmbeddings:
 
 def embed(
     corpus: Corpus,
-    encoder: TextEncoder,
+    encoder: Encoder,
     done: PartialEmbeddings,
-    devices: Sequence[torch.device] = (),
+    devices: Sequence[str] = (),
     args: argparse.Namespace | None = None,
 ) -> None:
     """Encodes the passages missing from `done`, chunk after chunk.
@@ -151,19 +149,19 @@ def embed(
             progress.update(len(vectors))
 
 
-def encode_chunk(corpus: Corpus, encoder: TextEncoder, rows: range) -> NDArray[np.float32]:
+def encode_chunk(corpus: Corpus, encoder: Encoder, rows: range) -> NDArray[np.float32]:
     """(len(rows), D) float32."""
     return encoder.encode_passages([passage.contents for passage in corpus.passages(rows)])
 
 
 def _encode_on(
-    devices: Sequence[torch.device], chunks: Sequence[range], corpus: Path, args: argparse.Namespace
+    devices: Sequence[str], chunks: Sequence[range], corpus: Path, args: argparse.Namespace
 ) -> Iterator[NDArray[np.float32]]:
     """The chunks' vectors in their order, from a process a device."""
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     waiting = context.SimpleQueue()
     for device in devices:
-        waiting.put(str(device))
+        waiting.put(device)
     try:
         with ProcessPoolExecutor(len(devices), context, _start_worker, (waiting, corpus, args)) as pool:
             yield from pool.map(_encode_in_worker, chunks)
@@ -171,15 +169,15 @@ def _encode_on(
         raise InputError("a worker process has died; see its output above, then run the command again") from error
 
 
-_worker: tuple[Corpus, TextEncoder] | None = None  # of one process of the pool
+_worker: tuple[Corpus, Encoder] | None = None  # of one process of the pool
 
 
 def _start_worker(waiting: SimpleQueue[str], corpus: Path, args: argparse.Namespace) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from local_dense_retriever.encoder import Encoder
+    from local_dense_retriever.encoder import load_encoder
 
-    encoder = Encoder(args.retriever_name, args.retriever_model, args.batch_size, device=waiting.get())
+    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size, device=waiting.get())
     _worker = Corpus(corpus), encoder
 
 

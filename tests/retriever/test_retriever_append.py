@@ -50,7 +50,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "CHUNK_ROWS", 3)  # 7 passages: the last chunk holds one
     monkeypatch.setattr(appending, "COPY_ROWS", 2)
     monkeypatch.setattr(appending, "KNOWN_ROWS", 2)
-    monkeypatch.setattr(encoder_module, "Encoder", BatchEncoder)
+    monkeypatch.setattr(encoder_module, "load_encoder", BatchEncoder)
     monkeypatch.setattr(BatchEncoder, "encoded", [])
 
 
@@ -410,13 +410,13 @@ from local_dense_retriever import appending, build_index, embedding
 embedding.CHUNK_ROWS, appending.COPY_ROWS = 4, 3
 from retriever_fakes import ColourEncoder
 class SlowEncoder(ColourEncoder):
-    def __init__(self, *_): pass
+    def __init__(self, *_, **__): pass
     def encode_passages(self, passages):
         time.sleep(0.02)
         return super().encode_passages(passages) + len(passages) / 1000
 if {fake}:
-    sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(Encoder=SlowEncoder)
-    sys.modules["local_dense_retriever.devices"] = types.SimpleNamespace(visible_devices=lambda: ["cpu"])
+    sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(load_encoder=SlowEncoder)
+    sys.modules["local_dense_retriever.devices"] = types.SimpleNamespace(gpus=list)
 sys.exit(build_index.main(sys.argv[1:]))
 """
 
