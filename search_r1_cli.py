@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": Command("evaluation.chat", "ask a model questions and watch it search"),
     "compare": Command("evaluation.compare", "compare two evaluations question by question"),
     "view": Command("evaluation.view", "write one web page to look through trajectories"),
+    "rescore": Command("evaluation.rescore", "score recorded trajectories again, with another reward"),
     "retriever": Command("local_dense_retriever.retrieval_server", "serve a corpus and its index"),
     "audit": Command("local_dense_retriever.audit", "say what a corpus lacks for the questions of evaluation sets"),
     "router": Command("token_router", "keep exact token ids in front of SGLang"),
