@@ -35,6 +35,7 @@ COMMANDS = {
     "compare": Command("evaluation.compare", "compare two evaluations question by question"),
     "view": Command("evaluation.view", "write one web page to look through trajectories"),
     "rescore": Command("evaluation.rescore", "score recorded trajectories again, with another reward"),
+    "audit-tokens": Command("evaluation.audit_tokens", "check the tokens, masks and log-probabilities of rollouts"),
     "retriever": Command("local_dense_retriever.retrieval_server", "serve a corpus and its index"),
     "audit": Command("local_dense_retriever.audit", "say what a corpus lacks for the questions of evaluation sets"),
     "router": Command("token_router", "keep exact token ids in front of SGLang"),

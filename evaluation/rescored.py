@@ -112,4 +112,6 @@ def _signs(advantages: Sequence[Advantages | None], groups: int) -> str:
     compared = [pair for pair in advantages if pair]
     turns = Counter(pair.turn for pair in compared if _sign(pair.old) != _sign(pair.new))
     listed = ", ".join(f"{turn} {count:,}" for turn, count in sorted(turns.items())) or "none"
-    return f"{groups:,} groups; advantages that change sign: {turns.total():,} of {len(compared):,} ({listed})"
+    return (
+        f"groups compared: {groups:,}; advantages that change sign: {turns.total():,} of {len(compared):,} ({listed})"
+    )

@@ -88,7 +88,7 @@ def test_signs_and_groups_without_variance_are_counted(monkeypatch, tmp_path, ca
     assert rescore.main([str(write(tmp_path / "run.jsonl", lines)), "--preset", "paper"]) == 0
     out = capsys.readouterr().out
     assert "groups without variance    0.0000  1.0000  +1.0000" in out
-    assert "1 groups; advantages that change sign: 3 of 3 (+ to 0 1, - to 0 2)" in out
+    assert "groups compared: 1; advantages that change sign: 3 of 3 (+ to 0 1, - to 0 2)" in out
 
 
 def test_one_score_is_changed_by_set(monkeypatch, tmp_path):
