@@ -90,9 +90,10 @@ def _scorer(model: Any, ids: Sequence[int], start: int) -> Callable[[float], lis
 
     def at(temperature: float) -> list[float]:
         found: list[float] = []
-        for rows, wanted in zip(logits.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True):
-            scaled = rows.float() / temperature
-            found += (scaled.gather(1, wanted)[:, 0] - scaled.logsumexp(dim=1)).tolist()
+        for begin in range(0, len(targets), ROWS_AT_ONCE):
+            scaled = logits[begin : begin + ROWS_AT_ONCE].float() / temperature
+            chosen = scaled.gather(1, targets[begin : begin + ROWS_AT_ONCE])[:, 0]
+            found += (chosen - scaled.logsumexp(dim=1)).tolist()
         return found
 
     return at

@@ -205,7 +205,7 @@ def _write(path: Path, rows: Sequence[Rescored], advantages: Sequence[Advantages
     unfinished = path.with_name(f"{path.name}.unfinished")
     with unfinished.open("w", encoding="utf-8") as lines:
         for row, pair in zip(rows, advantages, strict=True):
-            rewards = {"index": row.index, "where": row.where, "reward": row.old, "new_reward": row.new}
+            rewards = {"index": row.number, "where": row.where, "reward": row.old, "new_reward": row.new}
             both = {"advantage": pair and pair.old, "new_advantage": pair and pair.new}
             lines.write(json.dumps(rewards | both, ensure_ascii=False) + "\n")
     unfinished.replace(path)

@@ -16,7 +16,7 @@ class Rescored(NamedTuple):
 
     where: str  # file, and line or sample
     part: str  # its file, or the phase of a demo run
-    index: int | None  # of slime's Sample
+    number: int | None  # slime's index of the sample
     group: Hashable | None  # None: of no group
     kept: bool  # False: discarded, so that it says nothing about the model
     old: float
