@@ -1,4 +1,4 @@
-"""What the retriever's corpus holds for the sets that are evaluated, where `search-r1 audit` has looked."""
+"""What the retriever's corpus holds for the sets that are evaluated, where `search-r1 audit-corpus` has looked."""
 
 import json
 import urllib.request

@@ -1,4 +1,4 @@
-"""`search-r1 audit`: what a corpus holds for the questions of evaluation sets."""
+"""`search-r1 audit-corpus`: what a corpus holds for the questions of evaluation sets."""
 
 import argparse
 import json
@@ -286,7 +286,7 @@ def test_all_that_is_missing_is_written_as_json_lines(corpus: Path, capsys: pyte
 def test_it_runs_by_path_and_as_a_command(corpus: Path) -> None:
     data = write_jsonl(corpus.parent / "hotpotqa" / "dev.jsonl", [HOTPOT])
     arguments = ["--corpus_path", str(corpus), "--data", str(data)]
-    for program in (["local_dense_retriever/audit.py"], ["-m", "search_r1_cli", "audit"]):
+    for program in (["local_dense_retriever/audit.py"], ["-m", "search_r1_cli", "audit-corpus"]):
         done = subprocess.run(
             [sys.executable, *program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
         )
