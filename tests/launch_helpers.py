@@ -40,6 +40,11 @@ class Checkout:
             'MODEL_ARGS=(--num-layers 36 --normalization "RMSNorm")\n'
         )
         self.slime_arguments.write_text('parser.add_argument("--custom-rollout-log-function-path")\n')
+        self.slime_evaluation = self.slime_arguments.with_name("eval_config.py")
+        self.slime_evaluation.write_text("    custom_rm_path: str\n    custom_generate_function_path: str\n")
+        self.slime_losses = self.slime / "slime/backends/megatron_utils/loss.py"
+        self.slime_losses.parent.mkdir(parents=True)
+        self.slime_losses.write_text("def vanilla_tis_function(\ndef icepop_function(\n")
         (self.slime / "train.py").write_text(self._program("train"))
         (programs / "ray").write_text(f"#!{sys.executable}\n" + self._program("ray"))
         (programs / "ray").chmod(0o755)

@@ -1,6 +1,7 @@
 """Preflight: it passes where everything is right, and looks at retriever servers closely."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -168,3 +169,11 @@ def test_an_index_of_words_has_no_dimension_to_compare() -> None:
     words = Ready(backend="bm25", rows=1200, dimension=0)
     assert search.retriever(words) == fine("http://there: 1,200 passages")
     assert search.index(words).mark == "–"
+
+
+def test_the_sets_of_an_evaluation_are_all_looked_at(machine: Machine, tmp_path: Path) -> None:
+    sets = [{"name": name, "path": str(machine.data)} for name in ("nq", "hotpotqa")]
+    (tmp_path / "eval.yaml").write_text(json.dumps({"eval": {"datasets": sets}}))
+    machine.environment |= {"EVAL_INTERVAL": "25", "EVAL_CONFIG": str(tmp_path / "eval.yaml")}
+    [row] = [row for row in machine.look() if row.name == "evaluation"]
+    assert row.finding.found.startswith(f"2 sets of {tmp_path}/eval.yaml: ") and "every 25 steps" in row.finding.found
