@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "search_cache_mode": "SEARCH_CACHE_MODE",
     "search_budget": "SEARCH_BUDGET",
     "reward_preset": "REWARD_PRESET",
+    "collapse_guard": "COLLAPSE_GUARD",
 }
 
 
@@ -69,6 +70,7 @@ CHOICES = {
     "search_cache_mode": ("off", "readwrite", "replay"),
     "reward_preset": tuple(REWARD_PRESETS),
     "answer_metric": get_args(AnswerMetric),
+    "collapse_guard": ("warn", "stop", "off"),
 }
 
 VALID_PAIRS = {  # (llm_api_mode, token_tracking_mode) -> what it is for
@@ -130,6 +132,8 @@ class SearchConfig:
     final_format_score: float = RewardScores().final_format_score
     retrieval_score: float = RewardScores().retrieval_score
     no_search_penalty: float = RewardScores().no_search_penalty
+    # Training.
+    collapse_guard: str = "warn"  # what happens when the series of the rollouts show a collapse
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
