@@ -37,7 +37,7 @@ COMMANDS = {
     "rescore": Command("evaluation.rescore", "score recorded trajectories again, with another reward"),
     "audit-tokens": Command("evaluation.audit_tokens", "check the tokens, masks and log-probabilities of rollouts"),
     "retriever": Command("local_dense_retriever.retrieval_server", "serve a corpus and its index"),
-    "audit-corpus": Command("local_dense_retriever.audit", "say what a corpus lacks for the questions of evaluation sets"),
+    "audit-corpus": Command("local_dense_retriever.audit", "say what a corpus lacks for evaluation sets"),
     "router": Command("token_router", "keep exact token ids in front of SGLang"),
 }
 ON_A_RUN = ("chat", "evaluate", "preflight")  # with the folder of a demo run, these go through demo.serve
