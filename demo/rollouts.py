@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from demo.world_facts import Question
@@ -112,6 +114,16 @@ def row_of(question: Question, api_mode: str) -> dict[str, Any]:
     extra = {"question_id": question.id, "hops": len(question.hops)}
     mode: PromptMode = "chat" if api_mode == "chat" else "generate"
     return prompt_row(question.text, question.answers, "demo", mode=mode, extra=extra)
+
+
+def evaluation_rows(questions: Iterable[Question], api_mode: str, corpus: Path) -> Iterator[dict[str, Any]]:
+    """Rows of held-out questions, each with the passages that answer it, for `search-r1 exam`."""
+    passages = map(json.loads, corpus.read_text(encoding="utf-8").splitlines())
+    contents = {passage["id"]: passage["contents"] for passage in passages}
+    for question in questions:
+        row = row_of(question, api_mode)
+        row["metadata"]["gold_passages"] = [contents[hop.passage_id] for hop in question.hops]
+        yield row
 
 
 def sample_of(args: argparse.Namespace, tokenizer: Any, question: Question, index: int = 0) -> Any:

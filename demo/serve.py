@@ -2,6 +2,7 @@
 
     search-r1 chat RUN           ask it questions at the terminal; --ask "…" asks one
     search-r1 evaluate RUN       its held-out questions again, into RUN/evaluation-after
+    search-r1 exam RUN           whether it searches, and whether that helps it, into RUN/exam-after
     search-r1 preflight RUN      the checks of a training setup, with one real rollout
     search-r1 serve RUN          serve both until Ctrl-C, for programs of your own
 
@@ -127,6 +128,14 @@ def evaluate(run: Served, more: Sequence[str]) -> int:
     return command([*_evaluation_options(run), *fixed, *output, *more])
 
 
+def exam(run: Served, more: Sequence[str]) -> int:
+    """Five arms over the held-out questions, into a folder of the run."""
+    from evaluation.exam import main as command
+
+    fixed = ["--concurrency", "256", "--data", str(run.run / "eval.jsonl")]
+    return command([*_evaluation_options(run), *fixed, "--output", str(run.run / f"exam-{run.phase}"), *more])
+
+
 def preflight(run: Served, more: Sequence[str]) -> int:
     """The checks of a training setup as far as they apply to the demo, and one real rollout."""
     from demo.rollouts import MAX_RESPONSE_LEN
@@ -150,6 +159,7 @@ def preflight(run: Served, more: Sequence[str]) -> int:
 DOINGS: dict[str, Callable[[Served, Sequence[str]], int]] = {
     "chat": chat,
     "evaluate": evaluate,
+    "exam": exam,
     "preflight": preflight,
 }
 

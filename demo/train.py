@@ -167,12 +167,12 @@ def run(args: argparse.Namespace) -> int:
 
     from demo.engine import Engine
     from demo.engine_server import EngineServer
-    from demo.rollouts import row_of, settings, slime_args
+    from demo.rollouts import evaluation_rows, settings, slime_args
     from demo.run_folder import RunFolder
     from demo.training_run import TrainingRun
 
     folder = RunFolder.existing(args.resume) if args.resume else RunFolder(args.runs, args.seed)
-    rows = (row_of(question, args.api_mode) for question in held_out)
+    rows = evaluation_rows(held_out, args.api_mode, world / "corpus.jsonl")
     folder.keep_evaluation(rows, settings(args.api_mode, MAX_LENGTH), world / "corpus.jsonl")
     tokenizer_folder = tool_tokenizer_folder(model_folder, args.cache) if args.api_mode == "chat" else model_folder
     keep_tokenizer(tokenizer_folder, folder.path / "tokenizer")

@@ -96,10 +96,6 @@ class Records:
         self._file.flush()
         self.scores[key_of(record)] = record["scores"]
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Replaces a file of the folder."""
-        _write_json(self.folder / name, value)
-
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,7 +122,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     path = folder / "settings.json"
     now = json.loads(json.dumps(settings))
     if not path.is_file():
-        _write_json(path, now)
+        write_json(path, now)
         return
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
@@ -146,7 +142,7 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Whole or not at all: an interruption leaves the old file."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -32,7 +32,7 @@ from evaluation.metrics import scores_of
 from evaluation.options import absolute, add_options, running_plugin
 from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
-from evaluation.records import Records, record_of
+from evaluation.records import Records, record_of, write_json
 from evaluation.several_samples import measures, together
 from evaluation.terminal import Progress, short, typed
 
@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE", help="parquet or jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder of this evaluation")
     parser.add_argument("--mode", choices=["xml", "chat"], help="(default: what the data was prepared for)")
-    parser.add_argument("--per_set", type=_count_or_all, default=500, help="questions of each set, or `all` (500)")
+    parser.add_argument("--per_set", type=count_or_all, default=500, help="questions of each set, or `all` (500)")
     parser.add_argument("--samples", type=int, default=1, help="how often each question is asked (1)")
     parser.add_argument("--limit", type=int, help="maximum number of questions, for a first look")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of questions and of the bootstrap (0)")
@@ -82,7 +82,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _count_or_all(text: str) -> int | None:
+def count_or_all(text: str) -> int | None:
+    """A number above 0, or None for `all`."""
     if text == "all":
         return None
     with suppress(ValueError):
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     print("loading the questions and the tokenizer", flush=True)
     find_slime()
     questions = choose(read_questions(options.data), options.per_set, options.seed)[: options.limit]
-    mode = _mode(options.mode, questions)
+    mode = mode_for(options.mode, questions)
     model = absolute(options.model)
     if options.megatron_checkpoint:
         from evaluation.megatron import convert
@@ -107,18 +108,17 @@ def run(options: argparse.Namespace) -> int:
     closed_book = options.search == "none"
     options.output.mkdir(parents=True, exist_ok=True)
     with running_plugin(options, model, "xml" if closed_book else mode, options.output / "engine.log") as plugin:
-        settings = _settings(options, plugin, questions, mode)
+        several = {"samples": options.samples} if options.samples > 1 else {}
+        settings = settings_of(options, plugin, questions, mode) | several
         with Records(options.output, settings) as records:
-
-            def asked(question: Question) -> Asked:
-                return plugin, closed_book_row(question) if closed_book else question.row
-
+            asked = with_rows(plugin, closed_book_row) if closed_book else with_rows(plugin)
             with asyncio.Runner() as runner:
                 runner.run(ask_all(questions, records, options.concurrency, asked, options.samples))
             return report(options, settings, questions, records)
 
 
-def _mode(asked: str | None, questions: Sequence[Question]) -> str:
+def mode_for(asked: str | None, questions: Sequence[Question]) -> str:
+    """The mode that the data was prepared for. Raises ValueError if another one is asked for."""
     prepared = mode_of(questions)
     if asked not in (None, prepared):
         raise ValueError(
@@ -127,7 +127,7 @@ def _mode(asked: str | None, questions: Sequence[Question]) -> str:
     return prepared
 
 
-def _settings(
+def settings_of(
     options: argparse.Namespace, plugin: argparse.Namespace, questions: Sequence[Question], mode: str
 ) -> dict[str, Any]:
     """What the figures depend on; a run is continued only if all of it is the same. Raises ConfigError."""
@@ -145,26 +145,31 @@ def _settings(
         "per_set": options.per_set,
         "limit": options.limit,
         "seed": options.seed,
-        **({"samples": options.samples} if options.samples > 1 else {}),
         "questions": hashlib.sha256("\n".join(question.id for question in questions).encode()).hexdigest()[:16],
         "config": {key: value for key, value in config.items() if key not in SECRETS | ADDRESSES},
     }
 
 
-Asked = tuple[argparse.Namespace, Mapping[str, Any]]  # slime's args and the row of one question
+# Question, slot → slime's args and the row with which it is asked. No two questions hold a slot at the same time.
+Asked = Callable[[Question, int], tuple[argparse.Namespace, Mapping[str, Any]]]
+
+
+def with_rows(plugin: argparse.Namespace, row_of: Callable[[Question], Mapping[str, Any]] | None = None) -> Asked:
+    """All questions with the same args; as prepared, or with the rows of `row_of`."""
+    return lambda question, slot: (plugin, row_of(question) if row_of else question.row)
 
 
 async def ask_all(
     questions: Sequence[Question],
     records: Records,
     concurrency: int,
-    asked: Callable[[Question], Asked],
+    asked: Asked,
     samples: int = 1,
     title: str = "evaluation",
 ) -> None:
     """Asks each question `samples` times, `concurrency` at a time, and records each sample as it is finished.
 
-    What `records` holds already is not asked again. `asked` says with which args and row a question is asked.
+    What `records` holds already is not asked again. `asked` says with which args and row.
     """
     from slime.rollout.sglang_rollout import GenerateState
 
@@ -174,17 +179,22 @@ async def ask_all(
     total, done = samples * len(questions), len(records.scores)
     if done:
         print(f"{done} of {total} {unit} are finished already", flush=True)
-    slots = asyncio.Semaphore(concurrency)
+    slots: asyncio.Queue[int] = asyncio.Queue()
+    for slot in range(concurrency):
+        slots.put_nowait(slot)
     right = sum(scores["em"] for scores in records.scores.values())
     progress = Progress(title, total, unit, done=done)
 
     async def one(question: Question, group: int, number: int) -> None:
         nonlocal right
-        async with slots:
-            args, row = asked(question)
+        slot = await slots.get()
+        try:
+            args, row = asked(question, slot)
             sample = sample_of_row(args, GenerateState(args).tokenizer, row, group * samples + number)
             sample.group_index = group
             sample = await ask(args, sample, sampling_params(args))
+        finally:
+            slots.put_nowait(slot)
         scores = scores_of(sample, question.golds)
         which = {"id": question.id, "sample": number, "data_source": question.data_source}
         records.add(record_of(sample, **which, scores=scores))
@@ -221,7 +231,7 @@ def report(
         name: {"questions": counts.get(name, len(questions)), **{key: value._asdict() for key, value in row.items()}}
         for name, row in summary.items()
     }
-    records.write_json("results.json", {"settings": settings, "results": results})
+    write_json(options.output / "results.json", {"settings": settings, "results": results})
     print(tables(summary, counts))
     if audited := audit_lines(options.search, set(counts)):
         print("\n".join(audited), end="\n\n")
