@@ -34,6 +34,7 @@ COMMANDS = {
     "exam": Command("evaluation.exam", "find out whether a model searches, and whether that helps it"),
     "chat": Command("evaluation.chat", "ask a model questions and watch it search"),
     "compare": Command("evaluation.compare", "compare two evaluations question by question"),
+    "replay": Command("demo.replay", "repeat a demo run's steps, and name the first difference"),
     "view": Command("evaluation.view", "write one web page to look through trajectories"),
     "rescore": Command("evaluation.rescore", "score recorded trajectories again, with another reward"),
     "audit-tokens": Command("evaluation.audit_tokens", "check the tokens, masks and log-probabilities of rollouts"),

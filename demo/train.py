@@ -96,6 +96,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="keep the models before and after GRPO in the run's folder, for chat and evaluate (540 MB each)",
     )
+    parser.add_argument(
+        "--keep-steps",
+        action="store_true",
+        help="keep what repeats each GRPO step (540 MB each), for `search-r1 replay`",
+    )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run; its own options apply")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -167,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
 
     from demo.engine import Engine
     from demo.engine_server import EngineServer
+    from demo.kept_steps import SEARCHES
     from demo.rollouts import evaluation_rows, settings, slime_args
     from demo.run_folder import RunFolder
     from demo.training_run import TrainingRun
@@ -192,6 +198,8 @@ def run(args: argparse.Namespace) -> int:
             retriever_port=retriever.port,
             max_length=MAX_LENGTH,
             api_mode=args.api_mode,
+            seed=args.seed if args.keep_steps else None,
+            searches=folder.path.absolute() / SEARCHES if args.keep_steps else None,
         )
         finished = TrainingRun(args, plugin, folder, model, tokenizer, engine, train, held_out, started).run()
     _say_what_next(folder.path, finished, args.save_models)
