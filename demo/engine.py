@@ -196,8 +196,9 @@ class Engine:
         with torch.inference_mode(), precision(self._dtype):
             while True:
                 with self._changed:
+                    self._retire()  # before the wait: what is due may be what follows a finished request
                     self._wait_for_work()
-                    self._retire()
+                    self._retire()  # what was aborted meanwhile
                     if self._closing and not self._running:
                         return
                     admitted = self._admit()
