@@ -213,6 +213,7 @@ def _say_what_next(run: Path, finished: bool, has_models: bool) -> None:
         commands = {"look through its trajectories": ("view", run), "compare before and after": ("compare", run)}
     if finished and has_models:
         commands |= {"ask the trained model": ("chat", run), "evaluate it again": ("evaluate", run)}
+        commands |= {"find out whether searching helps it": ("exam", run)}
         commands |= {"check it with preflight": ("preflight", run)}
     print("next:")
     for what, words in commands.items():

@@ -118,7 +118,7 @@ def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
 def test_a_finished_run_can_be_viewed_and_compared_by_its_folder(finished: tuple[Path, Any]) -> None:
     folder, done = finished
     commands = [line.strip().partition("  #")[0] for line in done.stdout.splitlines() if "search-r1 " in line]
-    assert [command.split()[1] for command in commands] == ["view", "compare", "chat", "evaluate", "preflight"]
+    assert [command.split()[1] for command in commands] == ["view", "compare", "chat", "evaluate", "exam", "preflight"]
     page = (folder / "trajectories.html").read_bytes()
     for command in commands[:2]:  # those that the run itself suggests, as they stand there
         subprocess.run(command, shell=True, cwd=ROOT, check=True, capture_output=True, timeout=120)
