@@ -153,11 +153,8 @@ def main() -> int:
         (f"{agreed:.4f} of the places agree (at least {LEAST_AGREEMENT})", agreed >= LEAST_AGREEMENT),
         (f"beside a neighbour it takes {extra:.2f} times the CPU (at most {MOST_EXTRA_CPU})", extra <= MOST_EXTRA_CPU),
     ]
-    figures = {
-        "alone": {k: v._asdict() for k, v in alone.items()},
-        "beside": {k: v._asdict() for k, v in beside.items()},
-    }
-    return finish(args, {**figures, "agreement": agreed}, bounds)
+    by_way = {way.name: {"alone": alone[way.name]._asdict(), "beside": beside[way.name]._asdict()} for way in WAYS}
+    return finish(args, {"ways": by_way, "agreement": agreed}, bounds)
 
 
 if __name__ == "__main__":
