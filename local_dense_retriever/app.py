@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from local_dense_retriever.batcher import QueryFailedError, QueueFullError, SearchFailedError
 from local_dense_retriever.docs_page import PAGE
 from local_dense_retriever.retriever import Hit
+from local_dense_retriever.searcher import UnavailableError
 from local_dense_retriever.service import LoadingError, Service
 
 MAX_TOPK = 100
@@ -170,6 +171,8 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
         at = ("body", "queries", asked.queries.index(error.query))
         problem = "this query cannot be searched, though others can; the server's log says why"
         return refusal(422, [{"loc": at, "msg": problem, "type": "search_failed"}])
+    except UnavailableError:
+        return refusal(503, "the index does not answer; the server's log says why: try again", Retry_After="5")
     except SearchFailedError:
         return refusal(500, "the search failed; the server's log says why")
     except asyncio.CancelledError:  # only by the server, which has waited as long as it may

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from local_dense_retriever.metrics import Metrics
 from local_dense_retriever.retriever import Hit
+from local_dense_retriever.searcher import UnavailableError
 
 Search = Callable[[Sequence[str], int], list[list[Hit]]]  # queries, topk -> the hits of each query, best first
 
@@ -84,8 +85,8 @@ class Batcher:
     async def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """For each query its nearest passages, best first: topk of them, or all if there are fewer.
 
-        Raises QueueFullError, at once, SearchFailedError and QueryFailedError. If it is cancelled, its queries leave
-        the queue.
+        Raises QueueFullError, at once, SearchFailedError, QueryFailedError and UnavailableError. If it is cancelled,
+        its queries leave the queue.
         """
         found = {query: self._kept(query, topk) for query in queries}
         missing = [query for query, hits in found.items() if hits is None]
@@ -159,6 +160,12 @@ class Batcher:
         try:
             if not await self._answered(batch):
                 await self._answer_singly(batch)
+        except UnavailableError as error:
+            log.error("the index does not answer: queries=%d %s", len(batch), error)
+            for entry in batch.values():
+                if not entry.hits.done():
+                    entry.hits.set_exception(UnavailableError())
+                    entry.hits.exception()  # as below
         finally:
             self._running = {}
         self._metrics.batch_queries.observe(len(batch))
@@ -191,11 +198,14 @@ class Batcher:
             entry.hits.exception()  # asyncio complains about one that nobody looked at; all may have left
 
     async def _found(self, queries: list[str], topk: int) -> list[list[Hit]] | None:
-        """The hits of each query; None, with the reason in the log, if the search raises."""
+        """The hits of each query; None, with the reason in the log, if the search raises anything else than that its
+        service is down: then no query can be searched, and asking for them one by one would take as long for each."""
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._owner, self._search, queries, topk)
             if len(found) != len(queries):
                 raise ValueError(f"{len(found)} results for {len(queries)} queries")
+        except UnavailableError:
+            raise
         except Exception:
             log.exception("a search failed: queries=%d topk=%d first=%.200r", len(queries), topk, queries[0])
             return None

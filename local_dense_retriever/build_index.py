@@ -3,6 +3,7 @@
     python local_dense_retriever/build_index.py --corpus_path wiki.jsonl --index_path e5_Flat.index
     python local_dense_retriever/build_index.py --from_index e5_Flat.index --index_path e5_SQ8.index --index_type SQ8
     python local_dense_retriever/build_index.py --append more.jsonl --corpus_path wiki.jsonl --index_path e5_Flat.index
+    python local_dense_retriever/build_index.py --from_index e5_Flat.index --milvus_uri http://milvus:19530
 
 Two files lie beside an unfinished index:
 
@@ -28,7 +29,7 @@ from local_dense_retriever.embedding import PartialEmbeddings, embed
 from local_dense_retriever.errors import InputError, run_resumable
 from local_dense_retriever.flat_file import FlatFile, require_flat
 from local_dense_retriever.index_note import IndexNote, publish, read_note, write_note
-from local_dense_retriever.loading import add_encoder_arguments
+from local_dense_retriever.loading import add_encoder_arguments, add_milvus_arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,11 +43,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--corpus_path", help="jsonl file, one passage a line")
     source.add_argument("--from_index", help="a flat index to convert to --index_type; nothing is encoded")
-    parser.add_argument("--index_path", "--save_path", required=True, help="the file to write; a folder for BM25")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--index_path", "--save_path", help="the file to write; a folder for BM25")
+    add_milvus_arguments(parser, target)
     parser.add_argument(
         "--index_type",
         default="Flat",
-        help="Flat, BM25, or a FAISS factory string such as SQ8, IVF4096,SQ8 or HNSW32 (default: Flat)",
+        help="Flat, BM25, or a FAISS factory string such as SQ8, IVF4096,SQ8 or HNSW32; in Milvus its own names, such "
+        "as DISKANN or HNSW,M=32,efConstruction=200 (default: Flat)",
     )
     add_encoder_arguments(parser)
     parser.add_argument(
@@ -63,6 +67,10 @@ def build(args: argparse.Namespace) -> None:
     """Writes the index; raises InputError if something in the arguments is wrong."""
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch_size is {args.batch_size}; it must be at least 1")
+    if args.milvus_uri:
+        from local_dense_retriever.milvus_fill import fill
+
+        return fill(args)
     if args.append:
         from local_dense_retriever.appending import append
 

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,12 @@ def lock(file: IO[bytes], path: Path) -> bool:
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+class GrowingIndex(Protocol):
+    rows_done: int
+
+    def append(self, vectors: NDArray[np.float32]) -> None: ...  # (B, D) float32, the next rows
 
 
 class PartialEmbeddings:
@@ -123,7 +129,7 @@ class PartialEmbeddings:
 def embed(
     corpus: Corpus,
     encoder: Encoder,
-    done: PartialEmbeddings,
+    done: GrowingIndex,
     devices: Sequence[str] = (),
     args: argparse.Namespace | None = None,
 ) -> None:

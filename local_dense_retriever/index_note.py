@@ -67,12 +67,17 @@ def check_belongs(index_path: Path, corpus: Corpus, retriever_name: str | None) 
             f"the index {index_path} does not belong to {corpus.path}, and {partial(index_path)} is left of an "
             "interrupted build_index.py: run the same command again"
         )
-    if note.corpus_digest != corpus.digest:
+    check_note(index_path, note, corpus, retriever_name)
+
+
+def check_note(index_path: str | Path, note: IndexNote, corpus: Corpus, retriever_name: str | None) -> None:
+    """As check_belongs. What the note leaves empty is not known, and not checked."""
+    if note.corpus_digest and note.corpus_digest != corpus.digest:
         raise InputError(
             f"the index {index_path} was built from {note.rows} passages of another text than the {len(corpus)} in "
             f"{corpus.path}: build it again, or give the corpus it was built from"
         )
-    if retriever_name is not None and note.retriever_name != retriever_name:
+    if retriever_name is not None and note.retriever_name and note.retriever_name != retriever_name:
         raise InputError(
             f"the index {index_path} was built with --retriever_name {note.retriever_name} and this is "
             f"{retriever_name}: give the one it was built with"

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.index_note import check_belongs
+from local_dense_retriever.index_note import check_belongs, check_note
 from local_dense_retriever.retriever import Retriever
 
 if TYPE_CHECKING:  # torch and FAISS take seconds to import: only when something is loaded
     from local_dense_retriever.searcher import DenseSearcher, Searcher, VectorIndex
 
-BACKENDS = ("auto", "exact", "faiss", "bm25", "hybrid")
+BACKENDS = ("auto", "exact", "faiss", "milvus", "bm25", "hybrid")
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,19 +28,27 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_milvus_arguments(parser: argparse.ArgumentParser, uri_group: argparse._ActionsContainer | None = None) -> None:
+    """The token is in the environment: milvus_index.py."""
+    (uri_group or parser).add_argument(
+        "--milvus_uri",
+        help="URL of a Milvus cluster, or a milvus-lite file ending in .db; MILVUS_TOKEN holds its token",
+    )
+    parser.add_argument("--milvus_collection", default="passages", help="its name in Milvus (default: passages)")
+
+
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that load_retriever() reads."""
-    parser.add_argument(
-        "--index_path", required=True, help="FAISS index file, or folder of a BM25 index; a row per passage"
-    )
+    parser.add_argument("--index_path", help="FAISS index file, or folder of a BM25 index; a row per passage")
+    add_milvus_arguments(parser)
     parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
     add_encoder_arguments(parser)
     parser.add_argument(
         "--index_backend",
         choices=BACKENDS,
         default="auto",
-        help="exact: a flat index, by torch; faiss: any FAISS file; bm25: words; hybrid: --index_path and --bm25_path "
-        "together; auto: by what --index_path is (default: auto)",
+        help="exact: a flat index, by torch; faiss: any FAISS file; milvus: --milvus_uri; bm25: words; hybrid: vectors "
+        "and --bm25_path together; auto: by what is given (default: auto)",
     )
     parser.add_argument("--bm25_path", help="folder of a BM25 index, for --index_backend hybrid")
     parser.add_argument("--faiss_gpu", action="store_true", help="FAISS keeps the index in fp16 on all visible GPUs")
@@ -55,41 +63,56 @@ def load_retriever(args: argparse.Namespace, report: Callable[[str], None]) -> R
 
     Raises InputError, in one sentence, if a file is missing or damaged or they do not belong together.
     """
-    index_path = index_file(args.index_path)
+    index_path = _index_path(args)
     for path in (Path(args.corpus_path), index_path):  # before the minutes that loading the other one may take
-        if not path.exists():
+        if path and not path.exists():
             raise InputError(f"there is no file {path}: build the index with build_index.py, or correct the path")
     backend = choose_backend(args, index_path)
     report(f"the corpus {args.corpus_path}")
     corpus = Corpus(args.corpus_path)
-    check_belongs(index_path, corpus, None if backend == "bm25" else args.retriever_name)
+    if index_path:
+        check_belongs(index_path, corpus, None if backend == "bm25" else args.retriever_name)
     if args.bm25_path:
         check_belongs(Path(args.bm25_path), corpus, None)
     if args.rescore_path:
         check_belongs(index_file(args.rescore_path), corpus, args.retriever_name)
-    return Retriever(_load_searcher(args, backend, report), corpus)
+    return Retriever(_load_searcher(args, backend, corpus, report), corpus)
 
 
-def choose_backend(args: argparse.Namespace, index_path: Path) -> str:
+def _index_path(args: argparse.Namespace) -> Path | None:
+    """None if the vectors are in Milvus."""
+    if bool(args.index_path) == bool(args.milvus_uri):
+        raise InputError("give the index: --index_path for a file or folder, or --milvus_uri for Milvus, and not both")
+    return index_file(args.index_path) if args.index_path else None
+
+
+def choose_backend(args: argparse.Namespace, index_path: Path | None) -> str:
     """The backend's name, not "auto". Raises InputError if flags and files contradict each other."""
     backend = args.index_backend
     if backend == "auto":
-        if index_path.is_dir():
+        if index_path and index_path.is_dir():
             backend = "bm25"
         elif args.bm25_path:
             backend = "hybrid"
         else:
             backend = _vector_backend(args, index_path)
+    if backend == "milvus" and index_path:
+        raise InputError("--index_backend milvus needs --milvus_uri in place of --index_path")
+    if index_path is None and backend not in ("milvus", "hybrid"):
+        raise InputError(f"--milvus_uri is for Milvus, and --index_backend is {backend}: leave one of them out")
     if backend == "hybrid" and not args.bm25_path:
         raise InputError("hybrid search needs --bm25_path too: make one with build_index.py --index_type BM25")
     if backend != "hybrid" and args.bm25_path:
         raise InputError(f"--bm25_path is for hybrid search, and --index_backend is {backend}: leave one of them out")
-    if backend == "exact" and _for_faiss_only(args):
-        raise InputError(f"{_for_faiss_only(args)} is for FAISS: leave it out, or give --index_backend faiss")
+    flag = _for_files_only(args) if index_path is None else _for_faiss_only(args) if backend == "exact" else None
+    if flag:
+        raise InputError(f"{flag} is for FAISS: leave it out, or give --index_backend faiss")
     return backend
 
 
-def _vector_backend(args: argparse.Namespace, index_path: Path) -> str:
+def _vector_backend(args: argparse.Namespace, index_path: Path | None) -> str:
+    if index_path is None:
+        return "milvus"
     from local_dense_retriever.devices import fast_in_half_precision
     from local_dense_retriever.flat_file import read_flat_header
 
@@ -98,26 +121,26 @@ def _vector_backend(args: argparse.Namespace, index_path: Path) -> str:
     return "exact"
 
 
-def _for_faiss_only(args: argparse.Namespace) -> str | None:
-    """The first flag given that only FAISS understands."""
-    given = {
-        "--faiss_gpu": args.faiss_gpu,
-        "--in_memory": args.in_memory,
-        "--rescore_path": args.rescore_path,
-        "--nprobe": args.nprobe is not None,
-        "--ef_search": args.ef_search is not None,
-    }
+def _for_files_only(args: argparse.Namespace) -> str | None:
+    """The first flag given that is about an index in a file of FAISS's."""
+    given = {"--faiss_gpu": args.faiss_gpu, "--in_memory": args.in_memory, "--rescore_path": args.rescore_path}
     return next((flag for flag, is_given in given.items() if is_given), None)
 
 
-def _load_searcher(args: argparse.Namespace, backend: str, report: Callable[[str], None]) -> Searcher:
+def _for_faiss_only(args: argparse.Namespace) -> str | None:
+    """The first flag given that exact search does not understand."""
+    given = {"--nprobe": args.nprobe is not None, "--ef_search": args.ef_search is not None}
+    return _for_files_only(args) or next((flag for flag, is_given in given.items() if is_given), None)
+
+
+def _load_searcher(args: argparse.Namespace, backend: str, corpus: Corpus, report: Callable[[str], None]) -> Searcher:
     if backend == "bm25":
         return _load_bm25(args.index_path, report)
     if backend != "hybrid":
-        return _load_dense(args, backend, report)
+        return _load_dense(args, backend, corpus, report)
     from local_dense_retriever.hybrid import HybridSearcher
 
-    dense = _load_dense(args, _vector_backend(args, index_file(args.index_path)), report)
+    dense = _load_dense(args, _vector_backend(args, _index_path(args)), corpus, report)
     return HybridSearcher(dense, _load_bm25(args.bm25_path, report))
 
 
@@ -130,15 +153,23 @@ def _load_bm25(path: str, report: Callable[[str], None]) -> Searcher:
     return Bm25Searcher(path)
 
 
-def _load_dense(args: argparse.Namespace, backend: str, report: Callable[[str], None]) -> DenseSearcher:
+def _load_dense(args: argparse.Namespace, backend: str, corpus: Corpus, report: Callable[[str], None]) -> DenseSearcher:
     from local_dense_retriever.searcher import DenseSearcher
 
-    report(f"the index {args.index_path}")
-    index = _load_vectors(args, backend)
+    report(f"the index {args.index_path or args.milvus_uri}")
+    index = _load_milvus(args, corpus) if backend == "milvus" else _load_vectors(args, backend)
     report(f"the encoder {args.retriever_model}")
     from local_dense_retriever.encoder import load_encoder
 
     return DenseSearcher(load_encoder(args.retriever_name, args.retriever_model), index)
+
+
+def _load_milvus(args: argparse.Namespace, corpus: Corpus) -> VectorIndex:
+    from local_dense_retriever.milvus_index import MilvusIndex
+
+    index = MilvusIndex(args.milvus_uri, args.milvus_collection, nprobe=args.nprobe, ef_search=args.ef_search)
+    check_note(index.path, index.note, corpus, args.retriever_name)
+    return index
 
 
 def _load_vectors(args: argparse.Namespace, backend: str) -> VectorIndex:

@@ -1,7 +1,7 @@
 """What finds rows of the corpus: a searcher takes texts, a vector index takes vectors.
 
     Searcher        texts   -> rows      DenseSearcher (here), Bm25Searcher, HybridSearcher
-    VectorIndex     vectors -> rows      FaissIndex, ExactIndex
+    VectorIndex     vectors -> rows      FaissIndex, ExactIndex, MilvusIndex
 
 Row i is line i of the corpus. Nothing here is safe to call from several threads.
 """
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 About = dict[str, str | int]  # what an index is, for logs and /metrics: backend, rows, dimension, bytes, encoder
 
 
+class UnavailableError(Exception):
+    """The service that holds the index does not answer, whatever the query; the text is for the log."""
+
+
 class Found(NamedTuple):
     """The k nearest rows of B queries, best first."""
 
@@ -31,8 +35,9 @@ class Found(NamedTuple):
 
 
 class Searcher(Protocol):
-    path: Path
-    """The file or folder it was loaded from, for messages."""
+    @property
+    def path(self) -> str | Path:
+        """The file, folder or URL it was loaded from, for messages."""
 
     def __len__(self) -> int: ...
     def search(self, queries: Sequence[str], topk: int) -> Found: ...
@@ -40,9 +45,10 @@ class Searcher(Protocol):
 
 
 class VectorIndex(Protocol):
-    path: Path
     dim: int
 
+    @property
+    def path(self) -> str | Path: ...
     def __len__(self) -> int: ...
     def search(self, vectors: NDArray[np.float32], k: int) -> Found: ...  # (B, dim) float32
     def describe(self) -> About: ...

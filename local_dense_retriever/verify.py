@@ -1,6 +1,7 @@
 """Check an index: load it as the server does, and search for what is known.
 
     python local_dense_retriever/verify.py --index_path e5_SQ8.index --corpus_path wiki.jsonl --flat_index e5_Flat.index
+    python local_dense_retriever/verify.py --milvus_uri URL --corpus_path wiki.jsonl --flat_index e5_Flat.index
 
 Prints one line per check; the exit code is 1 if one fails. Loading compares rows, passages, dimension and encoder.
 """
@@ -24,6 +25,7 @@ from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import FlatFile, read_flat_header, require_flat
 from local_dense_retriever.loading import add_index_arguments, load_retriever
+from local_dense_retriever.searcher import UnavailableError
 
 if TYPE_CHECKING:
     from local_dense_retriever.encoder import Encoder
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         for check in verify(args):
             print(f"{'ok  ' if check.held else 'FAIL'} {check.text}", flush=True)
             failed |= not check.held
-    except (InputError, OSError) as error:
+    except (InputError, OSError, UnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return int(failed)
@@ -79,17 +81,29 @@ def verify(args: argparse.Namespace) -> Iterator[Check]:
     texts = [passage.contents for passage in corpus.passages(rows.tolist())]
     yield known_answers(retriever, texts, args.topk)
 
+    stored = stored_rows(args, rows)
+    if stored is not None:
+        from local_dense_retriever.encoder import load_encoder
+
+        yield from stored_vectors(stored, rows, texts, load_encoder(args.retriever_name, args.retriever_model))
+    if args.flat_index:
+        yield recall(retriever, exact_retriever(args), read_queries(args, texts), args.topk)
+    else:
+        print("recall is not measured: give --flat_index to compare with exact search")
+
+
+def stored_rows(args: argparse.Namespace, rows: np.ndarray) -> np.ndarray | None:
+    """(N, D) float32, the vectors of these rows; None if they are nowhere in full."""
+    if args.milvus_uri:
+        from local_dense_retriever.milvus_index import MilvusIndex
+
+        return MilvusIndex(args.milvus_uri, args.milvus_collection).vectors(rows.tolist())
     if args.flat_index:
         flat: FlatFile | None = require_flat(args.flat_index, "--flat_index")
     else:
         index_path = index_file(args.index_path)
         flat = read_flat_header(index_path) if index_path.is_file() else None
-    if flat:
-        from local_dense_retriever.encoder import load_encoder
-
-        yield from stored_vectors(flat, rows, texts, load_encoder(args.retriever_name, args.retriever_model))
-    if args.flat_index:
-        yield recall(retriever, exact_retriever(args), read_queries(args, texts), args.topk)
+    return np.array(flat.vectors()[rows]) if flat else None
 
 
 def known_answers(retriever: Retriever, texts: Sequence[str], topk: int) -> Check:
@@ -103,9 +117,8 @@ def known_answers(retriever: Retriever, texts: Sequence[str], topk: int) -> Chec
     )
 
 
-def stored_vectors(flat: FlatFile, rows: np.ndarray, texts: Sequence[str], encoder: Encoder) -> Iterator[Check]:
+def stored_vectors(stored: np.ndarray, rows: np.ndarray, texts: Sequence[str], encoder: Encoder) -> Iterator[Check]:
     """Lengths of the stored vectors, and whether they are those of the passages in the same rows."""
-    stored = np.array(flat.vectors()[rows])
     error = float(np.abs(np.linalg.norm(stored, axis=1) - 1).max())
     yield Check(
         f"stored vectors have length 1, give or take {error:.1e} (at most {MOST_NORM_ERROR})", error <= MOST_NORM_ERROR
@@ -124,7 +137,7 @@ def exact_retriever(args: argparse.Namespace) -> Retriever:
     exact = copy.copy(args)
     exact.index_path, exact.index_backend, exact.bm25_path = args.flat_index, "exact", None
     exact.faiss_gpu, exact.in_memory, exact.nprobe, exact.ef_search = False, False, None, None
-    exact.rescore_path = None
+    exact.rescore_path, exact.milvus_uri = None, None
     return load_retriever(exact, lambda what: print(f"loading {what}", flush=True))
 
 

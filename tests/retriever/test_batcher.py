@@ -12,6 +12,7 @@ from local_dense_retriever.batcher import Batcher, Limits, QueryFailedError, Que
 from local_dense_retriever.corpus import Passage
 from local_dense_retriever.metrics import Metrics
 from local_dense_retriever.retriever import Hit
+from local_dense_retriever.searcher import UnavailableError
 
 CORPUS_SIZE = 20
 
@@ -254,3 +255,18 @@ async def test_the_query_that_probes_the_search_does_not_shorten_what_is_kept(se
         searches = len(search.batches)
         assert len((await batcher.search(["good"], 5))[0]) == 5
         assert len(search.batches) == searches
+
+
+async def test_an_index_that_does_not_answer_is_asked_once_for_a_batch(search: HeldSearch) -> None:
+    """Each call may take as long as its timeout: one by one, 64 queries would take 64 of them."""
+
+    def down(queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        search(queries, topk)
+        raise UnavailableError("Milvus is down")
+
+    with ThreadPoolExecutor(1) as owner:
+        batcher = Batcher(down, owner, Limits(), Metrics())
+        results = await asyncio.gather(batcher.search(["a", "b"], 3), batcher.search(["c"], 3), return_exceptions=True)
+        batcher.close()
+    assert [type(result) for result in results] == [UnavailableError, UnavailableError]
+    assert search.batches == [(["a", "b", "c"], 3)]

@@ -1,0 +1,150 @@
+"""Fills a Milvus collection with the vectors of a corpus, for build_index.py; a killed run continues.
+
+Chunks of rows are written in order, one at a time, by primary key. So all but the last chunk are whole after a kill,
+the number of rows says where to continue, and a chunk that is written twice is still there once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from local_dense_retriever import embedding
+from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.errors import InputError
+from local_dense_retriever.flat_file import require_flat
+from local_dense_retriever.index_note import IndexNote, read_note
+from local_dense_retriever.milvus_index import NOTE, connect, count_rows, named_errors, read_collection_note
+
+WRITE_TIMEOUT_S = 120.0  # for a chunk, with the client's own retries
+POLL_S = 1.0
+
+
+def fill(args: argparse.Namespace) -> None:
+    """Fills --milvus_collection from --corpus_path or --from_index; raises InputError if something is wrong."""
+    parse_index_type(args.index_type)
+    if args.from_index:
+        _copy(args)
+    else:
+        _encode(args)
+
+
+def _copy(args: argparse.Namespace) -> None:
+    flat = require_flat(args.from_index, "--from_index")
+    note = read_note(flat.path) or IndexNote("", flat.rows, flat.dim, "", "", "")
+    rows = Filling(args, note._replace(index_type=args.index_type))
+    with tqdm(total=flat.rows, initial=rows.rows_done, unit=" passages") as progress:
+        for start in range(rows.rows_done, flat.rows, embedding.CHUNK_ROWS):
+            stop = min(start + embedding.CHUNK_ROWS, flat.rows)
+            rows.append(flat.read(start, stop))
+            progress.update(stop - start)
+    rows.finish()
+
+
+def _encode(args: argparse.Namespace) -> None:
+    corpus = Corpus(args.corpus_path)
+    from local_dense_retriever.devices import visible_devices  # torch: the checks above need not wait for it
+    from local_dense_retriever.encoder import load_encoder
+
+    encoder = load_encoder(args.retriever_name, args.retriever_model, args.batch_size)
+    note = IndexNote(
+        corpus.digest, len(corpus), encoder.dim, args.retriever_name, args.retriever_model, args.index_type
+    )
+    rows = Filling(args, note)
+    print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
+    embedding.embed(corpus, encoder, rows, visible_devices(), args)
+    rows.finish()
+
+
+class Filling:
+    """A collection that grows, row by row in the order of the corpus."""
+
+    def __init__(self, args: argparse.Namespace, note: IndexNote) -> None:
+        """Continues the collection, or makes it.
+
+        Raises InputError if it was made from something else, unless --overwrite lets it be replaced.
+        """
+        self._name, self._note = args.milvus_collection, note
+        self._path = f"{args.milvus_uri} ({self._name})"
+        self._client = connect(args.milvus_uri)
+        with named_errors(self._path):
+            if self._client.has_collection(self._name):
+                old = read_collection_note(self._client, self._path, self._name)
+                if args.overwrite:
+                    self._client.drop_collection(self._name)
+                else:
+                    _require_same(self._path, old, note)
+            if not self._client.has_collection(self._name):
+                self._create()
+            self._client.load_collection(self._name)
+            count = count_rows(self._client, self._name)
+        self.rows_done = count if count == note.rows else count // embedding.CHUNK_ROWS * embedding.CHUNK_ROWS
+        if count:
+            print(f"continuing {self._path}: {self.rows_done} of {note.rows} passages are done", flush=True)
+
+    def _create(self) -> None:
+        from pymilvus import DataType
+
+        index_type, params = parse_index_type(self._note.index_type)
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("row", DataType.INT64, is_primary=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._note.dim)
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type=index_type, metric_type="IP", params=params)
+        properties = {NOTE: json.dumps(self._note._asdict())}
+        try:
+            self._client.create_collection(self._name, schema=schema, index_params=index, properties=properties)
+        except BaseException:  # an index that it refuses: without one the collection is of no use
+            self._client.drop_collection(self._name)
+            raise
+
+    def append(self, vectors: NDArray[np.float32]) -> None:
+        """Writes (B, D) float32 rows. Raises InputError if a row is not finite, or if Milvus does not answer."""
+        if not (finite := np.isfinite(vectors).all(axis=1)).all():
+            row = self.rows_done + int(finite.argmin())
+            raise InputError(f"the encoder makes NaN of passage number {row + 1} of the corpus: correct that passage")
+        entities = [{"row": row, "vector": vector} for row, vector in enumerate(vectors, start=self.rows_done)]
+        with named_errors(self._path):
+            self._client.upsert(self._name, entities, timeout=WRITE_TIMEOUT_S)
+        self.rows_done += len(vectors)
+
+    def finish(self) -> None:
+        """Waits until everything is stored and indexed."""
+        with named_errors(self._path):
+            self._client.flush(self._name)
+            while pending := int(self._client.describe_index(self._name, "vector").get("pending_index_rows", 0)):
+                print(f"Milvus builds its index: {pending} rows are left", flush=True)
+                time.sleep(POLL_S)
+            count = count_rows(self._client, self._name)
+        if count != self._note.rows:
+            raise InputError(f"{self._path} has {count} rows instead of {self._note.rows}: fill it with --overwrite")
+        print(f"filled {self._path}: {count} passages, {self._note.dim} numbers each, {self._note.index_type}")
+
+
+def _require_same(path: str, old: IndexNote, new: IndexNote) -> None:
+    pairs = zip(IndexNote._fields, old, new, strict=True)
+    changed = [field.replace("_", " ") for field, was, is_now in pairs if was != is_now]
+    if changed:
+        raise InputError(
+            f"the collection {path} was made with another {' and '.join(changed)}: give another --milvus_collection, "
+            "or --overwrite to replace it"
+        )
+
+
+def parse_index_type(text: str) -> tuple[str, dict[str, Any]]:
+    """Milvus's name of an index and its settings: "HNSW,M=32,efConstruction=200". Raises InputError."""
+    name, *settings = text.split(",")
+    try:
+        params = {key: int(value) for key, value in (setting.split("=") for setting in settings)}
+    except ValueError as error:
+        raise InputError(
+            f"--index_type {text} is no index of Milvus: write its name and settings, such as FLAT, DISKANN, "
+            "IVF_FLAT,nlist=4096 or HNSW,M=32,efConstruction=200"
+        ) from error
+    return name.upper(), params

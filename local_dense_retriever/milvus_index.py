@@ -1,0 +1,185 @@
+"""A Milvus collection as an index of vectors: milvus-lite in a file, or a cluster at a URL, by the same calls.
+
+    row       int64, the primary key: a row of the corpus
+    vector    float32, of length 1
+
+The collection's property NOTE holds its IndexNote. Texts stay in the corpus file (docs/MULTI_NODE.md says why).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from local_dense_retriever.errors import InputError
+from local_dense_retriever.index_note import IndexNote
+from local_dense_retriever.rescored_index import best
+from local_dense_retriever.searcher import About, Found, UnavailableError
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+TOKEN_VARIABLE = "MILVUS_TOKEN"  # an API key, or user:password
+NOTE = "search_r1.note"
+CONNECT_TIMEOUT_S = 10.0
+SEARCH_TIMEOUT_S = 10.0  # of one batch, with the client's own retries; then the server answers 503
+COUNT_TIMEOUT_S = 60.0
+
+
+class MilvusIndex:
+    """A collection that build_index.py has filled. Row i of it is row i of the corpus."""
+
+    def __init__(self, uri: str, collection: str, *, nprobe: int | None = None, ef_search: int | None = None) -> None:
+        """Loads the collection; a cluster may need minutes for that.
+
+        Raises InputError if Milvus does not answer, or if the collection is not there or not from build_index.py.
+        """
+        if not is_url(uri) and not Path(uri).exists():
+            raise InputError(f"there is no file {uri}: fill it with build_index.py, or correct --milvus_uri")
+        self.path = f"{uri} ({collection})"
+        self._client = connect(uri)
+        self._collection = collection
+        with named_errors(uri):
+            self.note = read_collection_note(self._client, self.path, collection)
+            self._client.load_collection(collection)
+            self._rows = count_rows(self._client, collection)
+        self._loaded = True
+        self.dim = self.note.dim
+        self._nprobe, self._ef_search = nprobe, ef_search
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def search(self, vectors: NDArray[np.float32], k: int) -> Found:
+        """(B, D) float32 queries -> the (B, k) nearest rows, -1 where there is none.
+
+        Raises UnavailableError if Milvus does not answer within SEARCH_TIMEOUT_S.
+        """
+        finite = np.isfinite(vectors).all(axis=1)  # Milvus refuses the whole batch for one that is not
+        rows = np.full((len(vectors), k), -1, np.int64)
+        scores = np.full((len(vectors), k), -np.inf, np.float32)
+        if not finite.any():
+            return Found(rows, scores)
+        for query, hits in zip(np.flatnonzero(finite), self._search(vectors[finite], k), strict=True):
+            rows[query, : len(hits)] = [hit["row"] for hit in hits]
+            scores[query, : len(hits)] = [hit["distance"] for hit in hits]
+        return best(rows, scores, k)
+
+    def _search(self, vectors: NDArray[np.float32], k: int) -> Sequence[Sequence[dict[str, Any]]]:
+        try:
+            if not self._loaded:
+                self._client.load_collection(self._collection, timeout=SEARCH_TIMEOUT_S)
+                self._loaded = True
+            return self._client.search(
+                self._collection,
+                data=vectors,
+                anns_field="vector",
+                limit=k,
+                output_fields=["row"],
+                search_params={"metric_type": "IP", "params": self._search_params(k)},
+                timeout=SEARCH_TIMEOUT_S,
+            )
+        except milvus_errors() as error:
+            self._loaded = False  # one that was restarted may have to load it again
+            raise UnavailableError(f"Milvus at {self.path} is down or slow ({reason(error)})") from error
+
+    def _search_params(self, k: int) -> dict[str, int]:
+        params = {}
+        if self._nprobe is not None:
+            params["nprobe"] = self._nprobe
+        if self._ef_search is not None:
+            params["ef"] = max(self._ef_search, k)  # Milvus refuses a smaller one
+        return params
+
+    def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """(N, D) float32, the stored vectors of these rows, in this order. Raises InputError if one is missing."""
+        with named_errors(self.path):
+            found = self._client.get(self._collection, ids=list(rows), output_fields=["vector"])
+        stored = {entity["row"]: entity["vector"] for entity in found}
+        if missing := [row for row in rows if row not in stored]:
+            raise InputError(f"{self.path} has no row {missing[0]}: fill it again with build_index.py")
+        return np.array([stored[row] for row in rows], np.float32)
+
+    def describe(self) -> About:
+        """`bytes` is what the vectors have in float32; Milvus may keep more copies, or compress them."""
+        size = len(self) * self.dim * 4
+        return {"backend": f"milvus {self.note.index_type}", "rows": len(self), "dimension": self.dim, "bytes": size}
+
+
+def connect(uri: str) -> MilvusClient:
+    """A client, with the token in MILVUS_TOKEN. Raises InputError, without any secret, if there is no connection."""
+    if is_url(uri) and "@" in urlsplit(uri).netloc:
+        raise InputError(
+            f"--milvus_uri holds a password, which every user of this machine can read: put "
+            f"user:password into {TOKEN_VARIABLE}"
+        )
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()  # one read from a file ends in a newline
+    if not (token.isprintable() and token.isascii()):
+        raise InputError(f"{TOKEN_VARIABLE} holds a character that no token has: set it again")
+    try:
+        from pymilvus import MilvusClient
+    except ImportError as error:
+        raise InputError("Milvus needs the package pymilvus: pip install pymilvus") from error
+    for name in ("pymilvus", "milvus_lite"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their exceptions say the same in fewer lines
+    with named_errors(uri):
+        return MilvusClient(uri=uri, token=token, timeout=CONNECT_TIMEOUT_S)
+
+
+def is_url(uri: str) -> bool:
+    """Otherwise it is milvus-lite's file."""
+    return "://" in uri
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Turns what pymilvus raises into an InputError that names what was asked for."""
+    try:
+        yield
+    except milvus_errors() as error:
+        check = f"check that it runs, --milvus_uri and {TOKEN_VARIABLE}"
+        if not is_url(name):
+            check = "one process at a time may open such a file: stop the other one, or correct --milvus_uri"
+        raise InputError(f"Milvus at {name} fails ({reason(error)}): {check}") from error
+
+
+def milvus_errors() -> tuple[type[Exception], ...]:
+    """What pymilvus raises; a timeout comes as gRPC's own exception."""
+    import grpc
+    from pymilvus import MilvusException
+
+    return MilvusException, grpc.RpcError
+
+
+def reason(error: Any) -> str:
+    """An exception of milvus_errors() as one line."""
+    text = error.details() if hasattr(error, "details") else error.message
+    return " ".join(str(text).split())
+
+
+def read_collection_note(client: MilvusClient, path: str, collection: str) -> IndexNote:
+    """Raises InputError if there is no such collection, or if build_index.py did not make it."""
+    if not client.has_collection(collection):
+        raise InputError(f"there is no collection {path}: fill it with build_index.py, or correct --milvus_collection")
+    properties = client.describe_collection(collection).get("properties", {})
+    try:
+        return IndexNote(**json.loads(properties[NOTE]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"the collection {path} was not made by build_index.py: give another --milvus_collection"
+        ) from error
+
+
+def count_rows(client: MilvusClient, collection: str) -> int:
+    """The rows that everyone can see by now."""
+    found = client.query(collection, output_fields=["count(*)"], consistency_level="Strong", timeout=COUNT_TIMEOUT_S)
+    return int(found[0]["count(*)"])
