@@ -14,6 +14,7 @@ from local_dense_retriever.index_note import check_belongs, check_note
 from local_dense_retriever.retriever import Retriever
 
 if TYPE_CHECKING:  # torch and FAISS take seconds to import: only when something is loaded
+    from local_dense_retriever.reranker import Reranker
     from local_dense_retriever.searcher import DenseSearcher, Searcher, VectorIndex
 
 BACKENDS = ("auto", "exact", "faiss", "milvus", "bm25", "hybrid")
@@ -56,6 +57,8 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rescore_path", help="flat index: scores what a compressed one proposes")
     parser.add_argument("--nprobe", type=int, help="lists of an IVF index to search (default: the file's, mostly 1)")
     parser.add_argument("--ef_search", type=int, help="breadth of the search in an HNSW index (default: the file's)")
+    parser.add_argument("--reranker", help="cross-encoder that ranks again what the index finds: model folder or name")
+    parser.add_argument("--rerank_depth", type=int, default=32, help="passages per query it ranks again (default: 32)")
 
 
 def load_retriever(args: argparse.Namespace, report: Callable[[str], None]) -> Retriever:
@@ -76,7 +79,9 @@ def load_retriever(args: argparse.Namespace, report: Callable[[str], None]) -> R
         check_belongs(Path(args.bm25_path), corpus, None)
     if args.rescore_path:
         check_belongs(index_file(args.rescore_path), corpus, args.retriever_name)
-    return Retriever(_load_searcher(args, backend, corpus, report), corpus)
+    if args.rerank_depth < 1:
+        raise InputError(f"--rerank_depth is {args.rerank_depth}; it must be at least 1")
+    return Retriever(_load_searcher(args, backend, corpus, report), corpus, _load_reranker(args, report))
 
 
 def _index_path(args: argparse.Namespace) -> Path | None:
@@ -192,3 +197,12 @@ def _load_vectors(args: argparse.Namespace, backend: str) -> VectorIndex:
     from local_dense_retriever.rescored_index import RescoredIndex
 
     return RescoredIndex(index, require_flat(args.rescore_path, "--rescore_path"))
+
+
+def _load_reranker(args: argparse.Namespace, report: Callable[[str], None]) -> Reranker | None:
+    if not args.reranker:
+        return None
+    report(f"the reranker {args.reranker}")
+    from local_dense_retriever.reranker import CrossEncoder, Reranker
+
+    return Reranker(CrossEncoder(args.reranker), args.rerank_depth)

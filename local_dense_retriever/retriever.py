@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from local_dense_retriever.audit_note import read_audits, sentence
 from local_dense_retriever.corpus import Corpus, Passage
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.searcher import About, Searcher
 
+if TYPE_CHECKING:  # imports torch
+    from local_dense_retriever.reranker import Reranker
+
 
 class Hit(NamedTuple):
     passage: Passage
-    score: float  # larger is better: inner product of unit vectors, BM25, or the sum of reciprocal ranks
+    score: float  # larger is better: inner product of unit vectors, BM25, sum of reciprocal ranks, or reranked
 
 
 class Retriever:
     """Finds the passages nearest to a query. Call it from one thread at a time."""
 
-    def __init__(self, searcher: Searcher, corpus: Corpus) -> None:
+    def __init__(self, searcher: Searcher, corpus: Corpus, reranker: Reranker | None = None) -> None:
         """Raises InputError if the index was not made from a corpus of this size."""
         if len(searcher) != len(corpus):
             raise InputError(
@@ -28,12 +31,22 @@ class Retriever:
             )
         self._searcher = searcher
         self._corpus = corpus
+        self._reranker = reranker
 
     def __len__(self) -> int:
         return len(self._corpus)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """For each query its nearest passages, best first: at most topk of them."""
+        """For each query its nearest passages, best first: at most topk of them.
+
+        Raises UnavailableError if the index is a service that does not answer.
+        """
+        if self._reranker is None:
+            return self._find(queries, topk)
+        found = self._find(queries, max(topk, self._reranker.depth))
+        return [hits[:topk] for hits in self._reranker.rerank(queries, found)]
+
+    def _find(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         found = self._searcher.search(queries, topk)
         distinct = sorted(set(found.rows[found.rows >= 0].tolist()))
         passages = dict(zip(distinct, self._corpus.passages(distinct), strict=True))
@@ -43,8 +56,11 @@ class Retriever:
         ]
 
     def describe(self) -> About:
-        """The index: backend, rows, dimension, bytes; its encoder, and what audit.py found, if there is any."""
+        """The index: backend, rows, dimension, bytes; its encoder, its reranker, and what audit.py found, if any."""
         about = self._searcher.describe()
+        if self._reranker is not None:
+            about["reranker"] = self._reranker.name
         if audits := read_audits(self._corpus):
-            about["audit"] = "\n".join(map(sentence, audits))
+            about["audit"] = "
+".join(map(sentence, audits))
         return about
