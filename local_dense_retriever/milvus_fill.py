@@ -1,12 +1,13 @@
 """Fills a Milvus collection with the vectors of a corpus, for build_index.py; a killed run continues.
 
-Chunks of rows are written in order, one at a time, by primary key. So all but the last chunk are whole after a kill,
-the number of rows says where to continue, and a chunk that is written twice is still there once.
+Rows are written in order, a chunk at a time, by their primary key: a chunk that is written twice is there once. A run
+continues with the first chunk of which a row is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import json
 import time
 from typing import Any
@@ -74,19 +75,33 @@ class Filling:
         self._path = f"{args.milvus_uri} ({self._name})"
         self._client = connect(args.milvus_uri)
         with named_errors(self._path):
-            if self._client.has_collection(self._name):
-                old = read_collection_note(self._client, self._path, self._name)
-                if args.overwrite:
-                    self._client.drop_collection(self._name)
-                else:
-                    _require_same(self._path, old, note)
-            if not self._client.has_collection(self._name):
-                self._create()
+            self._prepare(args.overwrite)
             self._client.load_collection(self._name)
-            count = count_rows(self._client, self._name)
-        self.rows_done = count if count == note.rows else count // embedding.CHUNK_ROWS * embedding.CHUNK_ROWS
-        if count:
+            self.rows_done = self._rows_without_gap()
+        if self.rows_done:
             print(f"continuing {self._path}: {self.rows_done} of {note.rows} passages are done", flush=True)
+
+    def _prepare(self, overwrite: bool) -> None:
+        """Makes the collection, unless it can be continued. `overwrite` continues one that a killed run left."""
+        if self._client.has_collection(self._name):
+            old = read_collection_note(self._client, self._path, self._name)
+            if not overwrite:
+                _require_same(self._path, old, self._note)
+            elif old != self._note or count_rows(self._client, self._name) == old.rows:
+                self._client.drop_collection(self._name)
+        if not self._client.has_collection(self._name):
+            self._create()
+
+    def _rows_without_gap(self) -> int:
+        """The rows before the first chunk that is not whole."""
+
+        def has_gap(chunks: int) -> bool:
+            rows = min(chunks * embedding.CHUNK_ROWS, self._note.rows)
+            return count_rows(self._client, self._name, f"row < {rows}") < rows
+
+        chunks = -(-self._note.rows // embedding.CHUNK_ROWS)
+        whole = bisect.bisect_left(range(chunks + 1), True, key=has_gap) - 1
+        return min(whole * embedding.CHUNK_ROWS, self._note.rows)
 
     def _create(self) -> None:
         from pymilvus import DataType
@@ -123,7 +138,7 @@ class Filling:
                 time.sleep(POLL_S)
             count = count_rows(self._client, self._name)
         if count != self._note.rows:
-            raise InputError(f"{self._path} has {count} rows instead of {self._note.rows}: fill it with --overwrite")
+            raise InputError(f"{self._path} has {count} rows instead of {self._note.rows}: run the same command again")
         print(f"filled {self._path}: {count} passages, {self._note.dim} numbers each, {self._note.index_type}")
 
 
@@ -141,7 +156,10 @@ def parse_index_type(text: str) -> tuple[str, dict[str, Any]]:
     """Milvus's name of an index and its settings: "HNSW,M=32,efConstruction=200". Raises InputError."""
     name, *settings = text.split(",")
     try:
-        params = {key: int(value) for key, value in (setting.split("=") for setting in settings)}
+        if name == "BM25":
+            raise ValueError(name)
+        pairs = [setting.split("=") for setting in settings]
+        params = {key: int(value) if value.isdigit() else value for key, value in pairs}
     except ValueError as error:
         raise InputError(
             f"--index_type {text} is no index of Milvus: write its name and settings, such as FLAT, DISKANN, "

@@ -179,7 +179,13 @@ def read_collection_note(client: MilvusClient, path: str, collection: str) -> In
         ) from error
 
 
-def count_rows(client: MilvusClient, collection: str) -> int:
-    """The rows that everyone can see by now."""
-    found = client.query(collection, output_fields=["count(*)"], consistency_level="Strong", timeout=COUNT_TIMEOUT_S)
+def count_rows(client: MilvusClient, collection: str, condition: str = "") -> int:
+    """The rows for which the condition holds, those just written included."""
+    found = client.query(
+        collection,
+        filter=condition,
+        output_fields=["count(*)"],
+        consistency_level="Strong",
+        timeout=COUNT_TIMEOUT_S,
+    )
     return int(found[0]["count(*)"])

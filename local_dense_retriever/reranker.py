@@ -29,6 +29,8 @@ class CrossEncoder:
         self.name = model
         self._device = torch.device(device) if device else visible_devices()[0]
         transformers_logging.disable_progress_bar()
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # it lists what the weights lack, or have too much
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             self._model, loaded = AutoModelForSequenceClassification.from_pretrained(model, output_loading_info=True)
@@ -38,6 +40,8 @@ class CrossEncoder:
                 f"cannot load --reranker {model} ({reason}): give a folder with config.json, tokenizer and weights, or "
                 "a name on the Hugging Face hub"
             ) from error
+        finally:
+            transformers_logging.set_verbosity(verbosity)
         config = self._model.config
         if loaded["missing_keys"]:  # transformers makes them up
             raise InputError(f"--reranker {model} is no cross-encoder: its weights have no classification head")

@@ -184,12 +184,25 @@ def test_filling_what_is_full_encodes_nothing(folder: Path) -> None:
     assert fill(folder) == 0 and StoppedEncoder.calls == 0
 
 
-def test_a_hole_in_the_collection_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hole_in_the_collection_is_filled(folder: Path) -> None:
     assert fill(folder) == 0
-    connect(str(folder / "m.db")).delete("passages", filter="row == 3")
-    assert fill(folder) == 1
-    assert "has 59 rows instead of 60: fill it with --overwrite" in one_sentence(capsys)
-    assert fill(folder, "--overwrite") == 0
+    connect(str(folder / "m.db")).delete("passages", filter="row == 13")
+    with pytest.raises(InputError, match="has 59 rows but the corpus"):
+        load(folder)
+    StoppedEncoder.calls = 0
+    assert fill(folder) == 0 and StoppedEncoder.calls == 7  # all but the first chunk of 8 rows
+    np.testing.assert_allclose(stored(folder), ColourEncoder().encode_passages(TEXTS), rtol=1e-6)
+
+
+def test_a_full_collection_is_made_again_only_when_asked_and_then_continued_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fill(folder) == 0
+    StoppedEncoder.calls = 0
+    monkeypatch.setattr(StoppedEncoder, "stop_after", 3)
+    assert fill(folder, "--overwrite") == 130
+    monkeypatch.setattr(StoppedEncoder, "stop_after", 1000)
+    assert fill(folder, "--overwrite") == 0 and StoppedEncoder.calls == 8
 
 
 @pytest.mark.parametrize(
@@ -237,7 +250,7 @@ def test_a_collection_of_somebody_else_is_never_replaced(folder: Path, capsys: p
     ]
 
 
-@pytest.mark.parametrize("index_type", ["IVF4096,SQ8", "HNSW,M", "HNSW,M=many"])
+@pytest.mark.parametrize("index_type", ["IVF4096,SQ8", "HNSW,M", "HNSW,M=1=2", "BM25"])
 def test_a_type_that_milvus_does_not_have_is_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str], index_type: str
 ) -> None:
