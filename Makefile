@@ -75,7 +75,7 @@ docs: .venv/.docs
 	@touch $@
 
 bench: $(STAMP)
-	@for script in rollout token_router data_and_reward search_client retriever index_types gpu_search; do \
+	@for script in rollout token_router data_and_reward search_client retriever index_types gpu_search reranker; do \
 	  .venv/bin/python -m benchmarks.bench_$$script || exit; done
 
 clean:

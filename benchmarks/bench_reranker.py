@@ -37,7 +37,7 @@ from local_dense_retriever.searcher import DenseSearcher
 
 FOLDER = ROOT / ".cache" / "reranker"
 DEPTH = 32
-TRAINED, ASKED = 400, 100  # queries
+TRAINED, ASKED = {"world": 400, "wordnet": 1600}, 100  # queries
 NEGATIVES, GROUPS, LEARNING_RATE = 3, 8, 5e-5  # wrong passages a query; queries a step
 MAX_TOKENS = 96  # of a pair, in training
 
@@ -130,7 +130,7 @@ def _groups(retriever: Retriever, labelled: Sequence[Labelled]) -> list[tuple[st
 def measure(name: str, retriever: Retriever, train_on: Sequence[Labelled], ask: Sequence[Labelled]) -> Figures:
     folder = FOLDER / f"{name}-model"
     if not folder.exists():
-        train(retriever, random.Random(0).sample(train_on, min(TRAINED, len(train_on))), folder)
+        train(retriever, random.Random(0).sample(train_on, min(TRAINED[name], len(train_on))), folder)
     asked = random.Random(1).sample(ask, min(ASKED, len(ask)))
     queries = [one.query for one in asked]
     found = retriever.search(queries, DEPTH)

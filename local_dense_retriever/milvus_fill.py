@@ -87,10 +87,14 @@ class Filling:
             old = read_collection_note(self._client, self._path, self._name)
             if not overwrite:
                 _require_same(self._path, old, self._note)
-            elif old != self._note or count_rows(self._client, self._name) == old.rows:
+            elif old != self._note or self._is_full():
                 self._client.drop_collection(self._name)
         if not self._client.has_collection(self._name):
             self._create()
+
+    def _is_full(self) -> bool:
+        self._client.load_collection(self._name)  # Milvus counts nothing else
+        return count_rows(self._client, self._name) == self._note.rows
 
     def _rows_without_gap(self) -> int:
         """The rows before the first chunk that is not whole."""
