@@ -30,7 +30,7 @@ from demo.retriever_process import build_index, index_path
 from demo.world_facts import Question, build_world, write_world
 from local_dense_retriever.bm25 import Bm25Searcher, build_bm25
 from local_dense_retriever.corpus import Corpus
-from local_dense_retriever.encoder import Encoder
+from local_dense_retriever.encoder import load_encoder
 from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.reranker import CrossEncoder, Reranker
 from local_dense_retriever.retriever import Hit, Retriever
@@ -66,7 +66,7 @@ def world() -> tuple[Retriever, list[Labelled], list[Labelled]]:
     corpus, model = folder / "corpus.jsonl", encoder_folder()
     index = index_path(ROOT / ".cache", corpus)  # the demo's own, if it has run
     build_index(corpus, index, model)
-    searcher = DenseSearcher(Encoder("minilm", str(model)), ExactIndex(index))
+    searcher = DenseSearcher(load_encoder("minilm", str(model)), ExactIndex(index))
     return Retriever(searcher, Corpus(corpus)), _searches(facts.train), _searches(facts.held_out)
 
 

@@ -203,6 +203,8 @@ def _load_reranker(args: argparse.Namespace, report: Callable[[str], None]) -> R
     if not args.reranker:
         return None
     report(f"the reranker {args.reranker}")
-    from local_dense_retriever.reranker import CrossEncoder, Reranker
-
+    try:
+        from local_dense_retriever.reranker import CrossEncoder, Reranker
+    except ImportError as error:
+        raise InputError(f"--reranker needs the package {error.name}: pip install torch transformers") from error
     return Reranker(CrossEncoder(args.reranker), args.rerank_depth)

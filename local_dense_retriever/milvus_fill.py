@@ -50,16 +50,16 @@ def _copy(args: argparse.Namespace) -> None:
 
 def _encode(args: argparse.Namespace) -> None:
     corpus = Corpus(args.corpus_path)
-    from local_dense_retriever.devices import visible_devices  # torch: the checks above need not wait for it
+    from local_dense_retriever.devices import gpus  # the checks above need not wait for torch or onnxruntime
     from local_dense_retriever.encoder import load_encoder
 
-    encoder = load_encoder(args.retriever_name, args.retriever_model, args.batch_size)
+    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
     note = IndexNote(
         corpus.digest, len(corpus), encoder.dim, args.retriever_name, args.retriever_model, args.index_type
     )
     rows = Filling(args, note)
     print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
-    embedding.embed(corpus, encoder, rows, visible_devices(), args)
+    embedding.embed(corpus, encoder, rows, gpus(), args)
     rows.finish()
 
 

@@ -61,6 +61,5 @@ class Retriever:
         if self._reranker is not None:
             about["reranker"] = self._reranker.name
         if audits := read_audits(self._corpus):
-            about["audit"] = "
-".join(map(sentence, audits))
+            about["audit"] = "\n".join(map(sentence, audits))
         return about

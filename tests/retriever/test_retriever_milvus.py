@@ -39,7 +39,7 @@ class StoppedEncoder(ColourEncoder):
     stop_after = 1000
     calls = 0
 
-    def __init__(self, name: str, model: str, batch_size: int = 64) -> None:
+    def __init__(self, name: str, model: str, batch_size: int | None = None) -> None:
         pass
 
     def encode_passages(self, passages: Sequence[str]) -> NDArray[np.float32]:
@@ -52,7 +52,7 @@ class StoppedEncoder(ColourEncoder):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(embedding, "CHUNK_ROWS", 8)
-    monkeypatch.setattr(encoder_module, "Encoder", StoppedEncoder)
+    monkeypatch.setattr(encoder_module, "load_encoder", StoppedEncoder)
     monkeypatch.setattr(StoppedEncoder, "calls", 0)
     monkeypatch.delenv("MILVUS_TOKEN", raising=False)
     write_corpus(tmp_path / "c.jsonl", TEXTS)

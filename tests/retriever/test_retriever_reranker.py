@@ -155,7 +155,7 @@ def test_those_beyond_the_depth_are_not_read_and_stay_behind() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(encoder_module, "Encoder", lambda name, model: ColourEncoder())
+    monkeypatch.setattr(encoder_module, "load_encoder", lambda name, model: ColourEncoder())
     write_corpus(tmp_path / "c.jsonl", TEXTS)
     write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(TEXTS))
     return tmp_path
