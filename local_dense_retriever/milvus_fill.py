@@ -29,6 +29,10 @@ POLL_S = 1.0
 
 def fill(args: argparse.Namespace) -> None:
     """Fills --milvus_collection from --corpus_path or --from_index; raises InputError if something is wrong."""
+    if args.append:
+        raise InputError(
+            "--append is for a flat index file: append there, then give it here as --from_index, with --overwrite"
+        )
     parse_index_type(args.index_type)
     if args.from_index:
         _copy(args)

@@ -26,8 +26,13 @@ if [[ "${1:-}" == --check ]]; then
   exec "$python" "$here/check_installation.py" "$INDEX_PATH" "$CORPUS_PATH" "${@:2}"
 fi
 
+index=(--index_path "$INDEX_PATH")
+if [[ " $*" == *" --milvus_uri"* ]]; then # the vectors are there
+  index=()
+fi
+
 exec "$python" "$here/retrieval_server.py" \
-  --index_path "$INDEX_PATH" \
+  "${index[@]}" \
   --corpus_path "$CORPUS_PATH" \
   --retriever_name "$RETRIEVER_NAME" \
   --retriever_model "$RETRIEVER_MODEL" \

@@ -198,6 +198,21 @@ def test_packages_that_nothing_needs_are_not_missed(monkeypatch: pytest.MonkeyPa
     assert check_installation.missing_packages() == ["tqdm"]
 
 
+def test_the_launcher_gives_no_index_file_if_the_vectors_are_in_milvus(tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    launcher = REPOSITORY / "local_dense_retriever" / "start_server.sh"
+
+    def flags(*given: str) -> str:
+        environment = {**os.environ, "PYTHON": str(python)}
+        return subprocess.run([launcher, *given], env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert " --index_path " in flags("--topk", "5")
+    for given in (["--milvus_uri", "m.db"], ["--milvus_uri=m.db"]):
+        assert " --index_path " not in flags(*given) and " --corpus_path " in flags(*given)
+
+
 @pytest.mark.slow
 @pytest.mark.model
 def test_a_toy_index_is_built_served_by_the_launcher_searched_and_stopped(tmp_path: Path) -> None:

@@ -264,6 +264,14 @@ def test_a_collection_of_somebody_else_is_never_replaced(folder: Path, capsys: p
     ]
 
 
+def test_appending_to_a_collection_is_one_sentence_that_says_how_to_get_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = write_corpus(folder / "more.jsonl", ["violet"])
+    assert fill(folder, "--append", str(more)) == 1
+    assert "append there, then give it here as --from_index, with --overwrite" in one_sentence(capsys)
+
+
 @pytest.mark.parametrize("index_type", ["IVF4096,SQ8", "HNSW,M", "HNSW,M=1=2", "BM25"])
 def test_a_type_that_milvus_does_not_have_is_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str], index_type: str
