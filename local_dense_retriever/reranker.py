@@ -22,7 +22,7 @@ class CrossEncoder:
     """A sequence classifier on the GPU in fp16 if there is one, else on the CPU in fp32. Call it from one thread."""
 
     def __init__(self, model: str, device: str | None = None) -> None:
-        """Loads the weights of a local folder or from the Hugging Face hub; `device` is as for Encoder.
+        """Loads the weights of a local folder or from the Hugging Face hub; `device` is torch's name of one.
 
         Raises InputError if the model cannot be loaded or is no cross-encoder.
         """
