@@ -5,7 +5,8 @@
     search-r1 chat … --ask "What is the capital of Kenya?"
 
 Each question is a new conversation, with the prompt and the rollout of training. Questions may also come through a
-pipe, one per line. Ctrl-C ends an answer; /help lists the commands; /exit or Ctrl-D ends the program.
+pipe, one per line. /fork goes back to a search of the last answer, lets the model read something else there, and goes
+on. Ctrl-C ends an answer; /help lists the commands; /exit or Ctrl-D ends the program.
 """
 
 import argparse
@@ -18,17 +19,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.fork import ForkError, Replacement, fork
 from evaluation.options import absolute, add_options, running_plugin
 from evaluation.plugin import find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import closed_book_prompt
+from evaluation.records import record_of
 from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.prompts import PromptMode, prompt_row
+from search_rollout.samples.fields import write_rollout
+from search_rollout.samples.record import METADATA_KEY, read_record
+from search_rollout.search.passage import Passage
 from search_rollout.trajectory import Segment
 
 HELP = """\
 Type a question and press Enter. The model answers it with the prompt of training; it does not remember earlier ones.
-  /help   this text
-  /exit   end the program, as Ctrl-D does
+  /fork TURN search QUERY          go back to the search of that turn, search for QUERY instead, and go on from there
+  /fork TURN read TITLE | TEXT     let the model read this passage instead
+  /help                            this text
+  /exit                            end the program, as Ctrl-D does
 Ctrl-C ends an answer that takes too long."""
 COLOURS = {
     "think": "2",
@@ -77,9 +85,9 @@ def chat(options: argparse.Namespace) -> int:
                 try:
                     for question in [options.ask] if options.ask is not None else _questions():
                         try:
-                            runner.run(asker.ask(question))
+                            runner.run(asker.fork(question) if is_fork(question) else asker.ask(question))
                             failed = False
-                        except EngineError as error:
+                        except (EngineError, ForkError) as error:
                             print(f"error: {error}", file=sys.stderr)
                             failed = True
                         except KeyboardInterrupt:
@@ -107,10 +115,15 @@ def _questions() -> Iterator[str]:
             return
         if question in ("/exit", "/quit"):
             return
-        if question.startswith("/"):
+        if question.startswith("/") and not is_fork(question):
             print(HELP if question == "/help" else f"{question.split()[0]} is not a command; /help lists them.")
         elif question:
             yield question
+
+
+def is_fork(line: str) -> bool:
+    """Whether a line is the command /fork."""
+    return line.split(maxsplit=1)[:1] == ["/fork"]
 
 
 async def _open(args: argparse.Namespace, *, closed_book: bool) -> "Asker":
@@ -132,18 +145,49 @@ class Asker:
         self._args = args
         self._state = state
         self._closed_book = closed_book
+        self._last: dict[str, Any] | None = None  # the last Sample, as it would be recorded
         self._coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     async def ask(self, question: str) -> None:
         """Prints the trajectory, and its answer or why there is none. Raises EngineError."""
         import generate_with_search
 
-        params = sampling_params(self._args)
-        rollout = await self.runtime.begin(self._args, self._sample(question), params, True)
+        params, sample = sampling_params(self._args), self._sample(question)
+        rollout = await self.runtime.begin(self._args, sample, params, True)
         print(f"question: {question}")
         stop = await generate_with_search.roll_out(self.runtime, rollout, params, self._show)
-        answer = rollout.record(stop).answer
-        print(f"answer: {_printable(answer)}" if answer else f"no answer: {stop.value}", flush=True)
+        write_rollout(sample, rollout.trajectory, rollout.record(stop), self.runtime.decode)
+        self._keep(record_of(sample))
+
+    async def fork(self, line: str) -> None:
+        """Goes on from a search of the last answer: see HELP. Raises ForkError and EngineError."""
+        turn, replacements = self._read_fork(line)
+        assert self._last is not None
+        params = sampling_params(self._args)
+        print(f"fork at turn {turn}")
+        self._keep(await fork(self.runtime, self._args, self._last, turn, replacements, params, self._show))
+
+    def _read_fork(self, line: str) -> tuple[int, list[Replacement]]:
+        """Turn and replacements of a /fork line; every query of the turn is replaced. Raises ForkError."""
+        match line.split(maxsplit=3):
+            case [_, turn, "search", query] if turn.isdecimal():
+                replacement = Replacement(query)
+            case [_, turn, "read", passage] if turn.isdecimal() and "|" in passage:
+                title, _, text = passage.partition("|")
+                replacement = Replacement("", [Passage(title.strip(), text.strip())])
+            case _:
+                raise ForkError("/fork TURN search QUERY, or /fork TURN read TITLE | TEXT")
+        if self._last is None:
+            raise ForkError("Ask a question first; /fork goes back to one of its searches.")
+        turns = read_record(self._last["metadata"][METADATA_KEY]).turns
+        asked = turns[int(turn) - 1].queries if 1 <= int(turn) <= len(turns) else []
+        return int(turn), [Replacement(replacement.query or query, replacement.passages) for query in asked]
+
+    def _keep(self, fields: dict[str, Any]) -> None:
+        """Prints the answer, or why there is none; the next /fork begins with this rollout."""
+        self._last = fields
+        record = read_record(fields["metadata"][METADATA_KEY])
+        print(f"answer: {_printable(record.answer)}" if record.answer else f"no answer: {record.stop.value}", flush=True)
 
     def _sample(self, question: str) -> Any:
         has_template = bool(self._state.tokenizer.chat_template)

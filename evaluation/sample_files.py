@@ -5,6 +5,7 @@ A dump is read whole, since that is how torch stores it; JSONL is read line by l
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 class FileSample(NamedTuple):
     fields: dict[str, Any]
     bytes_read: int  # of the file, since the sample before
+    number: int  # its line, from 1; in a dump its position, from 0
     where: str  # for messages: file, and line or sample
 
 
@@ -27,12 +29,24 @@ def sample_files_of(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def read_samples(path: Path, *, trust_pickle: bool = False) -> Iterator[FileSample]:
-    """The samples of one file, in its order.
+def read_samples(
+    path: Path, *, trust_pickle: bool = False, begin: int = 0, lines_before: int = 0
+) -> Iterator[FileSample]:
+    """The samples of one file, in its order; of JSONL, those from byte `begin` on, before which are `lines_before`.
 
     Raises ValueError with one sentence if the file is no dump and no JSONL of samples, OSError if it cannot be read.
     """
-    return _read_dump(path, trust_pickle) if path.suffix == ".pt" else _read_jsonl(path)
+    return _read_dump(path, trust_pickle) if path.suffix == ".pt" else _read_jsonl(path, begin, lines_before)
+
+
+def is_dump(path: Path) -> bool:
+    """Whether a file of torch looks like one of --save-debug-rollout-data; reads its first bytes only."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            name = next((name for name in parts.namelist() if name.endswith("/data.pkl")), None)
+            return name is not None and b"samples" in parts.open(name).read(200)
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _read_dump(path: Path, trust_pickle: bool) -> Iterator[FileSample]:
@@ -43,7 +57,7 @@ def _read_dump(path: Path, trust_pickle: bool) -> Iterator[FileSample]:
     size = path.stat().st_size
     for number, sample in enumerate(samples):
         share = size * (number + 1) // len(samples) - size * number // len(samples)
-        yield FileSample(sample, share, f"{path}, sample {number}")
+        yield FileSample(sample, share, number, f"{path}, sample {number}")
 
 
 def _load(path: Path, trust_pickle: bool) -> Any:
@@ -77,9 +91,12 @@ def _numpy_globals() -> list[Any]:
     return [np.ndarray, np.dtype, *functions, *names, *{type(np.dtype(code)) for code in "?bhilqBHILQefdOSU"}]
 
 
-def _read_jsonl(path: Path) -> Iterator[FileSample]:
+def _read_jsonl(path: Path, begin: int, lines_before: int) -> Iterator[FileSample]:
+    size = 0  # since the sample before
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        lines.seek(begin)
+        for number, line in enumerate(lines, start=lines_before + 1):
+            size += len(line)
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
@@ -91,4 +108,5 @@ def _read_jsonl(path: Path) -> Iterator[FileSample]:
                 raise ValueError(f"{where} is not JSON.") from None
             if not isinstance(sample, dict):
                 raise ValueError(f"{where} is not a JSON object.")
-            yield FileSample(sample, len(line), where)
+            yield FileSample(sample, size, number, where)
+            size = 0

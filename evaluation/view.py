@@ -1,32 +1,34 @@
-"""Writes one web page to look through trajectories with.
+"""Shows trajectories in a browser: all runs below a folder, or one page that opens from disk.
 
-    search-r1 view runs/demo-…                          a demo run: RUN/trajectories.html
-    search-r1 view runs/eval-step100                    the output folder of an evaluation
-    search-r1 view dumps/*.pt --tokenizer MODEL_DIR     slime's debug dumps (--save-debug-rollout-data), or JSONL
+    search-r1 view --serve runs/                        browse all runs, also while they run; compare two; Ctrl-C stops
+    search-r1 view --serve runs/ --engine URL --search local:URL     and go on from a turn with other passages
 
-The page is one file, opens from disk and asks nothing of the network. All text of trajectories is stored in it as
-compressed base64, so none of it is ever parsed as HTML; the page's script writes it as text only.
+    search-r1 view runs/demo-…                          write one page of a demo run: RUN/trajectories.html
+    search-r1 view runs/eval-step100                    of the output folder of an evaluation
+    search-r1 view runs/eval-a runs/eval-b              of two evaluations, to compare them
+    search-r1 view dumps/*.pt --tokenizer MODEL_DIR     of slime's debug dumps (--save-debug-rollout-data), or JSONL
+
+The page asks nothing of the network but the server that it came from. Text of trajectories comes to it as JSON, never
+as HTML, and the page's script writes it as text only.
 """
 
 import argparse
+import asyncio
 import base64
-import hashlib
-import json
 import os
 import sys
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from evaluation import page_data
+from evaluation.page_parts import page_around_data
 from evaluation.records import tokenizer_of
+from evaluation.run_list import TRAJECTORIES, Run
 from evaluation.sample_files import read_samples
 from evaluation.terminal import Progress, short
 from evaluation.token_texts import TokenTexts
 from evaluation.viewer_data import Json, trajectory
-
-CHUNK_IDS = 50_000  # ids that are read together when one of their trajectories is opened: some 10 ms in a browser
-PAGE_PARTS = Path(__file__).parent
 
 
 class PageWriter:
@@ -39,7 +41,7 @@ class PageWriter:
         self._starts: list[int] = []  # the first row of each chunk
         self._records: list[Json] = []
         self._ids = 0  # in the chunk
-        head, _, self._tail = _page_parts()
+        head, self._tail = page_around_data()
         page.write(head)
 
     def add(self, row: Json, record: Json) -> None:
@@ -47,44 +49,26 @@ class PageWriter:
         self._rows.append(row)
         self._records.append(record)
         self._ids += len(record["ids"])
-        if self._ids >= CHUNK_IDS:
+        if self._ids >= page_data.CHUNK_IDS:
             self._write_chunk()
 
-    def finish(self) -> int:
-        """Writes what is left; returns the number of trajectories."""
+    def finish(self, facts: Json) -> int:
+        """Writes what is left; returns the number of trajectories. `facts` are further keys of the index."""
         if self._records:
             self._write_chunk()
-        index = {"rows": self._rows, "starts": self._starts, "tokens": self._texts.table}
-        self._write_data("index", index)
+        index = {"rows": self._rows, "starts": self._starts, "tokens": self._texts.table, **facts}
+        self._write_data("index", page_data.pack(index))
         self._page.write(self._tail)
         return len(self._rows)
 
     def _write_chunk(self) -> None:
-        """Records, with documents that several of them hold written once."""
-        documents: dict[tuple[str, str], int] = {}
-        for record in self._records:
-            for search in record["searches"]:
-                found = map(tuple, search["documents"])
-                search["documents"] = [documents.setdefault(document, len(documents)) for document in found]
-        self._write_data(f"chunk-{len(self._starts)}", {"documents": list(documents), "records": self._records})
+        self._write_data(f"chunk-{len(self._starts)}", page_data.pack_chunk(self._records))
         self._starts.append(len(self._rows) - len(self._records))
         self._records, self._ids = [], 0
 
-    def _write_data(self, name: str, value: Any) -> None:
-        packed = zlib.compress(json.dumps(value, separators=(",", ":"), allow_nan=False).encode())
+    def _write_data(self, name: str, packed: bytes) -> None:
         data = base64.b64encode(packed).decode()
         self._page.write(f'<script type="text/plain" id="{name}">{data}</script>\n')
-
-
-def _page_parts() -> tuple[str, str, str]:
-    """The page around its data. Its policy allows our own script by its hash, no other, and no request."""
-    page, style, script = (
-        (PAGE_PARTS / f"viewer_page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    for mark, text in (("SCRIPT_HASH", digest), ("STYLE", style), ("SCRIPT", script)):
-        page = page.replace(f"{{{{{mark}}}}}", text)
-    return page.partition("{{DATA}}")
 
 
 def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pickle: bool = False) -> int:
@@ -102,14 +86,15 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
         with unfinished.open("w", encoding="utf-8") as page, Progress("reading", total, "kB") as progress:
             writer, read = PageWriter(page, texts), 0
             for file in files:
-                for fields, size, where in read_samples(file, trust_pickle=trust_pickle):
+                for sample in read_samples(file, trust_pickle=trust_pickle):
                     try:
-                        writer.add(*trajectory(fields, names[file], texts))
+                        writer.add(*trajectory(sample.fields, names[file], texts))
                     except ValueError as error:
-                        raise ValueError(f"{where}: {error}.") from None
-                    read += size
+                        raise ValueError(f"{sample.where}: {error}.") from None
+                    read += sample.bytes_read
                     progress.update(read // 1000 - progress.done)
-            count = writer.finish()
+            rescore = {names[file]: page_data.rescore_command(file) for file in files}
+            count = writer.finish({"model": _model(files[0].parent), "rescore": rescore})
         if not count:
             raise ValueError("There is no trajectory in these files.")
         unfinished.replace(output)
@@ -119,9 +104,14 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
 
 
 def _short_names(files: Iterable[Path]) -> dict[Path, str]:
-    """Each file's name without its ending, or its path where several have the same."""
-    stems = [file.stem for file in files]
-    return {file: file.stem if stems.count(file.stem) == 1 else str(file) for file in files}
+    """Each run's folder, or each file's name without its ending; its path where several have the same."""
+    names = {file: file.absolute().parent.name if file.name == TRAJECTORIES else file.stem for file in files}
+    taken = list(names.values())
+    return {file: name if taken.count(name) == 1 else str(file) for file, name in names.items()}
+
+
+def _model(folder: Path) -> str:
+    return Run("", folder).model() if (folder / TRAJECTORIES).is_file() else ""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -138,11 +128,25 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the page; returns the exit code."""
+    """Writes the page, or serves it until Ctrl-C; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return _serve(args) if args.serve else _write(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 0 if args.serve else 130
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="search-r1 view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", type=Path, help="folder of a demo run or an evaluation, dumps (.pt), JSONL")
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="folder of a demo run or an evaluation, dumps (.pt), JSONL; to serve: one folder"
+    )
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of the model that was rolled out (default: the run's own)"
     )
@@ -150,26 +154,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code"
     )
-    args = parser.parse_args(argv)
-    try:
-        files = [path / "trajectories.jsonl" if path.is_dir() else path for path in args.files]
-        missing = [str(file) for file in files if not file.is_file()]
-        if missing:
-            raise ValueError(f"There is no file {', '.join(missing)}.")
-        folder = next((path for path in args.files if path.is_dir()), None)
-        tokenizer = args.tokenizer or (tokenizer_of(folder) if folder else tokenizer_of(files[0].parent))
-        if tokenizer is None:
-            raise ValueError("Give --tokenizer, the folder of the model that was rolled out.")
-        output = args.output or (folder or Path()) / "trajectories.html"
-        print("loading the tokenizer", flush=True)
-        with Progress("loading the tokenizer"):
-            loaded = load_tokenizer(tokenizer)
-        count = write_page(files, loaded, output, trust_pickle=args.trust_pickle)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    serve = parser.add_argument_group("run browser")
+    serve.add_argument("--serve", action="store_true", help="serve all runs below a folder until Ctrl-C")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    serve.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
+    serve.add_argument("--engine", metavar="URL", help="http://HOST:PORT of an engine, to go on from a turn with it")
+    serve.add_argument("--search", metavar="local:URL", help="retriever for changed queries (default: none)")
+    serve.add_argument("--temperature", type=float, default=0.0, help="of what the engine adds (0: greedy)")
+    serve.add_argument("--max_response_len", type=int, default=512, help="tokens of one engine call (512)")
+    return parser
+
+
+def _write(args: argparse.Namespace) -> int:
+    files = [path / TRAJECTORIES if path.is_dir() else path for path in args.files]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(f"There is no file {', '.join(missing)}.")
+    folder = next((path for path in args.files if path.is_dir()), None)
+    tokenizer = args.tokenizer or (tokenizer_of(folder) if folder else tokenizer_of(files[0].parent))
+    if tokenizer is None:
+        raise ValueError("Give --tokenizer, the folder of the model that was rolled out.")
+    output = args.output or (folder or Path()) / "trajectories.html"
+    print("loading the tokenizer", flush=True)
+    with Progress("loading the tokenizer"):
+        loaded = load_tokenizer(tokenizer)
+    count = write_page(files, loaded, output, trust_pickle=args.trust_pickle)
     print(f"{short(output)}: {count:,} trajectories, {output.stat().st_size / 1e6:.1f} MB; open it in a browser")
     return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from evaluation.fork_engine import ForkEngine
+    from evaluation.options import check_listening
+    from evaluation.view_server import Browser, serve
+
+    if len(args.files) != 1 or not args.files[0].is_dir():
+        raise ValueError(f"--serve takes one folder of runs; {short(args.files[0])} is none.")
+    engine = None
+    if args.engine:
+        engine = ForkEngine(args.engine, args.search, args.temperature, args.max_response_len)
+        engine.check()
+        check_listening("engine", args.engine)
+    browser = Browser(
+        args.files[0], load_tokenizer, tokenizer=args.tokenizer, engine=engine, trust_pickle=args.trust_pickle
+    )
+    return asyncio.run(serve(browser, args.host, args.port))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
         "segments": [list(span) for span in rollout.spans] if rollout else [],
         "searches": searches_of(rollout),
         "parts": _reward_parts(fields, rollout),
+        "counts": {str(name): _plain(value) for name, value in _mapping(fields.get("scores")).items()},
         "facts": _facts(fields, rollout),
         "texts": _other_texts(fields, ids, length, texts, discarded=bool(rollout and rollout.discarded)),
     }
@@ -63,15 +64,17 @@ def _row(
     fields: Mapping[str, Any], metadata: Mapping[str, Any], rollout: RolloutRecord | None, record: Json, file: str
 ) -> Json:
     parts = record["parts"]
-    right = parts.get("exact_match", parts.get("em"))
+    right = parts.get("exact_match", parts.get("em", record["counts"].get("em")))
+    answer = parts.get("answer", record["counts"].get("answer"))
     length = len(record["ids"]) - record["start"]
     mask = [1] * length if record["mask"] is None else record["mask"]
     scored = [value for value, on in zip(record["log_probs"] or (), mask, strict=False) if on and value is not None]
-    group, source = fields.get("group_index"), fields.get("data_source") or metadata.get("data_source") or ""
+    group, phase = fields.get("group_index"), str(fields.get("phase") or "")  # of a demo run
     return {
+        "id": _question_id(fields, metadata),
         "question": title(fields.get("prompt"), metadata),
         "gold": [answer[:MAX_TITLE] for answer in gold_answers(fields.get("label"))],
-        "answer": None if parts.get("answer") is None else str(parts["answer"])[:MAX_TITLE],
+        "answer": None if answer is None else str(answer)[:MAX_TITLE],
         "reward": _finite(fields.get("reward")),
         "right": None if right is None else bool(right),
         "stop": rollout.stop.value if rollout else str(fields.get("status") or "unknown"),
@@ -80,11 +83,18 @@ def _row(
         "tokens": length,
         "trained": sum(map(bool, mask)),
         "log_prob": sum(scored) / len(scored) / 1000 if scored else None,
-        "source": f"{source} {fields.get('phase') or ''}".strip(),  # a demo's records have the phase of the run
+        "source": str(fields.get("data_source") or metadata.get("data_source") or ""),
+        "phase": phase,
         "file": file,
-        "group": None if group is None else f"{file} {group}",
+        "group": None if group is None else f"{file} {phase} {group}",
         "index": fields.get("index"),
     }
+
+
+def _question_id(fields: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """The id that an evaluation, a demo run or the data gave the question; empty if none did."""
+    found = fields.get("id", metadata.get("question_id"))
+    return str(found)[:MAX_TITLE] if isinstance(found, (str, int)) else ""
 
 
 def title(prompt: Any, metadata: Mapping[str, Any]) -> str:
@@ -114,9 +124,9 @@ def _notes(fields: Mapping[str, Any], rollout: RolloutRecord | None, damage: str
 
 
 def _reward_parts(fields: Mapping[str, Any], rollout: RolloutRecord | None) -> Json:
-    """Everything that was scored, by name."""
+    """What the reward is made of, by name; the figures of an evaluation stand apart, as `counts`."""
     reward = _mapping(fields.get("reward"))  # with --reward-key
-    parts = {**_mapping(rollout.score if rollout else None), **_mapping(fields.get("scores")), **reward}
+    parts = {**_mapping(rollout.score if rollout else None), **reward}
     return {str(name): _plain(value) for name, value in parts.items() if name != "reward" or reward}
 
 
@@ -148,13 +158,14 @@ def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: 
 
 
 def searches_of(rollout: RolloutRecord | None) -> list[Json]:
-    """Query, error and (title, text) of the passages of each search that a rollout made."""
-    return [_search(result) for result in rollout.searches] if rollout else []
+    """Turn, query, error and (title, text) of the passages of each search that a rollout made."""
+    turns = rollout.turns if rollout else []
+    return [_search(result, number) for number, turn in enumerate(turns, 1) for result in turn.results]
 
 
-def _search(result: SearchResult) -> Json:
+def _search(result: SearchResult, turn: int) -> Json:
     documents = [[str(passage.title), str(passage.text)] for passage in result.passages]
-    return {"query": str(result.query), "error": _plain(result.error), "documents": documents}
+    return {"turn": turn, "query": str(result.query), "error": _plain(result.error), "documents": documents}
 
 
 # --- values of any origin ----------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """`search-r1 chat`: what the terminal shows, turn by turn."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 from evaluation_helpers import Geographer, fresh_state, save_tokenizer, serving  # noqa: F401
-from fakes import FakeEngine, FakeRetriever, Turn
+from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
 
 from evaluation import chat
 
@@ -118,5 +119,53 @@ def test_a_terminal_has_commands_for_help_and_exit(
     with serving(Geographer()) as (engine, retriever):
         assert chat.main(arguments(model, engine, retriever)) == 0
     shown = capsys.readouterr().out
-    assert "/exit   end the program" in shown and "/hlep is not a command; /help lists them." in shown
+    assert "end the program, as Ctrl-D does" in shown and "/hlep is not a command; /help lists them." in shown
     assert shown.endswith(KENYA) and next(typed) == "never asked"
+
+
+def reader(request: dict) -> Turn:
+    """Searches, then answers with the capital that the document names."""
+    text = tiny_tokenizer().decode(request["input_ids"])
+    city = re.search(r"</?information>.* is (\w+)\.", text)
+    answer = "<think>It says so.</think>\n<answer>{}</answer>"
+    return Turn(answer.format(city[1]) if city else "<think>I look it up.</think>\n<search>capital of Kenya</search>")
+
+
+def test_a_fork_goes_on_from_a_search_with_another_passage_or_query(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "What is the capital of Kenya?\n/fork 1 read Kenya | The capital is Mombasa.\n/fork 1 search Kenya, city\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    with serving(reader) as (engine, retriever):
+        assert chat.main(arguments(model, engine, retriever)) == 0
+        assert retriever.queries == ["capital of Kenya", "Kenya, city"]
+        first = engine.requests[0]["input_ids"]
+        assert len({tuple(request["input_ids"][: len(first)]) for request in engine.requests}) == 1
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line.startswith(("answer:", "fork"))] == [
+        "answer: Nairobi",
+        "fork at turn 1",
+        "answer: Mombasa",
+        "fork at turn 1",
+        "answer: Nairobi",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("/fork 1 search x", "Ask a question first"),
+        ("What is the capital of Kenya?\n/fork", "/fork TURN search QUERY, or"),
+        ("What is the capital of Kenya?\n/fork 1 read no bar", "/fork TURN search QUERY, or"),
+        ("What is the capital of Kenya?\n/fork 2 search x", "Turn 2 made no search"),
+        ("What is the capital of Kenya?\n/fork 99 search x", "Turn 99 made no search"),
+    ],
+)
+def test_a_fork_that_is_not_possible_is_one_sentence(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lines: str, message: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines + "\n"))
+    with serving(reader) as (engine, retriever):
+        assert chat.main(arguments(model, engine, retriever)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error

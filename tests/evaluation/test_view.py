@@ -54,7 +54,9 @@ def test_a_dump_and_jsonl_of_the_same_samples_give_the_same_page(tmp_path, token
         output = tmp_path / "pages" / f"{file.suffix}.html"
         assert view.main([str(file), "--tokenizer", str(tokenizer_folder), "--output", str(output)]) == 0
         assert f"{output}: 2 trajectories" in capsys.readouterr().out
-        pages.append(output.read_text(encoding="utf-8"))
+        pages.append(embedded(output.read_text(encoding="utf-8")))
+    for file, page in zip(files, pages, strict=True):
+        assert page["index"].pop("rescore")["a"].endswith(f"rescore {file} --preset paper")
     assert pages[0] == pages[1]
 
 
@@ -64,13 +66,14 @@ def test_row_and_record_hold_what_the_sample_says(tmp_path):
     (row,), (record,) = embedded(page)["index"]["rows"], embedded_records(page)
     length = fields["response_length"]
     expected = {"question": "What is the capital of Kenya?", "gold": ["Nairobi"], "answer": "Nairobi", "reward": 1.0}
-    expected |= {"right": True, "stop": "answered", "searches": 1, "tokens": length, "source": "nq", "group": "x 3"}
+    expected |= {"right": True, "stop": "answered", "searches": 1, "tokens": length, "source": "nq"}
+    expected |= {"group": "x  3", "phase": "", "id": ""}
     assert row.items() >= expected.items()
     assert row["trained"] == sum(fields["loss_mask"]) and row["notes"] == []
     assert record["ids"] == fields["tokens"] and record["mask"] == fields["loss_mask"]
     assert record["start"] == len(fields["tokens"]) - length
     assert record["log_probs"] == [round(1000 * value) for value in fields["rollout_log_probs"]]
-    assert record["parts"] == {"exact_match": True, "answer": "Nairobi", "f1": 0.5}
+    assert record["parts"] == {"exact_match": True, "answer": "Nairobi"} and record["counts"] == {"f1": 0.5}
     assert record["texts"] == {}
 
 
@@ -185,7 +188,7 @@ def test_no_text_of_a_trajectory_stands_in_the_page_as_it_is(tmp_path):
 
 
 def test_records_come_in_chunks_that_hold_a_document_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(view, "CHUNK_IDS", 2 * len(GOOD["tokens"]))
+    monkeypatch.setattr(view.page_data, "CHUNK_IDS", 2 * len(GOOD["tokens"]))
     samples = [sample(TOKENIZER, PARTS, searches=[search(f"query {n}")], index=n) for n in range(5)]
     data = embedded(page_of(tmp_path, *samples))
     assert data["index"]["starts"] == [0, 2, 4]
@@ -231,7 +234,7 @@ def test_the_folder_of_a_run_or_an_evaluation_is_enough(tmp_path, tokenizer_fold
     for folder in (run, evaluation):
         assert view.main([str(folder)]) == 0
         page = (folder / "trajectories.html").read_text(encoding="utf-8")
-        assert embedded(page)["index"]["rows"][0]["source"] == "after"
+        assert embedded(page)["index"]["rows"][0]["phase"] == "after"
         assert f"{folder / 'trajectories.html'}: 1 trajectories" in capsys.readouterr().out
     assert view.main([str(evaluation / "trajectories.jsonl"), "--output", str(tmp_path / "page.html")]) == 0
     (evaluation / "settings.json").unlink()

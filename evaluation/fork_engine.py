@@ -1,0 +1,105 @@
+"""The engine and the retriever that the served viewer forks with: `view --serve runs/ --engine URL`."""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from evaluation.fork import ForkError, Replacement, fork
+from evaluation.options import search_settings
+from evaluation.plugin import find_slime, plugin_args
+from evaluation.run_list import Run
+from evaluation.viewer_data import Json
+from search_rollout.search.passage import Passage
+
+FIXED = {"token_tracking_mode": "manual", "track_log_probs": True, "loss_mask_mode": "strict"}  # ids in, ids out
+PATIENCE = {"engine_timeout_s": 120.0, "engine_retries": 1, "search_retries": 1}  # somebody is waiting
+
+
+class _State(NamedTuple):
+    """What a Runtime wants of slime's GenerateState, which a process has only once, for one tokenizer."""
+
+    tokenizer: Any
+    aborted: bool = False
+
+
+@dataclass(frozen=True)
+class ForkEngine:
+    """Forks rollouts with the settings of their run. `search` is None, or as chat's --search."""
+
+    url: str
+    search: str | None
+    temperature: float
+    max_response_len: int
+
+    def check(self) -> None:
+        """Raises ValueError on an address that cannot be used."""
+        self._args({})
+
+    async def fork(self, run: Run, tokenizer: Any, fields: Mapping[str, Any], request: Mapping[str, Any]) -> Json:
+        """The forked Sample. Raises ForkError, ConfigError, EngineError, and ValueError on a malformed request."""
+        turn, replacements = _read(request)
+        if self.search is None and any(one.passages is None for one in replacements):
+            raise ForkError("Searching needs a retriever: start the viewer with --search local:URL, or edit passages.")
+        async with self._runtime(run, tokenizer) as (runtime, args):
+            return await fork(runtime, args, fields, turn, replacements, self._sampling_params())
+
+    @asynccontextmanager
+    async def _runtime(self, run: Run, tokenizer: Any) -> AsyncIterator[tuple[Any, Any]]:
+        find_slime()
+        import generate_with_search
+        from search_rollout.config import load_config
+        from search_rollout.runtime import Runtime, engine_url
+
+        args = self._args(run.settings())
+        config = load_config(generate_with_search.SEARCH_R1_CONFIGS, os.environ, args)
+        runtime = Runtime(engine_url(args), config, _State(tokenizer))
+        try:
+            yield runtime, args
+        finally:
+            await runtime.close()
+
+    def _args(self, settings: Mapping[str, Any]) -> Any:
+        search = search_settings(self.search or "none")
+        search.pop("max_turns", None)  # "none" is a retriever that is never asked here
+        return plugin_args(
+            model="",
+            engine_url=self.url,
+            settings={**settings, **FIXED, **PATIENCE, **search},
+            temperature=self.temperature,
+            max_response_len=self.max_response_len,
+        )
+
+    def _sampling_params(self) -> dict[str, Any]:
+        """As slime makes them of its args."""
+        return {
+            "temperature": self.temperature,
+            "top_p": 1.0,
+            "top_k": -1,
+            "max_new_tokens": self.max_response_len,
+            "stop": None,
+            "stop_token_ids": None,
+            "skip_special_tokens": False,
+            "no_stop_trim": True,
+            "spaces_between_special_tokens": False,
+        }
+
+
+def _read(request: Mapping[str, Any]) -> tuple[int, list[Replacement]]:
+    """Turn and replacements of a request's JSON. Raises ValueError."""
+    try:
+        replacements = []
+        for one in request["searches"]:
+            found = one["passages"]
+            passages = None if found is None else [Passage(_text(title), _text(text)) for title, text in found]
+            replacements.append(Replacement(_text(one["query"]), passages))
+        return int(request["turn"]), replacements
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The request to fork is malformed: {error!r}.") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value

@@ -1,0 +1,178 @@
+"""One run as the server shows it: its files are read as far as they are written, and further with each question."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.page_data import CHUNK_IDS, pack, pack_chunk, rescore_command
+from evaluation.sample_files import read_samples
+from evaluation.token_texts import TokenTexts
+from evaluation.viewer_data import Json, trajectory
+
+TAIL_BYTES = 64  # before the place where reading stopped: if they change, the file was written again
+
+
+class _Cursor:
+    """How far one file has been read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.at = self.lines = 0
+        self._inode = path.stat().st_ino
+        self._tail = b""
+
+    def advance(self, count: int, line: int) -> None:
+        """Marks `count` more bytes as read, up to this line."""
+        self.at += count
+        self.lines = line
+
+    def remember(self) -> None:
+        """Notes what stands before the position."""
+        self._tail = self._read_tail()
+
+    def is_valid(self) -> bool:
+        """False if what was read no longer stands in the file."""
+        try:
+            return self.path.stat().st_ino == self._inode and self._read_tail() == self._tail
+        except OSError:
+            return False
+
+    def _read_tail(self) -> bytes:
+        with self.path.open("rb") as file:
+            begin = max(0, self.at - TAIL_BYTES)
+            file.seek(begin)
+            return file.read(self.at - begin)
+
+
+class LiveRun:
+    """Rows and chunks of a run, for one page or many; every method may be called from any thread.
+
+    `files` lists the run's files in their order, those that came since included.
+    """
+
+    def __init__(
+        self,
+        files: Callable[[], Sequence[Path]],
+        tokenizer: Any,
+        name: str,
+        model: str = "",
+        *,
+        trust_pickle: bool = False,
+    ) -> None:
+        self._files = files
+        self._samples = functools.partial(read_samples, trust_pickle=trust_pickle)
+        self._tokenizer = tokenizer
+        self._name = name
+        self._model = model
+        self._lock = threading.Lock()
+        self._generation = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets everything, so that all files are read again."""
+        self._generation += 1
+        self._texts = TokenTexts(self._tokenizer)
+        self._cursors: dict[Path, _Cursor] = {}
+        self._rows: list[Json] = []
+        self._origins: list[tuple[Path, int, int]] = []  # of each row: file, and what read_samples needs to find it
+        self._starts: list[int] = [0]  # the first row of each chunk; the last chunk still grows
+        self._chunks: list[bytes] = []
+        self._records: list[Json] = []  # of the chunk that grows
+        self._ids = 0  # in it
+        self._error = ""
+
+    def index(self, generation: int, rows: int, tokens: int, *, budget_s: float) -> bytes:
+        """What a page that has so many rows and tokens lacks; all of it, if it read another `generation`.
+
+        Reads the files for at most `budget_s` seconds first, and one sample at least; `more` says whether they hold
+        more than that.
+        """
+        with self._lock:
+            more = self._read(time.monotonic() + budget_s)
+            if generation != self._generation:
+                rows = tokens = 0
+            texts = list(self._texts.table.items())[tokens:]
+            return pack(
+                {
+                    "generation": self._generation,
+                    "begin": rows,
+                    "rows": self._rows[rows:],
+                    "starts": self._starts,
+                    "tokens": dict(texts),
+                    "more": more,
+                    "error": self._error,
+                    "model": self._model,
+                    "rescore": {self._file_name(path): rescore_command(path) for path in self._cursors},
+                }
+            )
+
+    def chunk(self, generation: int, number: int) -> bytes:
+        """The records of a chunk. Raises LookupError if there is none, or the files were written again meanwhile."""
+        with self._lock:
+            if generation != self._generation or not 0 <= number < len(self._starts):
+                raise LookupError
+            return self._chunks[number] if number < len(self._chunks) else pack_chunk(self._records)
+
+    def fields(self, generation: int, row: int) -> Json:
+        """The Sample behind a row. Raises LookupError as `chunk` does."""
+        with self._lock:
+            if generation != self._generation or not 0 <= row < len(self._origins):
+                raise LookupError
+            path, begin, number = self._origins[row]
+        if path.suffix == ".pt":
+            return next(sample.fields for sample in self._samples(path) if sample.number == number)
+        return next(self._samples(path, begin=begin)).fields
+
+    def show(self, fields: Json) -> Json:
+        """Row, record and token texts of a Sample that is not in the files."""
+        with self._lock:
+            row, record = trajectory(fields, self._name, self._texts)
+            return {"row": row, "record": record, "tokens": {id: self._texts.table[id] for id in set(record["ids"])}}
+
+    def _read(self, deadline: float) -> bool:
+        """Reads on until the deadline; whether something is left."""
+        if not all(cursor.is_valid() for cursor in self._cursors.values()):
+            self._begin()
+        self._error = ""
+        try:
+            for path in self._files():
+                cursor = self._cursors.setdefault(path, _Cursor(path))
+                try:
+                    for _ in self._read_file(cursor):
+                        if time.monotonic() > deadline:
+                            return True
+                finally:
+                    cursor.remember()
+        except (ValueError, OSError) as error:
+            self._error = str(error)
+        return False
+
+    def _read_file(self, cursor: _Cursor) -> Iterator[None]:
+        is_dump = cursor.path.suffix == ".pt"
+        if is_dump and cursor.at:
+            return
+        for sample in self._samples(cursor.path, begin=cursor.at, lines_before=cursor.lines):
+            try:
+                row, record = trajectory(sample.fields, self._file_name(cursor.path), self._texts)
+            except ValueError as error:
+                raise ValueError(f"{sample.where}: {error}.") from None
+            self._origins.append((cursor.path, cursor.at, sample.number))
+            self._add(row, record)
+            cursor.advance(sample.bytes_read, sample.number)
+            if not is_dump:  # a dump is read whole: one that is half shown would be read twice
+                yield
+
+    def _add(self, row: Json, record: Json) -> None:
+        self._rows.append(row)
+        self._records.append(record)
+        self._ids += len(record["ids"])
+        if self._ids >= CHUNK_IDS:
+            self._chunks.append(pack_chunk(self._records))
+            self._starts.append(len(self._rows))
+            self._records, self._ids = [], 0
+
+    def _file_name(self, path: Path) -> str:
+        return self._name if path.name == "trajectories.jsonl" else f"{self._name}/{path.stem}"

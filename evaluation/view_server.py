@@ -1,0 +1,215 @@
+"""The run browser: serves the viewer's page and the runs below a folder, on loopback unless asked otherwise.
+
+    GET  /            the page, the same as a static one but without data
+    GET  /api/runs    the runs, and whether rollouts can be forked
+    GET  /api/index   what a page lacks of a run's rows and tokens, read from its files at this moment
+    GET  /api/chunk   the records of consecutive rows
+    POST /api/fork    a rollout forked with the engine; changes nothing on disk
+
+Requests name runs that were found, never paths. A page of another site can neither read an answer nor fork: every
+request must name this host, and a fork must carry the token that only our own page can read.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import secrets
+import socket
+import sys
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from evaluation.fork_engine import ForkEngine
+from evaluation.live_run import LiveRun
+from evaluation.page_data import pack
+from evaluation.page_parts import POLICY, served_page
+from evaluation.run_list import Run, find_runs
+from evaluation.terminal import short, typed
+from search_rollout.engine.sglang_reply import EngineError
+
+READ_S = 0.5  # of one request for rows; the page asks again for the rest
+RUNS_KEPT = 8  # in memory
+MAX_FORK_BYTES = 2_000_000
+TOKEN_HEADER = "X-Viewer-Token"
+HEADERS = {
+    "Content-Security-Policy": f"{POLICY}; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Browser:
+    """The runs below one folder, and what was read of them. `load` makes a tokenizer of its folder."""
+
+    def __init__(
+        self,
+        root: Path,
+        load: Callable[[Path], Any],
+        *,
+        tokenizer: Path | None = None,
+        engine: ForkEngine | None = None,
+        trust_pickle: bool = False,
+    ) -> None:
+        self._root = root
+        self._load = load
+        self._tokenizer = tokenizer
+        self._engine = engine
+        self._trust_pickle = trust_pickle
+        self._token = secrets.token_urlsafe()
+        self._tokenizers: dict[Path, Any] = {}
+        self._opened: OrderedDict[str, LiveRun] = OrderedDict()
+        self._opening = asyncio.Lock()
+
+    def app(self, hosts: set[str] | None) -> web.Application:
+        """The server. `hosts` are the names under which it may be asked; None: any."""
+        app = web.Application(client_max_size=MAX_FORK_BYTES, middlewares=[_guard(hosts)])
+        app.router.add_get("/", self._page)
+        app.router.add_get("/api/runs", self._runs)
+        app.router.add_get("/api/index", self._index)
+        app.router.add_get("/api/chunk", self._chunk)
+        app.router.add_post("/api/fork", self._fork)
+        return app
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(text=served_page(), content_type="text/html")
+
+    async def _runs(self, request: web.Request) -> web.Response:
+        runs = await asyncio.to_thread(lambda: [run.facts() for run in find_runs(self._root).values()])
+        runs.sort(key=lambda run: -run["updated"])
+        fork = {"ready": self._engine is not None, "token": self._token, "how": self._how_to_fork()}
+        return web.json_response({"folder": short(self._root), "runs": runs, "fork": fork})
+
+    async def _index(self, request: web.Request) -> web.Response:
+        generation, rows, tokens = (_number(request, name) for name in ("generation", "rows", "tokens"))
+        run = await self._open(request.query.get("run", ""))
+        return _packed(await asyncio.to_thread(run.index, generation, rows, tokens, budget_s=READ_S))
+
+    async def _chunk(self, request: web.Request) -> web.Response:
+        run = await self._open(request.query.get("run", ""))
+        try:
+            return _packed(
+                await asyncio.to_thread(run.chunk, _number(request, "generation"), _number(request, "number"))
+            )
+        except LookupError:
+            raise web.HTTPGone(text="These trajectories were written again; reload the page.") from None
+
+    async def _fork(self, request: web.Request) -> web.Response:
+        if not hmac.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), self._token.encode()):
+            raise web.HTTPForbidden(text="Only the viewer's own page may fork; reload it.")
+        if self._engine is None:
+            raise web.HTTPConflict(text=self._how_to_fork())
+        try:
+            asked = await request.json()
+            name, generation, row = str(asked["run"]), int(asked["generation"]), int(asked["row"])
+        except (ValueError, KeyError, TypeError):
+            raise web.HTTPBadRequest(text="The request to fork is malformed.") from None
+        live = await self._open(name)
+        run = self._find(name)
+        try:
+            fields = await asyncio.to_thread(live.fields, generation, row)
+            forked = await self._engine.fork(run, self._tokenizer_of(run), fields, asked)
+        except LookupError:
+            raise web.HTTPGone(text="These trajectories were written again; reload the page.") from None
+        except (ValueError, EngineError) as error:
+            raise web.HTTPUnprocessableEntity(text=str(error)) from None
+        return _packed(pack(await asyncio.to_thread(live.show, forked)))
+
+    async def _open(self, name: str) -> LiveRun:
+        """What was read of a run; the least recently asked is forgotten."""
+        async with self._opening:
+            if name not in self._opened:
+                run = self._find(name)
+                try:
+                    tokenizer = await asyncio.to_thread(self._tokenizer_of, run)
+                except ValueError as error:
+                    raise web.HTTPUnprocessableEntity(text=str(error)) from None
+                self._opened[name] = LiveRun(
+                    run.files, tokenizer, name, run.model(), trust_pickle=self._trust_pickle
+                )
+            self._opened.move_to_end(name)
+            while len(self._opened) > RUNS_KEPT:
+                self._opened.popitem(last=False)
+            return self._opened[name]
+
+    def _find(self, name: str) -> Run:
+        run = find_runs(self._root).get(name)
+        if run is None:
+            raise web.HTTPNotFound(text=f"There is no run of this name in {short(self._root)}.")
+        return run
+
+    def _tokenizer_of(self, run: Run) -> Any:
+        folder = run.tokenizer() or self._tokenizer
+        if folder is None:
+            raise ValueError(
+                f"{run.name} does not say which model was rolled out: start the viewer with --tokenizer, its folder."
+            )
+        if folder not in self._tokenizers:
+            self._tokenizers[folder] = self._load(folder)
+        return self._tokenizers[folder]
+
+    def _how_to_fork(self) -> str:
+        """What to start so that rollouts can be forked."""
+        again = typed("view", "--serve", self._root, "--engine", "URL", "--search", "local:URL")
+        return (
+            "To go on from here, the viewer needs an engine that serves the model. For a demo run, "
+            f"`{typed('serve', 'RUN')}` starts one and prints two URLs. Then start the viewer again:\n{again}"
+        )
+
+
+def _guard(hosts: set[str] | None) -> Any:
+    """Refuses requests for another host (a page that renamed itself to our address), and adds HEADERS."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if hosts is not None and request.host not in hosts:
+            return web.Response(status=403, text="This server answers only under its own address.", headers=HEADERS)
+        origin = request.headers.get("Origin")
+        if origin is not None and origin != f"{request.scheme}://{request.host}":
+            return web.Response(status=403, text="Only pages of this server may ask it.", headers=HEADERS)
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = web.Response(status=error.status, text=error.text)
+        response.headers.update(HEADERS)
+        return response
+
+    return guard
+
+
+def _packed(data: bytes) -> web.Response:
+    return web.Response(body=data, content_type="application/json", headers={"Content-Encoding": "deflate"})
+
+
+def _number(request: web.Request, name: str) -> int:
+    try:
+        return int(request.query.get(name, "0"))
+    except ValueError:
+        raise web.HTTPBadRequest(text=f"{name} is not a number.") from None
+
+
+async def serve(browser: Browser, host: str, port: int) -> int:
+    """Listens until interrupted. Raises OSError if it cannot listen there."""
+    with socket.create_server((host, port)) as listening:
+        port = listening.getsockname()[1]
+        is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        hosts = {f"{name}:{port}" for name in (host, "127.0.0.1", "localhost")} if is_local else None
+        runner = web.AppRunner(browser.app(hosts), access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listening).start()
+            print(f"http://{host}:{port}/  shows the runs; Ctrl-C stops", flush=True)
+            if not is_local:
+                print("warning: everybody who reaches this address can read the runs", file=sys.stderr, flush=True)
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
+    return 0

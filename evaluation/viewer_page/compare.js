@@ -1,0 +1,58 @@
+// Two runs, or two phases of one, question by question.
+
+const OUTCOMES = ["both right", "only A right", "only B right", "neither right"];
+const compared = { a: "", b: "" }; // sides: file and phase
+
+const isComparing = () => Boolean(compared.a && compared.b);
+const sides = () => [...new Set(state.rows.map((row) => row.side))];
+
+function makeComparison() {
+  for (const name of ["a", "b"]) {
+    at(`side-${name}`).onchange = () => {
+      compared[name] = at(`side-${name}`).value;
+      pairUp();
+      labelRows();
+      applyFilters();
+      writeAddress();
+    };
+  }
+}
+
+/** Fills both choices; `wanted` are sides from the address, or "" each. */
+function showSides() {
+  const known = sides();
+  at("comparison").hidden = known.length < 2;
+  for (const name of ["a", "b"]) {
+    const options = known.map((side) => make("option", { value: side }, visible(side)));
+    at(`side-${name}`).replaceChildren(make("option", { value: "" }, "nothing"), ...options);
+    at(`side-${name}`).value = compared[name];
+  }
+}
+
+/** Gives each row of side B its partner of side A, the n-th sample of a question that of the other's n-th. */
+function pairUp() {
+  const waiting = new Map(); // question: rows of A
+  for (const row of state.rows) Object.assign(row, { partner: null, outcome: "" });
+  if (!isComparing()) return;
+  const name = (row) => row.id || row.question;
+  for (const row of state.rows) {
+    if (row.side === compared.a) waiting.set(name(row), [...(waiting.get(name(row)) ?? []), row]);
+  }
+  for (const row of state.rows) {
+    if (row.side !== compared.b) continue;
+    row.partner = waiting.get(name(row))?.shift() ?? null;
+    if (row.partner) row.outcome = outcomeOf(row.partner.right, row.right);
+  }
+}
+
+function outcomeOf(a, b) {
+  if (a) return b ? OUTCOMES[0] : OUTCOMES[1];
+  return b ? OUTCOMES[2] : OUTCOMES[3];
+}
+
+/** Two trajectories beside each other; on a narrow screen below each other. */
+function besides(left, right) {
+  const column = ([title, row, record]) =>
+    make("section", { className: "side", "aria-label": title }, make("h2", {}, said(title), badge(row)), ...body(row, record));
+  return make("div", { className: "sides" }, column(left), column(right));
+}

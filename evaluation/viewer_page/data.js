@@ -1,0 +1,117 @@
+// Where rows and records come from: blocks of this page, or the server that sent it. Both have the same contents.
+
+const CHUNKS_KEPT = 4; // unpacked chunks of records, of each source
+const POLL_MS = 2000; // how often a run that may grow is looked at
+
+const state = {
+  sources: [], // one a run; a static page is one source
+  rows: [], // of all sources, in the order in which they came
+  shown: [], // row numbers behind the filters, sorted
+  open: -1, // row number
+  pending: "", // key of the row that the address names, until it is read
+  forked: null, // { row, record } shown beside the open row
+  colour: "mask",
+  unfolded: false,
+  texts: new Map(), // row number: all of its text, once that was searched
+};
+const isServed = !at("index");
+
+/** A block of a static page. */
+async function unpack(id) {
+  const packed = Uint8Array.from(atob(at(id).textContent), (letter) => letter.charCodeAt(0));
+  const json = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(json).json();
+}
+
+/** What the server answers; an Error with its sentence if it refuses. */
+async function ask(path, parameters = {}, options = {}) {
+  const response = await fetch(`${path}?${new URLSearchParams(parameters)}`, options).catch(() => {
+    throw new Error("The viewer's server does not answer; start it again.");
+  });
+  if (!response.ok) throw new Error(await response.text());
+  return response.json();
+}
+
+class Source {
+  constructor(run) {
+    Object.assign(this, { run, generation: 0, count: 0, tokenCount: 0, starts: [], tokens: {}, chunks: new Map() });
+    Object.assign(this, { more: true, error: "", rescore: {}, model: "" });
+  }
+
+  /** Reads what is new; true if there are new rows. `restart` is called if the run was written again. */
+  async read(restart) {
+    const index = isServed ? await this.ask("/api/index", { rows: this.count, tokens: this.tokenCount }) : await unpack("index");
+    if (this.generation && index.generation !== this.generation) return restart();
+    const { rows, starts, tokens, more = false, error = "", rescore, generation = 0 } = index;
+    Object.assign(this, { starts, more, error, rescore, generation });
+    Object.assign(this.tokens, tokens);
+    this.tokenCount += Object.keys(tokens).length;
+    this.model = index.model ?? this.model;
+    if (rows.length) this.chunks.delete(starts.length - 1); // the last one grew
+    for (const row of rows) {
+      Object.assign(row, { source: this, local: this.count++, set: row.source || "none", number: state.rows.length });
+      row.text = [row.id, row.question, row.answer, ...row.gold].join("\n").toLowerCase();
+      row.side = row.phase ? `${row.file}, ${row.phase}` : row.file;
+      row.key = keyOf(row);
+      state.rows.push(row);
+    }
+    return rows.length > 0;
+  }
+
+  ask(path, parameters) {
+    return ask(path, { run: this.run, generation: this.generation, ...parameters });
+  }
+
+  chunkAt(number) {
+    const load = () => (isServed ? this.ask("/api/chunk", { number }) : unpack(`chunk-${number}`));
+    const chunk = this.chunks.get(number) ?? load();
+    this.chunks.delete(number);
+    this.chunks.set(number, chunk);
+    if (this.chunks.size > CHUNKS_KEPT) this.chunks.delete(this.chunks.keys().next().value);
+    return chunk;
+  }
+}
+
+const keys = new Map(); // key: row number
+
+/** The name of a row in links: its question's id and what tells it from others with the same. */
+function keyOf(row) {
+  const side = [row.source.run, row.phase, row.file].filter((part, at, all) => part && all.indexOf(part) === at);
+  const name = [row.id || `sample-${row.index ?? row.local}`, ...side].join("~");
+  let key = name;
+  for (let n = 2; keys.has(key); n++) key = `${name}~${n}`;
+  keys.set(key, row.number);
+  return key;
+}
+
+async function recordOf(row) {
+  const { starts, tokens } = row.source;
+  const number = starts.findLastIndex((start) => start <= row.local);
+  const chunk = await row.source.chunkAt(number);
+  return unpackRecord(chunk, row.local - starts[number], tokens);
+}
+
+function unpackRecord({ records, documents }, index, tokens) {
+  const record = records[index];
+  const searches = record.searches.map((search) => ({ ...search, documents: search.documents.map((n) => documents[n]) }));
+  return { ...record, searches, tokens };
+}
+
+/** The text of every response and document, in lower case; chunk by chunk, so that the page stays alive. */
+async function readAllTexts(progress) {
+  for (const source of state.sources) {
+    const rows = state.rows.filter((row) => row.source === source);
+    for (let number = 0; number < source.starts.length; number++) {
+      const [begin, end] = [source.starts[number], source.starts[number + 1] ?? rows.length];
+      if (rows.slice(begin, end).every((row) => state.texts.has(row.number))) continue;
+      progress(number / source.starts.length);
+      const chunk = await (isServed ? source.ask("/api/chunk", { number }) : unpack(`chunk-${number}`));
+      for (let index = 0; index < Math.min(end - begin, chunk.records.length); index++) {
+        const record = unpackRecord(chunk, index, source.tokens);
+        const found = record.searches.flatMap((search) => [search.query, ...search.documents.flat()]);
+        const text = [textOf(record, record.start, record.ids.length), ...found].join("\n").toLowerCase();
+        state.texts.set(rows[begin + index].number, text);
+      }
+    }
+  }
+}

@@ -1,0 +1,86 @@
+// Fork from here: other passages, or those of another query, behind the recorded ids; the engine goes on.
+
+/** Only a served viewer can fork: an engine has to answer. */
+function forkButton(row, record, index) {
+  if (!isServed || !row.source) return null;
+  const open = () => showFork(row, record, record.searches[index].turn);
+  return make("button", { type: "button", className: "fork", onclick: open }, "Fork from here …");
+}
+
+function showFork(row, record, turn) {
+  const searches = record.searches.filter((search) => search.turn === turn);
+  const title = make("h2", {}, `Fork at turn ${turn}`);
+  const close = make("button", { type: "button", onclick: () => at("fork").close() }, "Cancel");
+  at("fork").replaceChildren(title, ...(server.fork?.ready ? [forkForm(row, turn, searches, close)] : [howToFork(), close]));
+  at("fork").showModal();
+}
+
+const howToFork = () => make("p", { className: "how" }, server.fork?.how ?? "The viewer's server does not answer.");
+
+function forkForm(row, turn, searches, close) {
+  const editors = searches.map(searchEditor);
+  const status = make("p", { role: "status", className: "notice", hidden: true });
+  const go = make("button", { type: "submit", className: "primary" }, "Go on from here");
+  const form = make(
+    "form",
+    {},
+    make("p", { className: "muted" }, "The model's own ids stay as they were recorded; only what it reads next changes."),
+    ...editors.map((editor) => editor.node),
+    status,
+    make("div", { className: "buttons" }, go, close),
+  );
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    go.disabled = true;
+    Object.assign(status, { hidden: false, textContent: "The engine answers …" });
+    try {
+      await runFork(row, turn, editors.map((editor) => editor.value()));
+      at("fork").close();
+    } catch (error) {
+      status.textContent = error.message;
+    }
+    go.disabled = false;
+  };
+  return form;
+}
+
+/** One search: its query, to be searched again, or passages to be read as they stand here. */
+function searchEditor({ query, documents }, number) {
+  const field = make("input", { type: "text", value: query });
+  field.setAttribute("aria-label", `Query ${number + 1}`);
+  const passages = make("div", {}, ...documents.map(passageEditor));
+  const add = make("button", { type: "button", onclick: () => passages.append(passageEditor(["", ""])) }, "Add a passage");
+  const again = make("input", { type: "checkbox" });
+  again.onchange = () => (passages.hidden = add.hidden = again.checked);
+  field.oninput = () => {
+    if (!again.checked) again.click();
+  };
+  const node = make("fieldset", {}, make("legend", {}, "Query"), field,
+    make("label", { className: "check" }, again, " search for it, instead of these passages"), passages, add);
+  const value = () => ({
+    query: field.value,
+    passages: again.checked ? null : [...passages.children].map((one) => [one.querySelector("input").value, one.querySelector("textarea").value]),
+  });
+  return { node, value };
+}
+
+function passageEditor([title, text]) {
+  const node = make("div", { className: "passage-editor" });
+  const remove = make("button", { type: "button", onclick: () => node.remove() }, "Remove");
+  const titleField = make("input", { type: "text", value: title });
+  const textField = make("textarea", { rows: 3, value: text });
+  titleField.setAttribute("aria-label", "Title");
+  textField.setAttribute("aria-label", "Text");
+  node.append(titleField, remove, textField);
+  return node;
+}
+
+async function runFork(row, turn, searches) {
+  const request = { run: row.source.run, generation: row.source.generation, row: row.local, turn, searches };
+  const headers = { "Content-Type": "application/json", "X-Viewer-Token": server.fork.token };
+  const found = await ask("/api/fork", {}, { method: "POST", headers, body: JSON.stringify(request) });
+  const forked = { ...found.row, gold: row.gold, set: row.set, side: found.row.phase, source: null };
+  if (state.open !== row.number) return;
+  state.forked = { title: `Forked at turn ${turn}`, row: forked, record: { ...found.record, tokens: found.tokens } };
+  await drawDetail(row);
+}
