@@ -126,7 +126,7 @@ function drawFacet(facet, counts) {
       applyFilters();
     };
     const label = make("span", {}, said(value));
-    const button = make("button", { type: "button", onclick: choose }, bar, label, make("b", {}, count.toLocaleString("en")));
+    const button = make("button", { type: "button", onclick: choose }, bar, label, make("small", {}, count.toLocaleString("en")));
     button.dataset.choice = `${facet.title}: ${value}`;
     button.setAttribute("aria-pressed", facet.chosen === value);
     return button;
