@@ -35,7 +35,7 @@ COMMANDS = {
     "chat": Command("evaluation.chat", "ask a model questions and watch it search"),
     "compare": Command("evaluation.compare", "compare two evaluations question by question"),
     "replay": Command("demo.replay", "repeat a demo run's steps, and name the first difference"),
-    "view": Command("evaluation.view", "write one web page to look through trajectories"),
+    "view": Command("evaluation.view", "browse runs and trajectories in a browser, and compare them"),
     "rescore": Command("evaluation.rescore", "score recorded trajectories again, with another reward"),
     "audit-tokens": Command("evaluation.audit_tokens", "check the tokens, masks and log-probabilities of rollouts"),
     "retriever": Command("local_dense_retriever.retrieval_server", "serve a corpus and its index"),

@@ -160,7 +160,7 @@ class LiveRun:
             except ValueError as error:
                 raise ValueError(f"{sample.where}: {error}.") from None
             self._origins.append((cursor.path, cursor.at, sample.number))
-            self._add(row, record)
+            self._add(row | {"where": sample.place}, record)
             cursor.advance(sample.bytes_read, sample.number)
             if not is_dump:  # a dump is read whole: one that is half shown would be read twice
                 yield

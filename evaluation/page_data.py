@@ -34,5 +34,5 @@ def pack_chunk(records: Sequence[Json]) -> bytes:
 
 
 def rescore_command(file: Path) -> str:
-    """What says which rewards the trajectories of a file would have had under another preset."""
-    return typed("rescore", file, "--preset", "paper")
+    """The command that says which rewards the trajectories of a file would have had under another preset."""
+    return typed("rescore", file, "--preset", "paper", "--output", "rescored.jsonl")

@@ -14,8 +14,17 @@ from typing import Any, NamedTuple
 class FileSample(NamedTuple):
     fields: dict[str, Any]
     bytes_read: int  # of the file, since the sample before
-    number: int  # its line, from 1; in a dump its position, from 0
     where: str  # for messages: file, and line or sample
+
+    @property
+    def place(self) -> str:
+        """Where it stands in its file: its line or sample."""
+        return self.where.rpartition(", ")[2]
+
+    @property
+    def number(self) -> int:
+        """Its line, from 1; in a dump its position, from 0."""
+        return int(self.place.split()[1])
 
 
 def sample_files_of(paths: Sequence[Path]) -> list[Path]:
@@ -57,7 +66,7 @@ def _read_dump(path: Path, trust_pickle: bool) -> Iterator[FileSample]:
     size = path.stat().st_size
     for number, sample in enumerate(samples):
         share = size * (number + 1) // len(samples) - size * number // len(samples)
-        yield FileSample(sample, share, number, f"{path}, sample {number}")
+        yield FileSample(sample, share, f"{path}, sample {number}")
 
 
 def _load(path: Path, trust_pickle: bool) -> Any:
@@ -108,5 +117,5 @@ def _read_jsonl(path: Path, begin: int, lines_before: int) -> Iterator[FileSampl
                 raise ValueError(f"{where} is not JSON.") from None
             if not isinstance(sample, dict):
                 raise ValueError(f"{where} is not a JSON object.")
-            yield FileSample(sample, size, number, where)
+            yield FileSample(sample, size, where)
             size = 0

@@ -88,9 +88,10 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
             for file in files:
                 for sample in read_samples(file, trust_pickle=trust_pickle):
                     try:
-                        writer.add(*trajectory(sample.fields, names[file], texts))
+                        row, record = trajectory(sample.fields, names[file], texts)
                     except ValueError as error:
                         raise ValueError(f"{sample.where}: {error}.") from None
+                    writer.add(row | {"where": sample.place}, record)
                     read += sample.bytes_read
                     progress.update(read // 1000 - progress.done)
             rescore = {names[file]: page_data.rescore_command(file) for file in files}
@@ -145,7 +146,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="search-r1 view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "files", nargs="+", type=Path, help="folder of a demo run or an evaluation, dumps (.pt), JSONL; to serve: one folder"
+        "files",
+        nargs="+",
+        type=Path,
+        help="folder of a demo run or an evaluation, dumps (.pt), JSONL; to serve: one folder",
     )
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of the model that was rolled out (default: the run's own)"

@@ -132,9 +132,7 @@ class Browser:
                     tokenizer = await asyncio.to_thread(self._tokenizer_of, run)
                 except ValueError as error:
                     raise web.HTTPUnprocessableEntity(text=str(error)) from None
-                self._opened[name] = LiveRun(
-                    run.files, tokenizer, name, run.model(), trust_pickle=self._trust_pickle
-                )
+                self._opened[name] = LiveRun(run.files, tokenizer, name, run.model(), trust_pickle=self._trust_pickle)
             self._opened.move_to_end(name)
             while len(self._opened) > RUNS_KEPT:
                 self._opened.popitem(last=False)

@@ -4,7 +4,11 @@ const OUTCOMES = ["both right", "only A right", "only B right", "neither right"]
 const compared = { a: "", b: "" }; // sides: file and phase
 
 const isComparing = () => Boolean(compared.a && compared.b);
-const sides = () => [...new Set(state.rows.map((row) => row.side))];
+/** A side's name as short as it can be: in a page of one file, the phase. */
+function sideTitle(row) {
+  const isOneFile = state.rows.every(({ file }) => file === row.file);
+  return (isOneFile && row.phase) || row.side;
+}
 
 function makeComparison() {
   for (const name of ["a", "b"]) {
@@ -20,10 +24,11 @@ function makeComparison() {
 
 /** Fills both choices; `wanted` are sides from the address, or "" each. */
 function showSides() {
-  const known = sides();
-  at("comparison").hidden = known.length < 2;
+  const known = new Map(state.rows.map((row) => [row.side, row]));
+  const titles = [...known].map(([side, row]) => [side, sideTitle(row)]);
+  at("comparison").hidden = known.size < 2;
   for (const name of ["a", "b"]) {
-    const options = known.map((side) => make("option", { value: side }, visible(side)));
+    const options = titles.map(([side, title]) => make("option", { value: side }, visible(title)));
     at(`side-${name}`).replaceChildren(make("option", { value: "" }, "nothing"), ...options);
     at(`side-${name}`).value = compared[name];
   }

@@ -27,7 +27,7 @@ async function drawDetail(row) {
     const [record, other] = await Promise.all([recordOf(row), partner && recordOf(partner)]);
     if (state.open !== row.number) return; // another one was asked for meanwhile
     parts = other
-      ? [besides([`A: ${partner.side}`, partner, other], [`B: ${row.side}`, row, record])]
+      ? [besides([`A: ${sideTitle(partner)}`, partner, other], [`B: ${sideTitle(row)}`, row, record])]
       : state.forked
         ? [besides(["Recorded", row, record], [state.forked.title, state.forked.row, state.forked.record])]
         : body(row, record);
@@ -87,16 +87,23 @@ function facts(row, record) {
     { className: "card" },
     tiles("", Object.entries(main)),
     tiles("Reward parts", without(record.parts, "answer", "reward")),
-    fold("Evaluation figures", tiles("", without(record.counts, "answer"))),
-    fold("More of the rollout", tiles("", Object.entries(record.facts))),
-    command
-      ? fold(
-          "The reward under another preset",
-          make("p", {}, "This command rescores every trajectory of the file:"),
-          make("pre", { className: "command", tabIndex: 0 }, visible(command)),
-        )
-      : null,
+    make(
+      "div",
+      { className: "folds" },
+      fold("Evaluation figures", tiles("", without(record.counts, "answer"))),
+      fold("More of the rollout", tiles("", Object.entries(record.facts))),
+      command ? fold("Reward under another preset", ...rescoring(row, command)) : null,
+    ),
   );
+}
+
+/** How to get the rewards of a file under another preset, and this trajectory's among them. */
+function rescoring(row, command) {
+  const commands = `${visible(command)}\ngrep ', ${row.where}"' rescored.jsonl`;
+  return [
+    make("p", {}, "Without an engine: rescores the whole file, then shows this trajectory's old and new reward."),
+    make("pre", { className: "command", tabIndex: 0 }, commands),
+  ];
 }
 
 function fold(title, ...children) {

@@ -129,6 +129,7 @@ function drawFacet(facet, counts) {
     const button = make("button", { type: "button", onclick: choose }, bar, label, make("small", {}, count.toLocaleString("en")));
     button.dataset.choice = `${facet.title}: ${value}`;
     button.setAttribute("aria-pressed", facet.chosen === value);
+    if (!count) button.dataset.empty = "";
     return button;
   });
   return make("div", { role: "group", "aria-label": facet.title }, make("h2", {}, facet.title), ...bars);

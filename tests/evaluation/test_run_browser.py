@@ -32,7 +32,9 @@ WAIT_S = 20.0
 def answered(number: int, reward: float = 1.0, **changes: Any) -> dict[str, Any]:
     """A sample that answers question `number`."""
     text = f"<answer>answer {number}</answer>"
-    return sample(TOKENIZER, [("turn", text)], prompt=f"Question {number} ?", reward=reward, id=f"q-{number}", **changes)
+    return sample(
+        TOKENIZER, [("turn", text)], prompt=f"Question {number} ?", reward=reward, id=f"q-{number}", **changes
+    )
 
 
 def make_run(root: Path, name: str, samples: list[dict[str, Any]]) -> Path:
@@ -191,7 +193,9 @@ def test_a_run_that_cannot_be_read_says_why(page, tmp_path):
 
 def test_a_hostile_run_is_shown_as_text(page, tmp_path):
     name = "<img src=x onerror=window.wasHacked=1>"
-    make_run(tmp_path, name, [sample(TOKENIZER, [("turn", HOSTILE)], prompt=HOSTILE, searches=[search(HOSTILE, HOSTILE)])])
+    make_run(
+        tmp_path, name, [sample(TOKENIZER, [("turn", HOSTILE)], prompt=HOSTILE, searches=[search(HOSTILE, HOSTILE)])]
+    )
     with served(tmp_path) as url:
         page.goto(url)
         page.get_by_role("link", name=name).click()
@@ -201,7 +205,9 @@ def test_a_hostile_run_is_shown_as_text(page, tmp_path):
 
 
 def test_without_an_engine_the_button_says_what_to_start(page, tmp_path):
-    make_run(tmp_path, "run", [sample(TOKENIZER, [("turn", "x"), ("observation", "y"), ("turn", "z")], searches=[search()])])
+    make_run(
+        tmp_path, "run", [sample(TOKENIZER, [("turn", "x"), ("observation", "y"), ("turn", "z")], searches=[search()])]
+    )
     with served(tmp_path) as url:
         page.goto(f"{url}#run=run")
         page.get_by_role("button", name="Fork from here").click()
@@ -223,7 +229,14 @@ def test_a_rollout_is_forked_with_another_passage_and_with_another_query(page, t
     model = save_tokenizer(tmp_path / "model")
     with serving(reader) as (engine, retriever):
         retriever.documents = ['"Kenya"\nThe capital of Kenya is Mombasa.']
-        command = ["--model", model, "--engine", f"http://127.0.0.1:{engine.port}", "--search", f"local:{retriever.url}"]
+        command = [
+            "--model",
+            model,
+            "--engine",
+            f"http://127.0.0.1:{engine.port}",
+            "--search",
+            f"local:{retriever.url}",
+        ]
         command += ["--data", write_data(tmp_path / "data.jsonl"), "--output", tmp_path / "runs" / "eval", "--limit", 1]
         with ThreadPoolExecutor() as elsewhere:  # playwright has an event loop in this thread
             assert elsewhere.submit(evaluation_run.main, [str(word) for word in command]).result() == 0

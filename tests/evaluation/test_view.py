@@ -56,7 +56,7 @@ def test_a_dump_and_jsonl_of_the_same_samples_give_the_same_page(tmp_path, token
         assert f"{output}: 2 trajectories" in capsys.readouterr().out
         pages.append(embedded(output.read_text(encoding="utf-8")))
     for file, page in zip(files, pages, strict=True):
-        assert page["index"].pop("rescore")["a"].endswith(f"rescore {file} --preset paper")
+        assert page["index"].pop("rescore")["a"].endswith(f"rescore {file} --preset paper --output rescored.jsonl")
     assert pages[0] == pages[1]
 
 

@@ -98,7 +98,9 @@ def test_the_folder_of_one_run_is_a_list_of_one(tmp_path):
     assert list(find_runs(make_runs(tmp_path) / "eval")) == ["eval"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"results": [], "model": null}', '{"results": {"all": {}}}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"results": [], "model": null}', '{"results": {"all": {}}}', "\x00"]
+)
 def test_a_damaged_summary_hides_no_run(tmp_path, content):
     make_runs(tmp_path)
     for name in ("demo-1/summary.json", "eval/results.json", "eval/settings.json", "demo-1/settings.yaml"):
@@ -205,7 +207,9 @@ def test_dumps_are_read_in_the_order_of_their_numbers_and_new_ones_are_added(tmp
 def test_many_threads_read_a_growing_run_without_losing_or_doubling_a_row(tmp_path):
     file = write_jsonl(tmp_path / "trajectories.jsonl", [])
     run = LiveRun(lambda: [file], TOKENIZER, "run")
-    threads = [threading.Thread(target=lambda: [run.index(1, 0, 0, budget_s=0.001) for _ in range(30)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [run.index(1, 0, 0, budget_s=0.001) for _ in range(30)]) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     with file.open("a") as lines:

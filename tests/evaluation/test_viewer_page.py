@@ -83,7 +83,10 @@ def bar(page: Page, facet: str, value: str) -> Locator:
 
 def bars(page: Page, facet: str) -> list[str]:
     """The values of a facet with their counts."""
-    return [text.replace("\n", " ") for text in page.get_by_role("group", name=facet).get_by_role("button").all_inner_texts()]
+    return [
+        text.replace("\n", " ")
+        for text in page.get_by_role("group", name=facet).get_by_role("button").all_inner_texts()
+    ]
 
 
 def test_bars_filter_on_click_and_say_how_many_each_would_show(show):
@@ -261,8 +264,9 @@ def test_reward_parts_stand_apart_from_evaluation_figures(show):
 
 def test_the_page_names_the_command_that_rescores_the_file(show, tmp_path):
     page = show(*three())
-    page.locator("summary", has_text="The reward under another preset").click()
+    page.locator("summary", has_text="Reward under another preset").click()
     expect(page.locator(".command")).to_contain_text(f"rescore {tmp_path / 'run.jsonl'} --preset paper")
+    expect(page.locator(".command")).to_contain_text("""grep ', line 1"' rescored.jsonl""")
 
 
 def test_a_group_shows_the_advantages_that_grpo_gives(show):
@@ -285,18 +289,20 @@ def test_two_phases_are_compared_side_by_side(show):
         for phase, reward in (("before", before), ("after", after)):
             text = f"<answer>{phase} {number}</answer>"
             prompt = f"Question {number} ?"
-            samples.append(sample(TOKENIZER, [("turn", text)], prompt=prompt, reward=reward, id=f"q-{number}", phase=phase))
+            samples.append(
+                sample(TOKENIZER, [("turn", text)], prompt=prompt, reward=reward, id=f"q-{number}", phase=phase)
+            )
     samples.append(sample(TOKENIZER, [ANSWER], prompt="Never asked after ?", id="q-9", phase="before"))
     page = show(*samples)
-    choice(page, "Compare A").select_option("run, before")
-    choice(page, "with B").select_option("run, after")
+    choice(page, "Compare A").select_option("before")
+    choice(page, "with B").select_option("after")
     assert bars(page, "Outcome") == ["both right 1", "neither right 1", "only A right 1", "only B right 2"]
     bar(page, "Outcome", "only B right").click()
     assert questions(page) == ["Question 2 ?", "Question 4 ?"]
     page.locator(".row").nth(1).click()
     columns = page.locator(".side")
     expect(columns).to_have_count(2)
-    for column, title, answer in ((0, "A: run, before", "before 4"), (1, "B: run, after", "after 4")):
+    for column, title, answer in ((0, "A: before", "before 4"), (1, "B: after", "after 4")):
         expect(columns.nth(column).locator("h2")).to_contain_text(title)
         expect(columns.nth(column).locator(".tokens")).to_contain_text(answer)
     left, right = (columns.nth(number).bounding_box() for number in (0, 1))
