@@ -187,9 +187,8 @@ class Asker:
         """Prints the answer, or why there is none; the next /fork begins with this rollout."""
         self._last = fields
         record = read_record(fields["metadata"][METADATA_KEY])
-        print(
-            f"answer: {_printable(record.answer)}" if record.answer else f"no answer: {record.stop.value}", flush=True
-        )
+        answer = f"answer: {_printable(record.answer)}" if record.answer else f"no answer: {record.stop.value}"
+        print(answer, flush=True)
 
     def _sample(self, question: str) -> Any:
         has_template = bool(self._state.tokenizer.chat_template)

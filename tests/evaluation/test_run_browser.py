@@ -237,15 +237,16 @@ def test_a_rollout_is_forked_with_another_passage_and_with_another_query(page, t
             "--search",
             f"local:{retriever.url}",
         ]
-        command += ["--data", write_data(tmp_path / "data.jsonl"), "--output", tmp_path / "runs" / "eval", "--limit", 1]
+        command += ["--data", write_data(tmp_path / "data.jsonl"), "--output", tmp_path / "runs" / "eval"]
         with ThreadPoolExecutor() as elsewhere:  # playwright has an event loop in this thread
             assert elsewhere.submit(evaluation_run.main, [str(word) for word in command]).result() == 0
-        recorded = engine.requests[-1]["input_ids"]
         fork_engine = ForkEngine(f"http://127.0.0.1:{engine.port}", f"local:{retriever.url}", 0.0, 512)
         from transformers import AutoTokenizer
 
         with served(tmp_path / "runs", AutoTokenizer.from_pretrained(model), fork_engine) as url:
             page.goto(f"{url}#run=eval")
+            page.locator(".row", has_text="Kenya").click()
+            expect(page.locator("main h2").first).to_contain_text("Kenya")
             expect(page.locator("main .card").first).to_contain_text("Mombasa")
             page.get_by_role("button", name="Fork from here").click()
             page.get_by_label("Text", exact=True).fill("The capital of Kenya is Nairobi.")
@@ -255,9 +256,8 @@ def test_a_rollout_is_forked_with_another_passage_and_with_another_query(page, t
             expect(forked_side.locator(".card").first).to_contain_text("Nairobi")
             expect(recorded_side.locator(".card").first).to_contain_text("Mombasa")
             expect(forked_side.locator(".chips .badge")).to_contain_text("✓ 1")
-            sent = engine.requests[-1]["input_ids"]
-            cut = tiny_tokenizer().decode(recorded).index("<information>")
-            assert tiny_tokenizer().decode(sent)[:cut] == tiny_tokenizer().decode(recorded)[:cut]
+            sent = tiny_tokenizer().decode(engine.requests[-1]["input_ids"])
+            assert sent.endswith('Doc 1(Title: "Kenya") The capital of Kenya is Nairobi.</information>\n\n')
             retriever.documents = ['"Kenya"\nThe capital of Kenya is Kisumu.']
             page.get_by_role("button", name="Fork from here").click()
             page.get_by_label("Query 1").fill("Kenya, capital city")
@@ -277,8 +277,8 @@ def test_another_site_cannot_read_runs_or_fork(chromium, tmp_path):
         page = chromium.new_page()
         page.goto(other_site.replace("127.0.0.1", "localhost"))
         for script in (
-            f"fetch('{url}api/runs').then(r => r.text())",
-            f"fetch('{url}api/fork', {{method: 'POST', headers: {{'X-Viewer-Token': 'x'}}, body: '{{}}'}}).then(r => r.text())",
+            f"fetch('{url}api/runs')",
+            f"fetch('{url}api/fork', {{method: 'POST', headers: {{'X-Viewer-Token': 'x'}}, body: '{{}}'}})",
         ):
-            assert page.evaluate(f"{script}.catch(() => 'refused')") == "refused"
+            assert page.evaluate(f"{script}.then(r => r.text()).catch(() => 'refused')") == "refused"
         page.close()

@@ -4,12 +4,11 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
+import urllib.request
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 from aiohttp.test_utils import TestClient, TestServer
-from evaluation_helpers import Geographer, fresh_state, serving  # noqa: F401
+from evaluation_helpers import Geographer, fresh_state, save_tokenizer, serving, write_data  # noqa: F401
 from viewer_helpers import byte_tokenizer, sample, search, write_jsonl
 
-from evaluation import page_data, view
+from evaluation import run as evaluation_run
+from evaluation import view
 from evaluation.fork_engine import ForkEngine
 from evaluation.live_run import LiveRun
 from evaluation.run_list import find_runs
@@ -320,13 +320,10 @@ def test_a_page_that_renamed_itself_to_this_address_is_refused(tmp_path):
 
 def recorded_by_an_evaluation(tmp_path: Path, engine: Any, retriever: Any) -> Path:
     """A run that `search-r1 evaluate` made with these fakes."""
-    from evaluation import run
-    from evaluation_helpers import save_tokenizer, write_data
-
     model = save_tokenizer(tmp_path / "model")
     command = ["--model", model, "--engine", f"http://127.0.0.1:{engine.port}", "--search", f"local:{retriever.url}"]
     command += ["--data", write_data(tmp_path / "data.jsonl"), "--output", tmp_path / "runs" / "eval"]
-    assert run.main([str(word) for word in command]) == 0
+    assert evaluation_run.main([str(word) for word in command]) == 0
     return tmp_path / "runs"
 
 
@@ -388,12 +385,10 @@ def test_the_command_serves_on_loopback_until_ctrl_c(tmp_path):
             line = process.stdout.readline()
             url = re.match(r"http://127\.0\.0\.1:\d+/", line)
             assert url, line + process.stderr.read() if process.poll() is not None else line
-            import urllib.request
-
             with urllib.request.urlopen(f"{url[0]}api/runs", timeout=20) as answer:
                 assert len(json.load(answer)["runs"]) == 4
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=30)
             assert process.returncode == 0 and err.strip() == "stopped"
         finally:
             process.kill()
