@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.records import record_of
+from qa_em_format import gold_answers
 from search_rollout.protocols.base import Action
 from search_rollout.runtime import Rollout, Runtime
 from search_rollout.samples import fields as sample_fields
@@ -42,8 +43,8 @@ async def fork(
 ) -> dict[str, Any]:
     """The Sample that the rollout in `fields` becomes if the searches of turn `turn` (from 1) are replaced.
 
-    One replacement per query of that turn. The log-probabilities of the recorded ids are kept where there are any.
-    Raises ForkError, and EngineError if the engine does not answer. `watch`: see `roll_out`.
+    One replacement per query of that turn. The result has a reward if its label has gold answers. Raises ForkError,
+    and EngineError if the engine does not answer. `watch`: see `roll_out`.
     """
     import generate_with_search
 
@@ -68,7 +69,8 @@ async def fork(
     sample_fields.write_rollout(sample, rollout.trajectory, rollout.record(stop), runtime.decode)
     if fields.get("rollout_log_probs") is None:  # zeros stood in for them
         sample.rollout_log_probs = None
-    sample.reward = await generate_with_search.reward_func(args, sample)
+    if gold_answers(fields.get("label")):
+        sample.reward = await generate_with_search.reward_func(args, sample)
     named = {key: fields[key] for key in ("id", "data_source") if key in fields}
     return record_of(sample, **named, phase=f"fork at turn {turn}")
 

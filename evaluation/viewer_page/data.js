@@ -9,7 +9,7 @@ const state = {
   shown: [], // row numbers behind the filters, sorted
   open: -1, // row number
   pending: "", // key of the row that the address names, until it is read
-  forked: null, // { row, record } shown beside the open row
+  forked: null, // { origin: [row, record], result: [title, row, record] }, shown in place of the open row
   colour: "mask",
   unfolded: false,
   texts: new Map(), // row number: all of its text, once that was searched

@@ -26,11 +26,9 @@ async function drawDetail(row) {
   try {
     const [record, other] = await Promise.all([recordOf(row), partner && recordOf(partner)]);
     if (state.open !== row.number) return; // another one was asked for meanwhile
-    parts = other
-      ? [besides([`A: ${sideTitle(partner)}`, partner, other], [`B: ${sideTitle(row)}`, row, record])]
-      : state.forked
-        ? [besides(["Recorded", row, record], [state.forked.title, state.forked.row, state.forked.record])]
-        : body(row, record);
+    if (state.forked) parts = [besides(["Recorded", ...state.forked.origin], state.forked.result)];
+    else if (other) parts = [besides([`A: ${sideTitle(partner)}`, partner, other], [`B: ${sideTitle(row)}`, row, record])];
+    else parts = body(row, record);
   } catch (error) {
     parts = [make("p", { className: "notice" }, error.message)];
   }

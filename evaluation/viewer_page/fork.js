@@ -11,13 +11,13 @@ function showFork(row, record, turn) {
   const searches = record.searches.filter((search) => search.turn === turn);
   const title = make("h2", {}, `Fork at turn ${turn}`);
   const close = make("button", { type: "button", onclick: () => at("fork").close() }, "Cancel");
-  at("fork").replaceChildren(title, ...(server.fork?.ready ? [forkForm(row, turn, searches, close)] : [howToFork(), close]));
+  at("fork").replaceChildren(title, ...(server.fork?.ready ? [forkForm(row, record, turn, searches, close)] : [howToFork(), close]));
   at("fork").showModal();
 }
 
 const howToFork = () => make("p", { className: "how" }, server.fork?.how ?? "The viewer's server does not answer.");
 
-function forkForm(row, turn, searches, close) {
+function forkForm(row, record, turn, searches, close) {
   const editors = searches.map(searchEditor);
   const status = make("p", { role: "status", className: "notice", hidden: true });
   const go = make("button", { type: "submit", className: "primary" }, "Go on from here");
@@ -34,7 +34,7 @@ function forkForm(row, turn, searches, close) {
     go.disabled = true;
     Object.assign(status, { hidden: false, textContent: "The engine answers …" });
     try {
-      await runFork(row, turn, editors.map((editor) => editor.value()));
+      await runFork(row, record, turn, editors.map((editor) => editor.value()));
       at("fork").close();
     } catch (error) {
       status.textContent = error.message;
@@ -75,12 +75,14 @@ function passageEditor([title, text]) {
   return node;
 }
 
-async function runFork(row, turn, searches) {
+async function runFork(row, record, turn, searches) {
+  const open = state.open;
   const request = { run: row.source.run, generation: row.source.generation, row: row.local, turn, searches };
   const headers = { "Content-Type": "application/json", "X-Viewer-Token": server.fork.token };
   const found = await ask("/api/fork", {}, { method: "POST", headers, body: JSON.stringify(request) });
   const forked = { ...found.row, gold: row.gold, set: row.set, side: found.row.phase, source: null };
-  if (state.open !== row.number) return;
-  state.forked = { title: `Forked at turn ${turn}`, row: forked, record: { ...found.record, tokens: found.tokens } };
-  await drawDetail(row);
+  if (state.open !== open) return; // another trajectory is read now
+  const result = [`Forked at turn ${turn}`, forked, { ...found.record, tokens: found.tokens }];
+  state.forked = { origin: [row, record], result };
+  await drawDetail(state.rows[open]);
 }

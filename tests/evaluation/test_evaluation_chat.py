@@ -132,7 +132,10 @@ def reader(request: dict) -> Turn:
 
 
 def test_a_fork_goes_on_from_a_search_with_another_passage_or_query(
-    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     lines = "What is the capital of Kenya?\n/fork 1 read Kenya | The capital is Mombasa.\n/fork 1 search Kenya, city\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
@@ -149,6 +152,7 @@ def test_a_fork_goes_on_from_a_search_with_another_passage_or_query(
         "fork at turn 1",
         "answer: Nairobi",
     ]
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(

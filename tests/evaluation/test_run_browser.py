@@ -264,6 +264,11 @@ def test_a_rollout_is_forked_with_another_passage_and_with_another_query(page, t
             page.get_by_role("button", name="Go on from here").click()
             expect(page.locator(".side").last.locator(".card").first).to_contain_text("Kisumu")
             assert retriever.queries[-1] == "Kenya, capital city"
+            shutil.copytree(tmp_path / "runs" / "eval", tmp_path / "runs" / "other")
+            page.goto(f"{url}#run=eval&run=other")
+            page.get_by_role("button", name="Fork from here").first.click()  # of the first of two that are compared
+            page.get_by_role("button", name="Go on from here").click()
+            expect(page.locator(".side > h2").first).to_contain_text("Recorded")
             page.get_by_role("button", name="Fork from here").click()
             engine.script = lambda _: Turn(status=400, body={"error": "no"})
             page.get_by_role("button", name="Go on from here").click()
@@ -282,3 +287,29 @@ def test_another_site_cannot_read_runs_or_fork(chromium, tmp_path):
         ):
             assert page.evaluate(f"{script}.then(r => r.text()).catch(() => 'refused')") == "refused"
         page.close()
+
+
+@pytest.mark.slow
+def test_ten_thousand_trajectories_are_served_while_they_are_read_and_then_at_once(page, tmp_path, capsys):
+    from many_trajectories import write_many
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.json").write_text('{"model": "many"}')
+    tokenizer, tokens = write_many(tmp_path / "run" / "trajectories.jsonl")
+    seconds = {}
+    with served(tmp_path, tokenizer) as url:
+        for visit in ("first rows", "again, all rows"):
+            began = time.perf_counter()
+            page.goto(f"{url}?{len(seconds)}#run=run", wait_until="commit")
+            expect(page.locator("main .model").first).to_be_visible(timeout=60_000)
+            seconds[visit] = time.perf_counter() - began
+            if "again" in visit:
+                expect(page.locator("#count")).to_contain_text("10,000 of 10,000")
+                seconds["again, all rows"] = time.perf_counter() - began
+            else:
+                expect(page.locator("#count")).not_to_contain_text("reading on", timeout=400_000)
+                seconds["all read"] = time.perf_counter() - began
+    with capsys.disabled():
+        print(f"\n10,000 trajectories, {tokens / 1e6:.1f} million tokens, served:", end="")
+        print("".join(f" {name} {value:.2f} s," for name, value in seconds.items()))
+    assert seconds["first rows"] < 10 and seconds["again, all rows"] < 10
