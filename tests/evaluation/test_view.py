@@ -57,6 +57,8 @@ def test_a_dump_and_jsonl_of_the_same_samples_give_the_same_page(tmp_path, token
         pages.append(embedded(output.read_text(encoding="utf-8")))
     for file, page in zip(files, pages, strict=True):
         assert page["index"].pop("rescore")["a"].endswith(f"rescore {file} --preset paper --output rescored.jsonl")
+    places = [[row.pop("where") for row in page["index"]["rows"]] for page in pages]
+    assert places == [["sample 0", "sample 1"], ["line 1", "line 2"]]
     assert pages[0] == pages[1]
 
 

@@ -330,6 +330,9 @@ def recorded_by_an_evaluation(tmp_path: Path, engine: Any, retriever: Any) -> Pa
 def test_a_recorded_rollout_is_forked_over_http_with_the_settings_of_its_run(tmp_path, capsys):
     with serving(Geographer()) as (engine, retriever):
         runs = recorded_by_an_evaluation(tmp_path, engine, retriever)
+        settings = json.loads((runs / "eval" / "settings.json").read_text())
+        settings["config"]["max_obs_tokens"] = 60
+        (runs / "eval" / "settings.json").write_text(json.dumps(settings))
         before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
         asked_before = len(engine.requests)
         url = f"http://127.0.0.1:{engine.port}"
@@ -348,6 +351,10 @@ def test_a_recorded_rollout_is_forked_over_http_with_the_settings_of_its_run(tmp
             sent = engine.requests[asked_before]["input_ids"]
             assert found["record"]["ids"][: len(sent)] == sent
             assert set(map(str, found["record"]["ids"])) == set(found["tokens"])
+            long = [{"query": "x", "passages": [["A", "word " * 500]]}]
+            found = await (await fork(searches=long)).json()
+            observed = next(tokens for kind, tokens in found["record"]["segments"] if kind == "observation")
+            assert 40 <= observed <= 60
             for changes, status, message in (
                 ({"turn": 2}, 422, "Turn 2 made no search"),
                 ({"searches": []}, 422, "Turn 1 made 1 searches; 0 were given"),
