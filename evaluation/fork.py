@@ -111,9 +111,13 @@ def _sample(fields: Mapping[str, Any]) -> Any:
     """A Sample with the same question, and nothing of its rollout."""
     from slime.utils.types import Sample
 
-    kept = {key: fields.get(key) for key in ("index", "group_index", "prompt", "label")}
-    metadata = {key: value for key, value in fields["metadata"].items() if key != METADATA_KEY}
-    return Sample(**kept, metadata=metadata)
+    return Sample(
+        index=fields.get("index"),
+        group_index=fields.get("group_index"),
+        prompt=fields["prompt"],
+        label=fields.get("label"),
+        metadata={key: value for key, value in fields["metadata"].items() if key != METADATA_KEY},
+    )
 
 
 def _action(rollout: Rollout) -> Action:

@@ -106,7 +106,8 @@ class LiveRun:
                     "error": self._error,
                     "model": self._model,
                     "rescore": {self._file_name(path): rescore_command(path) for path in self._cursors},
-                }
+                },
+                level=1,  # somebody waits, and the network is this machine's
             )
 
     def chunk(self, generation: int, number: int) -> bytes:

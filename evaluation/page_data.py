@@ -16,9 +16,9 @@ from evaluation.viewer_data import Json
 CHUNK_IDS = 50_000  # ids that are read together when one of their trajectories is opened: some 10 ms in a browser
 
 
-def pack(value: Any) -> bytes:
+def pack(value: Any, *, level: int = 6) -> bytes:
     """JSON, compressed. HTTP calls this format deflate."""
-    return zlib.compress(json.dumps(value, separators=(",", ":"), allow_nan=False).encode())
+    return zlib.compress(json.dumps(value, separators=(",", ":"), allow_nan=False).encode(), level)
 
 
 def pack_chunk(records: Sequence[Json]) -> bytes:

@@ -189,7 +189,7 @@ def _write(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from evaluation.fork_engine import ForkEngine
-    from evaluation.options import check_listening
+    from evaluation.server_process import check_listening
     from evaluation.view_server import Browser, serve
 
     if len(args.files) != 1 or not args.files[0].is_dir():

@@ -37,7 +37,7 @@ async function openRuns(names) {
   at("title").textContent = names.map(visible).join(" and ") || "Trajectories";
   at("detail").replaceChildren();
   at("runs-link").hidden = !isServed;
-  if (isServed && !server.fork) Object.assign(server, await ask("/api/runs").catch(() => ({})));
+  if (isServed && !server.fork) ask("/api/runs").then((found) => Object.assign(server, found), () => {}); // for forks
   await readFurther();
 }
 
