@@ -25,7 +25,7 @@ from evaluation import page_data
 from evaluation.page_parts import page_around_data
 from evaluation.records import tokenizer_of
 from evaluation.run_list import TRAJECTORIES, Run
-from evaluation.sample_files import read_samples
+from evaluation.sample_files import read_samples, sample_files_of
 from evaluation.terminal import Progress, short
 from evaluation.token_texts import TokenTexts
 from evaluation.viewer_data import Json, trajectory
@@ -170,10 +170,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write(args: argparse.Namespace) -> int:
-    files = [path / TRAJECTORIES if path.is_dir() else path for path in args.files]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        raise ValueError(f"There is no file {', '.join(missing)}.")
+    files = sample_files_of(args.files)
     folder = next((path for path in args.files if path.is_dir()), None)
     tokenizer = args.tokenizer or (tokenizer_of(folder) if folder else tokenizer_of(files[0].parent))
     if tokenizer is None:
