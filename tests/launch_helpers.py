@@ -19,6 +19,14 @@ FAKES = ROOT / "tests" / "launch_fakes.py"
 COPIED = ["run_qwen2.5_3B.sh", "run_qwen2.5_3B_with_retrieval.sh", "launch", "preflight", "search_rollout"]
 COPIED += ["token_router", "local_dense_retriever", "generate_with_search.py", "qa_em_format.py"]
 
+OPTIONAL_FLAGS = [  # that an older slime lacks
+    "--custom-rollout-log-function-path",
+    "--dynamic-sampling-filter-path",
+    "--rollout-all-samples-process-path",
+    "--log-multi-turn",
+    "--log-passrate",
+]
+
 
 class Checkout:
     """A copy of what the scripts need, in a folder with blanks in its name, and what calls of them left behind."""
@@ -39,7 +47,9 @@ class Checkout:
         (self.slime / "scripts/models/qwen2.5-3B.sh").write_text(
             'MODEL_ARGS=(--num-layers 36 --normalization "RMSNorm")\n'
         )
-        self.slime_arguments.write_text('parser.add_argument("--custom-rollout-log-function-path")\n')
+        self.slime_arguments.write_text("".join(f'parser.add_argument("{flag}")\n' for flag in OPTIONAL_FLAGS))
+        self.slime_rollout = self.slime / "slime/rollout.py"
+        self.slime_rollout.write_text('headers = {"X-SMG-Routing-Key": sample.session_id}\n')
         (self.slime / "train.py").write_text(self._program("train"))
         (programs / "ray").write_text(f"#!{sys.executable}\n" + self._program("ray"))
         (programs / "ray").chmod(0o755)

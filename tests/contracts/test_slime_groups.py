@@ -91,6 +91,9 @@ def noting(args, samples, **kwargs):
 def slimes_loop(tmp_path, monkeypatch):
     """Runs steps of slime's loop until it has fetched that many groups; returns outputs, data source and args."""
     from slime.rollout import sglang_rollout
+
+    if not hasattr(sglang_rollout, "call_dynamic_filter"):
+        pytest.skip("this slime shows no hook the groups that its filter drops")
     from slime.rollout.data_source import RolloutDataSourceWithBuffer
     from slime.utils import http_utils
     from slime.utils.async_utils import run
