@@ -206,23 +206,12 @@ add_router_policy() { # where this slime sends session keys, and its router take
     say "note: this slime sends no session keys: --router-policy is left out."
     return 0
   fi
-  policies="$(router_policies)"
+  policies="$(ours launch.router_policies 2>/dev/null)" || true # without Python, or without a router: it cannot be asked
   if [[ -n "$policies" && " $policies " != *" $ROUTER_POLICY "* ]]; then
     say "note: the installed sglang-router has no policy $ROUTER_POLICY ($policies): --router-policy is left out."
     return 0
   fi
   train_args+=(--router-policy "$ROUTER_POLICY")
-}
-
-router_policies() { # those that the installed sglang-router takes from a command line; empty if it cannot be asked
-  "$PYTHON" 2>/dev/null - <<'PY' || true
-import argparse
-from sglang_router.launch_router import RouterArgs
-
-parser = argparse.ArgumentParser()
-RouterArgs.add_cli_args(parser)
-print(*next(action.choices for action in parser._actions if "--policy" in action.option_strings))
-PY
 }
 
 add_group_args() { # which groups a step trains (GROUP_FILTER), and how many it generates

@@ -50,6 +50,7 @@ class Checkout:
         self.slime_arguments.write_text("".join(f'parser.add_argument("{flag}")\n' for flag in OPTIONAL_FLAGS))
         self.slime_rollout = self.slime / "slime/rollout.py"
         self.slime_rollout.write_text('headers = {"X-SMG-Routing-Key": sample.session_id}\n')
+        self.install_router("round_robin", "consistent_hashing", "cache_aware")
         (self.slime / "train.py").write_text(self._program("train"))
         (programs / "ray").write_text(f"#!{sys.executable}\n" + self._program("ray"))
         (programs / "ray").chmod(0o755)
@@ -78,6 +79,17 @@ class Checkout:
     def _program(name: str) -> str:
         """A script that runs one of the fakes as if it were this file."""
         return f"import runpy, sys\nsys.argv[1:1] = [{name!r}]\nrunpy.run_path({str(FAKES)!r}, run_name='__main__')\n"
+
+    def install_router(self, *policies: str) -> None:
+        """An sglang-router whose command line takes these policies, in place of any that is installed."""
+        package = self.path / "sglang_router"
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").touch()
+        (package / "launch_router.py").write_text(
+            "class RouterArgs:\n"
+            "    def add_cli_args(parser):\n"
+            f"        parser.add_argument('--policy', choices={list(policies)})\n"
+        )
 
     def use_fake_retriever(self) -> None:
         """In place of the real one; the corpus and the index are there, but nothing reads them."""

@@ -159,19 +159,16 @@ def test_what_an_older_slime_lacks_is_left_out_with_a_line_for_each(checkout: Ch
 
 
 def test_a_policy_that_the_installed_router_would_refuse_is_left_out(checkout: Checkout) -> None:
-    package = checkout.path / "sglang_router"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "launch_router.py").write_text(
-        "class RouterArgs:\n"
-        "    def add_cli_args(parser):\n"
-        "        parser.add_argument('--policy', choices=['round_robin', 'manual'])\n"
-    )
-    found = {"PYTHONPATH": str(checkout.path)}
-    run = checkout.run(RUN, "--dry-run", **found)
+    checkout.install_router("round_robin", "manual")
+    run = checkout.run(RUN, "--dry-run")
     assert "--router-policy" not in run.stdout
     assert "sglang-router has no policy consistent_hashing (round_robin manual)" in run.stderr
-    assert job(checkout, ROUTER_POLICY="manual", **found)[0]["--router-policy"] == "manual"
+    assert job(checkout, ROUTER_POLICY="manual")[0]["--router-policy"] == "manual"
+
+
+def test_a_router_that_cannot_be_asked_is_told_the_policy(checkout: Checkout) -> None:
+    (checkout.path / "sglang_router" / "launch_router.py").write_text("raise ImportError\n")
+    assert job(checkout)[0]["--router-policy"] == "consistent_hashing"
 
 
 def test_a_router_of_our_own_is_told_no_policy(checkout: Checkout) -> None:
