@@ -276,7 +276,7 @@ def process_all_groups(args: Any, all_groups: Sequence[Sequence[Sample]], data_s
     """Ends a step, so that its series cover dropped groups too. For --rollout-all-samples-process-path."""
     args.processed_group_count = len(all_groups)  # slime's contract test of this hook looks for it
     step, groups = _steps.finish(args, all_groups, data_source)
-    _series.hold(groups, step.series(_config(args).group_filter), getattr(args, "reward_key", None))
+    _series.hold(groups, step.series(_config(args).group_filter))
 
 
 def log_rollout(

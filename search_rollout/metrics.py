@@ -59,7 +59,7 @@ def rollout_metrics(samples: Iterable[Any], reward_key: str | None = None) -> di
 
     `reward_key` is slime's --reward-key, for rewards that are dicts.
     """
-    everything = list(_flat(samples))
+    everything = list(flat(samples))
     rows = [row for sample in everything if (row := _row(sample, reward_key)) is not None]
     kept = [row for row in rows if not row.stop.discards]
     return _known(
@@ -232,10 +232,11 @@ def _searches(rows: Sequence[_Row]) -> dict[str, float | None]:
 # --- figures ---
 
 
-def _flat(samples: Any) -> Iterator[Any]:
+def flat(samples: Any) -> Iterator[Any]:
+    """The samples, which may stand in lists of groups."""
     for sample in samples or ():
         if isinstance(sample, list | tuple):
-            yield from _flat(sample)
+            yield from flat(sample)
         else:
             yield sample
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_rollout.metrics import rollout_metrics, search_cost
+from search_rollout.metrics import flat, rollout_metrics, search_cost
 from search_rollout.search.usage import SearchUsage
 from search_rollout.slime_functions import slime_function
 
@@ -17,14 +17,15 @@ class SeriesLogger:
     def __init__(self, usage: SearchUsage) -> None:
         self._usage = usage
         self._logged = usage.snapshot()
-        self._groups: dict[str, float] = {}
+        self._groups: Sequence[Any] = ()
+        self._counts: Mapping[str, float] = {}
 
-    def hold(self, groups: Sequence[Any], counts: Mapping[str, float], reward_key: str | None) -> None:
-        """Keeps the series of all groups of a step, dropped ones included, for the next rollout that is logged.
+    def hold(self, groups: Sequence[Any], counts: Mapping[str, float]) -> None:
+        """Keeps all groups of a step, dropped ones included, until the step is logged.
 
-        They replace those of the samples that are trained, which slime's own series are of.
+        The step's series are then of these, not only of the samples that are trained, and `counts` stand beside them.
         """
-        self._groups = {**rollout_metrics(groups, reward_key), **counts}
+        self._groups, self._counts = groups, counts
 
     def log(self, rollout_id: int, args: Any, kind: str, samples: Mapping[str, Sequence[Any] | None]) -> None:
         """Logs prefix → samples under slime's own prefixes and step, so that W&B plots all over one axis. Never raises.
@@ -36,10 +37,9 @@ class SeriesLogger:
             series = {kind: search_cost(now, since=self._logged)}
             self._logged = now
             for prefix, some in samples.items():
-                series[prefix] = series.get(prefix, {}) | rollout_metrics(some or (), getattr(args, "reward_key", None))
-            if kind == "rollout":
-                series[kind] |= self._groups
-                self._groups = {}
+                covered, counts = self._held(some) if kind == "rollout" else (some, {})
+                figures = rollout_metrics(covered or (), getattr(args, "reward_key", None))
+                series[prefix] = {**series.get(prefix, {}), **figures, **counts}
             metrics = {
                 f"{prefix}/search_r1/{name}": value for prefix, rows in series.items() for name, value in rows.items()
             }
@@ -49,3 +49,11 @@ class SeriesLogger:
             log(args, {**metrics, step_key: step}, step_key=step_key)
         except Exception:  # a plot is no reason to end the job
             logger.exception("%s %s: the series could not be logged", kind, rollout_id)
+
+    def _held(self, trained: Sequence[Any] | None) -> tuple[Sequence[Any] | None, Mapping[str, float]]:
+        """What was held for the step of these samples; the samples themselves if it was another step's, or nothing."""
+        groups, counts = self._groups, self._counts
+        self.hold((), {})
+        theirs = {id(sample) for sample in flat(groups)}
+        same = bool(theirs) and all(id(sample) in theirs for sample in flat(trained))
+        return (groups, counts) if same else (trained, {})

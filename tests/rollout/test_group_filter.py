@@ -119,12 +119,12 @@ async def step_of(args: Any, groups: list[list[Sample]], source: DataSource) -> 
     return verdicts
 
 
-def log_of(args: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """What is logged for a rollout of one right sample."""
+def log_of(args: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What is logged for a rollout that trains these samples."""
     entries: list[dict[str, float]] = []
     monkeypatch.setattr(logging_utils, "log", lambda args, metrics, step_key: entries.append(metrics))
     args.wandb_always_use_train_step = False
-    generate_with_search.log_rollout(0, args, group(RIGHT), None, 1.0)
+    generate_with_search.log_rollout(0, args, samples, None, 1.0)
     return {name.removeprefix("rollout/search_r1/"): value for name, value in entries[0].items()}
 
 
@@ -147,11 +147,21 @@ async def test_the_series_cover_dropped_groups_and_count_them_by_reason(monkeypa
         (False, "all_wrong"),
         (True, None),
     ]
-    series = log_of(args, monkeypatch)
+    series = log_of(args, [*groups[0], *groups[3]], monkeypatch)
     assert series["exact_match"] == 2 / 8
     assert (series["groups"], series["groups_dropped/all_wrong"], series["groups_dropped/too_few"]) == (4, 2, 0)
     assert series["groups_unfiltered"] == 0
-    assert "groups" not in log_of(args, monkeypatch)  # they were those of one step
+    again = log_of(args, [*groups[0], *groups[3]], monkeypatch)  # they were those of one step
+    assert again["exact_match"] == 2 / 4 and "groups" not in again
+
+
+async def test_the_groups_of_a_step_that_was_not_logged_are_not_those_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = args_of()
+    await asyncio.create_task(step_of(args, [[scored(True), scored(False)]] * 2, DataSource()))
+    series = log_of(args, [scored(True)], monkeypatch)
+    assert series["exact_match"] == 1.0 and "groups" not in series
 
 
 @pytest.mark.parametrize("partial", [False, True])
