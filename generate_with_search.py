@@ -7,6 +7,9 @@
     --custom-eval-rollout-log-function-path generate_with_search.log_eval_rollout
     --dynamic-sampling-filter-path generate_with_search.keep_group                  (optional: GROUP_FILTER)
     --rollout-all-samples-process-path generate_with_search.process_all_groups      (optional: series of all groups)
+    --custom-tis-function-path generate_with_search.mismatch_figures                (with --get-mismatch-metrics)
+
+In the sets of --eval-config: exact_match as custom_rm_path, generate_closed_book as custom_generate_function_path.
 
 As in the paper (arXiv:2503.09516): <think>, <search> and <answer> tags, the top passages in <information>, a
 correction after an invalid step, three turns and a last one in which only an answer counts, loss on the model's own
@@ -15,6 +18,7 @@ A rollout that fails for no fault of the model is discarded and not trained; it 
 """
 
 import asyncio
+import dataclasses
 import logging
 import os
 import time
@@ -28,6 +32,8 @@ from slime.utils.misc import load_function
 from slime.utils.types import Sample
 
 import qa_em_format
+from search_rollout.collapse_guard import CollapseGuard
+from search_rollout.collapse_guard import act_on as act_on_collapse
 from search_rollout.config import ConfigError, SearchConfig, load_config
 from search_rollout.engine.client import call_params
 from search_rollout.engine.sglang_reply import EngineError
@@ -72,14 +78,25 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
 
     Raises ConfigError on a wrong setting; any other trouble discards the sample.
     """
-    check_slime_args(args, _config(args), sampling_params)
+    return await _generate(args, _config(args), sample, sampling_params, evaluation)
+
+
+async def generate_closed_book(args: Any, sample: Sample, sampling_params: dict, evaluation: bool = False) -> Sample:
+    """The same from memory: one turn, and no search is run. For the control set of --eval-config."""
+    # The turn that answers is the only one.
+    config = dataclasses.replace(_config(args), llm_api_mode="generate", token_tracking_mode="manual", max_turns=0)
+    return await _generate(args, config, sample, sampling_params, evaluation)
+
+
+async def _generate(args: Any, config: SearchConfig, sample: Sample, sampling_params: dict, evaluation: bool) -> Sample:
+    check_slime_args(args, config, sampling_params)
     resumable = getattr(args, "partial_rollout", False) and not replays_top_p(sampling_params)
     interrupted = interrupted_rollout(args, sample) if resumable else None
     sample_fields.reset(sample)
     follow(sample)
     runtime = rollout = None
     try:
-        runtime = _runtime(args)
+        runtime = _runtime(args, config)
         rollout = await runtime.begin(args, sample, sampling_params, evaluation, interrupted)
         stop = await roll_out(runtime, rollout, sampling_params)
         if stop is not StopReason.ABORTED:
@@ -95,7 +112,7 @@ async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation:
         record.resume = resume_state(rollout.trajectory, rollout.tracking)
     elif rollout:
         rollout.trajectory.drop_unscored()
-    log_probs = runtime.tracks_log_probs(sampling_params) if runtime else _config(args).track_log_probs
+    log_probs = runtime.tracks_log_probs(sampling_params) if runtime else config.track_log_probs
     trajectory = rollout.trajectory if rollout else Trajectory(0, log_probs)
     _write(args, sample, trajectory, record, runtime, evaluation=evaluation)
     logger.debug("rollout done: index=%s tokens=%d stop=%s", sample.index, sample.response_length, stop.value)
@@ -206,10 +223,24 @@ async def reward_func(args: Any, sample: Sample | list[Sample], **_: Any) -> flo
     return _reward(config, sample)
 
 
+async def exact_match(args: Any, sample: Sample | list[Sample], **_: Any) -> float | list[float]:
+    """1.0 for an answer that equals a gold answer, else 0.0, whatever training rewards. For evaluations."""
+    samples = sample if isinstance(sample, list) else [sample]
+    scores = [_score(_config(args), one) for one in samples]
+    right = [float(score is not None and score.exact_match) for score in scores]
+    return right if isinstance(sample, list) else right[0]
+
+
 def _reward(config: SearchConfig, sample: Sample) -> float:
+    score = _score(config, sample)
+    return score.reward if score else 0.0  # preset by write_discarded, and nothing that the model did
+
+
+def _score(config: SearchConfig, sample: Sample) -> qa_em_format.Score | None:
+    """The score, which is added to the sample's record; None for a discarded sample."""
     record = _record(config, sample)
     if record.discarded:
-        return 0.0  # preset by write_discarded, and nothing that the model did
+        return None
     golds = qa_em_format.gold_answers(sample.label)
     if not golds:
         logger.warning("sample %s has no gold answer in its label: %r", sample.index, sample.label)
@@ -226,7 +257,7 @@ def _reward(config: SearchConfig, sample: Sample) -> float:
         answer_metric=config.answer_metric,
     )
     store_score(sample, score._asdict())
-    return score.reward
+    return score
 
 
 def _record(config: SearchConfig, sample: Sample) -> RolloutRecord:
@@ -279,6 +310,16 @@ def process_all_groups(args: Any, all_groups: Sequence[Sequence[Sample]], data_s
     _series.hold(groups, step.series(_config(args).group_filter))
 
 
+def mismatch_figures(args: Any, *, pg_loss: Any, **batch: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """slime's figures of truncated importance weights; the loss stays as it was unless --use-tis asks for them.
+
+    For --custom-tis-function-path with --get-mismatch-metrics; docs/MISMATCH.md says how to read them.
+    """
+    truncate = load_function("slime.backends.megatron_utils.loss.vanilla_tis_function")
+    weighted, masks, figures = truncate(args, pg_loss=pg_loss, **batch)
+    return weighted if args.use_tis else pg_loss, masks, figures
+
+
 def log_rollout(
     rollout_id: int,
     args: Any,
@@ -288,10 +329,12 @@ def log_rollout(
 ) -> bool:
     """Logs the series of `search_rollout.metrics`; False, so that slime logs its own series as well.
 
-    For --custom-rollout-log-function-path.
+    For --custom-rollout-log-function-path. Raises CollapseDetected, which ends the job, with COLLAPSE_GUARD=stop.
     """
     if not getattr(args, "load_debug_rollout_data", None):  # from an earlier run: slime logs nothing either
-        _series.log(rollout_id, args, "rollout", {"rollout": samples})
+        series = _series.log(rollout_id, args, "rollout", {"rollout": samples})
+        if alarm := _guard.observe(rollout_id, series.get("rollout", {})):
+            act_on_collapse(alarm, _config(args).collapse_guard, getattr(args, "save", None))
     args.logged_rollout_id = rollout_id  # slime's contract test of this hook looks for it
     return False
 
@@ -321,6 +364,7 @@ _settings: tuple[Any, SearchConfig] | None = None  # slime's args, and what was 
 _usage = SearchUsage()  # of all loops
 _series = SeriesLogger(_usage)
 _steps = GroupSteps()
+_guard = CollapseGuard()
 _runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple, Runtime]] = WeakKeyDictionary()
 
 
@@ -332,12 +376,12 @@ def _config(args: Any) -> SearchConfig:
     return _settings[1]
 
 
-def _runtime(args: Any) -> Runtime:
+def _runtime(args: Any, config: SearchConfig) -> Runtime:
     """The running event loop's Runtime for these settings; connections and semaphores belong to one loop each."""
     runtimes = _runtimes.setdefault(asyncio.get_running_loop(), {})
-    key = engine_url(args), _config(args)
+    key = engine_url(args), config
     if key not in runtimes:
-        runtimes[key] = Runtime(*key, GenerateState(args), web=_web_search(_config(args)), usage=_usage)
+        runtimes[key] = Runtime(*key, GenerateState(args), web=_web_search(config), usage=_usage)
     return runtimes[key]
 
 

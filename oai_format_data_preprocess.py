@@ -5,7 +5,9 @@
     python oai_format_data_preprocess.py --input questions.jsonl  your own: question and golden_answers, or prompt and
                                                                   reward_model, in each row
 
-A file that exists is replaced only with --overwrite.
+A file that exists is replaced only with --overwrite. Beside a test split it writes `eval.yaml`, slime's --eval-config
+(EVAL_CONFIG of the launch script): 500 questions of each data set, those that `search-r1 evaluate` asks, and all of
+them once more as a closed-book control, with a prompt that does not mention search.
 
 Columns: prompt, reward_model, data_source, extra_info, metadata, in chat mode tools;
 `search_rollout/protocols/prompts.py` makes the prompts. For slime: --input-key prompt --label-key reward_model, for
@@ -28,6 +30,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evaluation.questions import choose, closed_book_row, read_questions
 from qa_em_format import gold_answers
 from search_rollout.protocols.prompts import PromptMode, prompt_row
 
@@ -49,6 +52,7 @@ MISTAKEN = (
     "ground_truth",
 )  # columns that people have in place of golden_answers
 BATCH = 2000  # rows read, converted and written together
+CONTROL = "closed_book"  # name of the control set
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TAG = re.compile(r"</?(?:think|search|information|answer)>")
@@ -322,6 +326,55 @@ def parquet_schema(mode: PromptMode) -> "pa.Schema":
     return pa.schema({**columns, **tools})
 
 
+# --- evaluation sets ----------------------------------------------------------------------------------------------
+
+
+class EvaluationSet(NamedTuple):
+    """One curve of an evaluation during training."""
+
+    name: str  # of the curve, and of the file
+    rows: list[dict[str, Any]]
+    generate: str | None = None  # import path of its rollout function; None: that of training
+
+
+def make_evaluation(test: Path, args: argparse.Namespace) -> dict[str, int]:
+    """Writes `eval/NAME.parquet` and `eval.yaml` beside a test split; set → its questions. Raises DataError."""
+    folder = args.local_dir.resolve() / "eval"
+    config: dict[str, Any] = {"defaults": {"custom_rm_path": "generate_with_search.exact_match"}, "datasets": []}
+    sets = evaluation_sets(test, args.eval_per_set)
+    try:
+        for one in sets:
+            path = folder / f"{one.name}.parquet"
+            with whole_file(path) as partial:
+                write_parquet(partial, iter(one.rows), MODES[args.format], Counter())
+            entry = {"name": one.name, "path": str(path)}
+            config["datasets"].append(entry | ({"custom_generate_function_path": one.generate} if one.generate else {}))
+        with whole_file(args.local_dir / "eval.yaml") as partial:
+            partial.write_text(json.dumps({"eval": config}, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error}).") from error
+    return {one.name: len(one.rows) for one in sets}
+
+
+def evaluation_sets(test: Path, per_set: int) -> list[EvaluationSet]:
+    """A fixed choice of each data set in a test split, in the split's order, and the closed-book control."""
+    questions = read_questions([test])
+    chosen = choose(questions, per_set)
+    rows: dict[str, list[dict[str, Any]]] = {question.data_source: [] for question in questions}
+    for question in chosen:
+        rows[question.data_source].append(question.row)
+    names: Counter[str] = Counter()
+    sets = [EvaluationSet(_file_name(source, names), some) for source, some in rows.items()]
+    control = [closed_book_row(question) for question in chosen]
+    return [*sets, EvaluationSet(_file_name(CONTROL, names), control, "generate_with_search.generate_closed_book")]
+
+
+def _file_name(source: str, taken: Counter[str]) -> str:
+    name = re.sub(r"[^\w.-]", "_", source)
+    taken[name] += 1
+    return name if taken[name] == 1 else f"{name}_{taken[name]}"
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` at the end; nothing is left behind if the writing fails."""
@@ -358,6 +411,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=_count, help="rows of each split, drawn at random")
     parser.add_argument("--seed", type=int, default=42, help="of that draw (default: %(default)s)")
+    parser.add_argument(
+        "--eval_per_set",
+        type=functools.partial(_count, least=0),
+        default=500,
+        help="questions of each data set in eval.yaml, of a test split; 0 = no eval.yaml (default: %(default)s)",
+    )
     parser.add_argument("--list_skipped", action="store_true", help="show each row that is left out, and why")
     return parser.parse_args(argv)
 
@@ -369,9 +428,9 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
     return int(text)
 
 
@@ -397,11 +456,15 @@ def _make_or_say(split: str, parts: Callable[[], list[Part]], args: argparse.Nam
         if path.exists() and not args.overwrite:
             raise DataError(f"{path} exists already; replace it with --overwrite, or give another --local_dir.")
         report = make_split(split, parts(), args)
+        evaluated = make_evaluation(path, args) if split == "test" and args.eval_per_set else {}
     except DataError as error:
         print(f"error: split {split}: {error}", file=sys.stderr)
         return False
     by_source = ", ".join(f"{source} {rows}" for source, rows in report.rows.items())
     print(f"{report.path}: {report.rows.total()} rows ({by_source})")
+    if evaluated:
+        sets = ", ".join(f"{name} {rows}" for name, rows in evaluated.items())
+        print(f"{args.local_dir / 'eval.yaml'}: evaluation sets {sets}")
     for reason, rows in report.skipped.most_common():
         print(f"  {rows} rows left out: {reason}")
     if report.few_shot:

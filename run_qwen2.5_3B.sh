@@ -86,6 +86,14 @@ check_settings() { # ARGUMENT …
   ((TENSOR_PARALLEL * CONTEXT_PARALLEL > 0 && NUM_GPUS % (TENSOR_PARALLEL * CONTEXT_PARALLEL) == 0)) ||
     die "NUM_GPUS=$NUM_GPUS cannot be shared by TENSOR_PARALLEL=$TENSOR_PARALLEL x CONTEXT_PARALLEL=$CONTEXT_PARALLEL: set them so that it can."
   [[ -z "$OVER_SAMPLING_BATCH_SIZE" ]] || check_over_sampling
+  case "$CORRECTION" in
+    none) ;;
+    tis | mis)
+      records_log_probs ||
+        die "CORRECTION=$CORRECTION needs the rollouts' log-probabilities: set TRACK_LOG_PROBS=true and LOSS_MASK_MODE=strict, in the environment only."
+      ;;
+    *) die "CORRECTION has value '$CORRECTION'; it must be none, tis or mis." ;;
+  esac
   [[ -z "$CUSTOM_CONFIG_PATH" || -f "$CUSTOM_CONFIG_PATH" ]] || die "there is no file '$CUSTOM_CONFIG_PATH': correct CUSTOM_CONFIG_PATH."
   ! is_on "$PREFLIGHT" || check_flags "$@"
 }
@@ -157,7 +165,9 @@ collect_train_args() { # fills train_args
   add_checkpoint_args
   add_rollout_args
   add_group_args
+  add_evaluation_args
   add_training_args
+  add_mismatch_args
   add_logging_args
   train_args+=("$@")
 }
@@ -194,10 +204,21 @@ add_rollout_args() {
   else
     add_router_policy
   fi
-  if ((EVAL_INTERVAL > 0)); then
-    train_args+=(--eval-interval "$EVAL_INTERVAL" --eval-prompt-data "$EVAL_NAME" "$EVAL_DATA"
-      --eval-temperature "$EVAL_TEMPERATURE" --n-samples-per-eval-prompt "$N_SAMPLES_PER_EVAL_PROMPT")
+}
+
+add_evaluation_args() {
+  ((EVAL_INTERVAL > 0)) || return 0
+  local sets=(--eval-config "$EVAL_CONFIG") of_a_set=slime/utils/eval_config.py
+  if [[ -n "$EVAL_DATA" ]]; then
+    sets=(--eval-prompt-data "$EVAL_NAME" "$EVAL_DATA")
+  elif ! slime_has custom_generate_function_path $of_a_set; then
+    say "note: no evaluation: this slime knows no rollout function for one evaluation set; set EVAL_DATA to a single file."
+    return 0
+  elif ! slime_has custom_rm_path $of_a_set; then
+    say "note: this slime's eval/SET is the training reward; exact match is eval/SET/search_r1/exact_match."
   fi
+  train_args+=(--eval-interval "$EVAL_INTERVAL" "${sets[@]}"
+    --eval-temperature "$EVAL_TEMPERATURE" --n-samples-per-eval-prompt "$N_SAMPLES_PER_EVAL_PROMPT")
 }
 
 add_router_policy() { # where this slime sends session keys, and its router takes the policy
@@ -259,6 +280,36 @@ add_training_args() {
   ((TENSOR_PARALLEL == 1)) || train_args+=(--sequence-parallel)
 }
 
+add_mismatch_args() { # figures of engine against trainer, and their correction: docs/MISMATCH.md
+  local losses=slime/backends/megatron_utils/loss.py
+  case "$CORRECTION" in
+    none)
+      is_on "$MISMATCH_FIGURES" || return 0
+      if ! records_log_probs; then
+        say "note: no mismatch figures: they need TRACK_LOG_PROBS=true and LOSS_MASK_MODE=strict, in the environment only."
+      elif slime_has '^def vanilla_tis_function' $losses; then
+        train_args+=(--get-mismatch-metrics --custom-tis-function-path generate_with_search.mismatch_figures)
+      else
+        say "note: no mismatch figures: this slime has no function that they could be taken from."
+      fi
+      ;;
+    tis) train_args+=(--use-tis) ;;
+    mis)
+      if slime_has '^def icepop_function' $losses; then
+        train_args+=(--use-tis --tis-clip-low 0.5 --tis-clip 2.0
+          --custom-tis-function-path slime.backends.megatron_utils.loss.icepop_function)
+      else
+        say "note: CORRECTION=mis is left out: this slime has no icepop_function."
+      fi
+      ;;
+  esac
+}
+
+records_log_probs() { # as far as the environment says; a YAML that sets one of the two may say otherwise
+  is_on "${TRACK_LOG_PROBS:-true}" && [[ "${LOSS_MASK_MODE:-}" != simple ]] || return 1
+  [[ ! -f "$CUSTOM_CONFIG_PATH" ]] || ! grep -qE '^(track_log_probs|loss_mask_mode) *:' "$CUSTOM_CONFIG_PATH"
+}
+
 add_logging_args() {
   if slime_knows --custom-rollout-log-function-path; then
     train_args+=(--custom-rollout-log-function-path generate_with_search.log_rollout)
@@ -276,8 +327,10 @@ add_if_known() { # FLAG [VALUE]
   if slime_knows "$1"; then train_args+=("$@"); else say "note: this slime has no $1: it is left out."; fi
 }
 
-slime_knows() { # FLAG, which an older slime would refuse
-  [[ ! -d "$SLIME_DIR" ]] || grep --quiet --no-messages --fixed-strings -e "\"$1\"" "$SLIME_DIR/slime/utils/arguments.py"
+slime_knows() { slime_has "\"$1\"" slime/utils/arguments.py; } # FLAG, which an older slime would refuse
+
+slime_has() { # PATTERN FILE; a slime that is not here has all of it
+  [[ ! -d "$SLIME_DIR" ]] || grep --quiet --no-messages --extended-regexp -e "$1" "$SLIME_DIR/$2"
 }
 
 make_runtime_env() { # JSON

@@ -2,7 +2,7 @@
 
     search-r1 COMMAND …            runs a command; `search-r1 COMMAND --help` explains it
     search-r1 chat RUN             RUN is the folder of a demo run: its model and retriever are started for you;
-                                   evaluate RUN and preflight RUN do the same
+                                   evaluate RUN, exam RUN and preflight RUN do the same
     search-r1 completion bash      completion for your shell: eval "$(search-r1 completion bash)"
 
 Each command is a module that `python -m MODULE` runs just as well.
@@ -31,13 +31,18 @@ COMMANDS = {
     "preflight": Command("preflight", "check a training setup before it uses a GPU"),
     "serve": Command("demo.serve", "serve a demo run's model and retriever until Ctrl-C"),
     "evaluate": Command("evaluation.run", "measure a model on question sets, with training's own rollout"),
+    "exam": Command("evaluation.exam", "find out whether a model searches, and whether that helps it"),
     "chat": Command("evaluation.chat", "ask a model questions and watch it search"),
     "compare": Command("evaluation.compare", "compare two evaluations question by question"),
+    "replay": Command("demo.replay", "repeat a demo run's steps, and name the first difference"),
     "view": Command("evaluation.view", "write one web page to look through trajectories"),
+    "rescore": Command("evaluation.rescore", "score recorded trajectories again, with another reward"),
+    "audit-tokens": Command("evaluation.audit_tokens", "check the tokens, masks and log-probabilities of rollouts"),
     "retriever": Command("local_dense_retriever.retrieval_server", "serve a corpus and its index"),
+    "audit-corpus": Command("local_dense_retriever.audit", "say what a corpus lacks for evaluation sets"),
     "router": Command("token_router", "keep exact token ids in front of SGLang"),
 }
-ON_A_RUN = ("chat", "evaluate", "preflight")  # with the folder of a demo run, these go through demo.serve
+ON_A_RUN = ("chat", "evaluate", "exam", "preflight")  # with the folder of a demo run, these go through demo.serve
 
 COMPLETION = """\
 _search_r1() {{

@@ -26,7 +26,6 @@ from benchmarks.wordnet_corpus import write_wordnet
 from demo.models import encoder_folder
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.embedding import PartialEmbeddings, embed
-from local_dense_retriever.encoder import Encoder
 from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.faiss_index import FaissIndex
 from local_dense_retriever.flat_file import FlatFile, read_flat_header
@@ -34,6 +33,7 @@ from local_dense_retriever.index_factory import write_converted
 from local_dense_retriever.index_note import IndexNote
 from local_dense_retriever.rescored_index import RescoredIndex
 from local_dense_retriever.searcher import VectorIndex
+from local_dense_retriever.torch_encoder import TorchEncoder
 
 FOLDER = ROOT / ".cache" / "wordnet"
 QUERIES, BATCH = 1000, 64
@@ -85,7 +85,7 @@ def embeddings() -> tuple[FlatFile, NDArray[np.float32]]:
     if not (flat_path.exists() and queries_path.exists()):
         corpus = Corpus(files.corpus)
         model = str(encoder_folder())
-        encoder = Encoder("minilm", model, batch_size=16, dtype=torch.bfloat16)
+        encoder = TorchEncoder("minilm", model, batch_size=16, dtype=torch.bfloat16)
         note = IndexNote(corpus.digest, len(corpus), encoder.dim, "minilm", model, "Flat")
         with PartialEmbeddings(flat_path, note) as unfinished:
             embed(corpus, encoder, unfinished)

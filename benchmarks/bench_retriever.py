@@ -3,7 +3,8 @@
     python -m benchmarks.bench_retriever [--only throughput,search,restart] [--json FILE]
 
     throughput   64 clients with one query each, beside a plain server: one request, one encoding, one FAISS search, in
-                 a thread pool. And 256 clients, beside the same encoder and index called directly in full batches.
+                 a thread pool. And 256 searches at once, by the plugin's client and by a request for each, beside the
+                 same encoder and index called directly in full batches.
     search       exact search at batch 64 beside FAISS flat, one query at a time
     restart      seconds until /ready, and resident memory, with everything on disk; what 21 million passages would take
 
@@ -35,8 +36,10 @@ import numpy as np
 
 from benchmarks.reporting import ROOT, finish, parser, print_table
 from benchmarks.servers import apart
-from demo.models import encoder_folder
+from demo.models import encoder_folder, onnx_encoder_folder
 from evaluation.server_process import ServerProcess, free_port
+from search_rollout.search.local_retriever import LocalRetriever
+from search_rollout.search.searcher import Searcher
 
 FILES = ROOT / ".cache" / "bench_retriever"
 MINILM_DIM, E5_DIM, ROWS = 384, 768, 200_000
@@ -45,9 +48,9 @@ WORDS = (ROOT / "local_dense_retriever" / "toy_corpus.jsonl").read_text(encoding
 ROUNDS = 3
 START_S = 120.0
 
-LEAST_DISTINCT, LEAST_REPEATED, LEAST_OF_DIRECT = 5.0, 15.0, 0.8
+LEAST_DISTINCT, LEAST_REPEATED, LEAST_OF_DIRECT = 5.0, 15.0, 0.95
 LEAST_SEARCH, LEAST_RECALL = 5.0, 0.999
-MOST_READY_S, MOST_EXTRA_MB = 15.0, 900.0
+MOST_READY_S, MOST_EXTRA_MB = 5.0, 900.0
 
 
 # ---- Files and queries -----------------------------------------------------------------------------------------------
@@ -112,9 +115,9 @@ def plain_server(made: Files, pipe: Connection) -> None:
     from pydantic import BaseModel
 
     from local_dense_retriever.corpus import Corpus
-    from local_dense_retriever.encoder import Encoder
+    from local_dense_retriever.torch_encoder import TorchEncoder
 
-    encoder, corpus = Encoder("minilm", str(encoder_folder())), Corpus(made.corpus)
+    encoder, corpus = TorchEncoder("minilm", str(encoder_folder())), Corpus(made.corpus)
     index = faiss.read_index(str(made.index))
     encoding = threading.Lock()  # fast tokenizers raise "Already borrowed" in two threads at once
 
@@ -156,7 +159,7 @@ def direct(made: Files, pipe: Connection) -> None:
 def _flags(made: Files) -> list[str]:
     return [
         *("--index_path", str(made.index), "--corpus_path", str(made.corpus)),
-        *("--retriever_name", "minilm", "--retriever_model", str(encoder_folder())),
+        *("--retriever_name", "minilm", "--retriever_model", str(onnx_encoder_folder(FILES.parent))),
     ]
 
 
@@ -195,6 +198,24 @@ async def load(port: int, queries: Sequence[str], clients: int) -> Load:
         return Load(len(queries) / (time.perf_counter() - began), latencies)
 
 
+async def plugin_load(port: int, queries: Sequence[str], at_once: int) -> float:
+    """Queries a second of rollouts in one process, which share requests as the plugin's do."""
+    left = iter(queries)
+    source = LocalRetriever(f"http://127.0.0.1:{port}", topk=TOPK, timeout_s=60.0)
+    searcher = Searcher([source], concurrency=at_once, timeout_s=60.0, retries=0)
+
+    async def rollout() -> None:
+        for query in left:
+            result = await searcher.search(query)
+            assert result.error is None, result.error
+
+    began = time.perf_counter()
+    await asyncio.gather(*(rollout() for _ in range(at_once)))
+    seconds = time.perf_counter() - began
+    await searcher.close()
+    return len(queries) / seconds
+
+
 # ---- The sections ----------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +233,7 @@ def throughput() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
 
     kinds = {"distinct": (distinct, 192, 960), "each asked 8 times": (repeated, 192, 3840)}
     runs: dict[tuple[str, str], list[Load]] = {}
-    burst, straight = [], []
+    by_plugin, burst, straight = [], [], []
     with ExitStack() as stack:
         plain_pipe, direct_pipe = (stack.enter_context(apart(what, made)) for what in (plain_server, direct))
         plain = plain_pipe.recv()
@@ -227,6 +248,7 @@ def throughput() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
             for _ in range(2):  # the machine's mood changes: short turns
                 direct_pipe.send(distinct(512))
                 straight.append(512 / direct_pipe.recv())
+                by_plugin.append(asyncio.run(plugin_load(ours, distinct(1024), 256)))
                 burst.append(asyncio.run(load(ours, distinct(512), 256)).queries_per_s)
 
     figures: dict[str, Any] = {}
@@ -245,11 +267,14 @@ def throughput() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
             (f"{kind}: {ratio:.1f} times the plain server (at least {least:g})", ratio >= least),
             (text, p99["ours"] < median["plain"]),
         ]
-    reached = statistics.median(a / b for a, b in zip(burst, straight, strict=True))
+    reached = statistics.median(a / b for a, b in zip(by_plugin, straight, strict=True))
+    rows.append(["distinct, 256 rollouts of the plugin", "ours", f"{statistics.median(by_plugin):.0f}", "", ""])
     rows.append(["distinct, 256 clients", "ours", f"{statistics.median(burst):.0f}", "", ""])
     rows.append([f"distinct, batches of {BATCH}", "direct", f"{statistics.median(straight):.0f}", "", ""])
-    figures["of_direct"] = {"burst": burst, "direct": straight, "ratio": reached}
-    bounds.append((f"{reached:.2f} of direct calls (at least {LEAST_OF_DIRECT})", reached >= LEAST_OF_DIRECT))
+    figures["of_direct"] = {"by_plugin": by_plugin, "burst": burst, "direct": straight, "ratio": reached}
+    bounds.append(
+        (f"the plugin reaches {reached:.2f} of direct calls (at least {LEAST_OF_DIRECT})", reached >= LEAST_OF_DIRECT)
+    )
     print_table(["64 clients, 200,000 × 384", "server", "queries/s", "median ms", "p99 ms"], rows)
     return figures, bounds
 

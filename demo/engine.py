@@ -10,14 +10,17 @@ numerically what the trainer does with its float32 weights; log-probabilities of
 import copy
 import logging
 import math
+import random
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from demo.admission_order import PATIENCE_S, AdmissionOrder, request_key
 from demo.numerics import output_logits, precision
 from demo.slot_cache import ATTENTION, SlotCache
 
@@ -37,6 +40,7 @@ class SamplingParams:
     top_k: int = -1
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    sampling_seed: int = -1  # draws by this seed and the token's position; -1 = by the engine's own random numbers
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -84,6 +88,11 @@ class Request:
     cached_tokens: int = 0
     weight_version: str = ""
 
+    @property
+    def key(self) -> str:
+        """Tells it apart from the others of a step."""
+        return request_key(self.input_ids, self.params.sampling_seed)
+
 
 class Engine:
     """Owns a copy of the policy. `submit` is thread-safe; close with `close()` or a `with` block."""
@@ -111,6 +120,7 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self._eos_ids = _eos_ids(model, tokenizer)
         self._random = torch.Generator().manual_seed(seed)
+        self._order: AdmissionOrder | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -151,14 +161,29 @@ class Engine:
     def load_weights(self, model: PreTrainedModel, version: str) -> None:
         """Copies the trainer's weights and forgets all computed keys. Call it between rollouts."""
         with self._changed:
-            if self._running or self._waiting:
-                raise RuntimeError("The weights of a busy engine cannot be exchanged; wait for its requests first.")
+            self._check_idle("The weights of a busy engine cannot be exchanged")
             source = model.state_dict()
             with torch.no_grad():
                 for name, tensor in self._model.state_dict().items():
                     tensor.copy_(source[name])
             self._slot_ids.fill_(-1)
             self.weight_version = version
+
+    def begin_step(self, followed: Sequence[Sequence[int | str]] | None = None) -> AdmissionOrder:
+        """Forgets all computed keys, and records from now on in which order requests are admitted.
+
+        With `followed`, what an earlier step recorded, they are admitted in that order: then replies to the same
+        requests, each with a sampling_seed, are equal bit by bit on the same machine.
+        """
+        with self._changed:
+            self._check_idle("A busy engine cannot begin a step")
+            self._slot_ids.fill_(-1)
+            self._order = AdmissionOrder(followed)
+            return self._order
+
+    def _check_idle(self, refusal: str) -> None:
+        if self._running or self._waiting:
+            raise RuntimeError(f"{refusal}; wait for its requests first.")
 
     def close(self) -> None:
         """Aborts what runs and ends the engine's thread."""
@@ -171,11 +196,14 @@ class Engine:
         with torch.inference_mode(), precision(self._dtype):
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._running or self._closing)
-                    self._retire()
+                    self._retire()  # before the wait: what is due may be what follows a finished request
+                    self._wait_for_work()
+                    self._retire()  # what was aborted meanwhile
                     if self._closing and not self._running:
                         return
                     admitted = self._admit()
+                    if self._order and (admitted or self._running):
+                        self._order.note([request for _, request in admitted])
                 try:
                     if admitted:
                         self._prefill(admitted)
@@ -184,6 +212,19 @@ class Engine:
                 except Exception as error:  # a bug of ours: every caller gets it, the engine goes on
                     logger.exception("engine step failed")
                     self._fail_all(error)
+
+    def _wait_for_work(self) -> None:
+        """Returns when there is a pass to compute, or the engine closes (lock held)."""
+
+        def ready() -> bool:
+            if self._closing or not self._order or not self._order.follows:
+                return bool(self._waiting or self._running or self._closing)
+            due = self._order.due(self._waiting)
+            return due is not None and bool(due or self._running)
+
+        while not self._changed.wait_for(ready, timeout=PATIENCE_S):
+            if self._order and self._order.follows and (self._waiting or self._running):
+                self._order.abandon()
 
     def _fail_all(self, error: Exception) -> None:
         with self._changed:
@@ -209,7 +250,8 @@ class Engine:
         """
         admitted: list[tuple[int, Request]] = []
         free = [slot for slot in range(len(self._slot_ids)) if slot not in self._running]
-        for request in list(self._waiting):
+        waiting = list(self._waiting)
+        for request in (self._order.due(waiting) or []) if self._order else waiting:
             if not free:
                 break
             if any(other.input_ids == request.input_ids for _, other in admitted):
@@ -271,7 +313,9 @@ class Engine:
         for row, request in zip(hidden, requests, strict=True):
             if request.logprob_start_len >= 0 and not request.output_ids:
                 request.input_log_probs = self._input_log_probs(request, row)
-        tokens, log_probs = sample(output_logits(self._model, last), [r.params for r in requests], self._random)
+        positions_drawn = [len(r.input_ids) + len(r.output_ids) for r in requests]
+        logits = output_logits(self._model, last)
+        tokens, log_probs = sample(logits, [r.params for r in requests], self._random, positions_drawn)
         for slot, ids, start in zip(slots, new_ids, starts.tolist(), strict=True):
             self._slot_ids[slot, start : start + len(ids)] = torch.tensor(ids)
         for request, token, log_prob in zip(requests, tokens, log_probs, strict=True):
@@ -317,9 +361,9 @@ class Engine:
 
 
 def sample(
-    logits: torch.Tensor, params: list[SamplingParams], random: torch.Generator
+    logits: torch.Tensor, params: list[SamplingParams], generator: torch.Generator, positions: Sequence[int] = ()
 ) -> tuple[list[int], list[float]]:
-    """Samples one token a row from `logits` (B, V) float32.
+    """Samples one token a row from `logits` (B, V) float32; `positions` of the tokens matter to rows with a seed.
 
     A token's log-probability is that of softmax(logits / temperature), before top-k and top-p, as in SGLang;
     greedy rows (temperature 0) report it at temperature 1.
@@ -331,7 +375,11 @@ def sample(
         kept = torch.stack([_nucleus(row, p) for row, p in zip(log_probs, params, strict=True)])
     # One uniform number a row through the cumulative distribution: far cheaper than torch.multinomial here.
     cumulative = kept.exp().cumsum(dim=-1, dtype=torch.float64)
-    uniform = torch.rand(len(params), 1, generator=random, dtype=torch.float64) * cumulative[:, -1:]
+    uniform = torch.rand(len(params), 1, generator=generator, dtype=torch.float64)
+    for row, (p, position) in enumerate(zip(params, positions, strict=False)):
+        if p.sampling_seed >= 0:
+            uniform[row] = random.Random(f"{p.sampling_seed} {position}").random()
+    uniform *= cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, uniform, right=True).clamp(max=logits.shape[1] - 1)[:, 0]
     greedy = torch.tensor([p.temperature == 0 for p in params])
     tokens = torch.where(greedy, log_probs.argmax(dim=-1), tokens)

@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from demo.world_facts import Question
@@ -18,19 +20,32 @@ MAX_RESPONSE_LEN = 80  # tokens of one engine call
 
 
 def slime_args(
-    *, model: str, engine_port: int, retriever_port: int, max_length: int, api_mode: str = "generate"
+    *,
+    model: str,
+    engine_port: int,
+    retriever_port: int,
+    max_length: int,
+    api_mode: str = "generate",
+    seed: int | None = None,
+    searches: Path | None = None,
+    repeats: bool = False,
 ) -> argparse.Namespace:
     """What slime's command line would hold, and all settings, as a --custom-config-path file would add them.
 
     Every setting is given, so that none comes from the user's environment and a run means the same everywhere.
+    With a `seed`, every sample of a group draws by a seed of its own, and searches are kept in the file `searches`;
+    if the run `repeats` another one, they are read from it and the retriever is never asked.
     """
-    return plugin_args(
+    kept = {"search_cache": str(searches or ""), "search_cache_mode": "replay" if repeats else "readwrite"}
+    args = plugin_args(
         model=model,
         engine_url=f"http://127.0.0.1:{engine_port}",
-        settings=settings(api_mode, max_length) | {"retrieval_server_url": f"http://127.0.0.1:{retriever_port}"},
+        settings=settings(api_mode, max_length) | kept | {"retrieval_server_url": f"http://127.0.0.1:{retriever_port}"},
         temperature=TEMPERATURE,
         max_response_len=MAX_RESPONSE_LEN,
     )
+    args.rollout_seed = seed
+    return args
 
 
 def settings(api_mode: str, max_length: int) -> dict[str, Any]:
@@ -89,7 +104,7 @@ async def roll_out(
     args: argparse.Namespace, questions: Sequence[Question], *, samples: int, evaluation: bool, title: str
 ) -> list[list[Any]]:
     """`samples` rewarded slime Samples for each question; one greedy sample each in an evaluation."""
-    from slime.rollout.sglang_rollout import GenerateState, generate_and_rm_group
+    from slime.rollout.sglang_rollout import GenerateState, generate_and_rm
 
     state = GenerateState(args)
     params = state.sampling_params | ({"temperature": 0.0} if evaluation else {})
@@ -100,11 +115,26 @@ async def roll_out(
     with Progress(title, len(groups), "questions") as progress:
 
         async def run(group: list[Any]) -> list[Any]:
-            finished = await generate_and_rm_group(args, group, params, evaluation=evaluation)
+            own = [params | _seed_of(args, sample, samples) for sample in group]
+            rollouts = (
+                generate_and_rm(args, sample, given, evaluation=evaluation)
+                for sample, given in zip(group, own, strict=True)
+            )
+            finished = await asyncio.gather(*rollouts)
             progress.update()
             return finished
 
         return await asyncio.gather(*map(run, groups))
+
+
+def _seed_of(args: argparse.Namespace, sample: Any, samples: int) -> dict[str, int]:
+    """slime's parameter for deterministic inference, but another seed for each sample of a step, not of a group only.
+
+    So a step's requests can be told apart, even if it asks a question twice.
+    """
+    if args.rollout_seed is None:
+        return {}
+    return {"sampling_seed": args.rollout_seed + sample.group_index * samples + sample.index}
 
 
 def row_of(question: Question, api_mode: str) -> dict[str, Any]:
@@ -112,6 +142,16 @@ def row_of(question: Question, api_mode: str) -> dict[str, Any]:
     extra = {"question_id": question.id, "hops": len(question.hops)}
     mode: PromptMode = "chat" if api_mode == "chat" else "generate"
     return prompt_row(question.text, question.answers, "demo", mode=mode, extra=extra)
+
+
+def evaluation_rows(questions: Iterable[Question], api_mode: str, corpus: Path) -> Iterator[dict[str, Any]]:
+    """Rows of held-out questions, each with the passages that answer it, for `search-r1 exam`."""
+    passages = map(json.loads, corpus.read_text(encoding="utf-8").splitlines())
+    contents = {passage["id"]: passage["contents"] for passage in passages}
+    for question in questions:
+        row = row_of(question, api_mode)
+        row["metadata"]["gold_passages"] = [contents[hop.passage_id] for hop in question.hops]
+        yield row
 
 
 def sample_of(args: argparse.Namespace, tokenizer: Any, question: Question, index: int = 0) -> Any:

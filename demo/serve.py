@@ -2,6 +2,7 @@
 
     search-r1 chat RUN           ask it questions at the terminal; --ask "…" asks one
     search-r1 evaluate RUN       its held-out questions again, into RUN/evaluation-after
+    search-r1 exam RUN           whether it searches, and whether that helps it, into RUN/exam-after
     search-r1 preflight RUN      the checks of a training setup, with one real rollout
     search-r1 serve RUN          serve both until Ctrl-C, for programs of your own
 
@@ -86,12 +87,11 @@ def served(run: Path, phase: str, cache: Path) -> Iterator[Served]:
 
             from demo.engine import Engine
             from demo.engine_server import EngineServer
-            from demo.models import encoder_folder, load_policy
+            from demo.models import load_policy, onnx_encoder_folder
             from demo.retriever_process import RetrieverProcess, build_index, index_path
 
-            corpus, encoder = run / "corpus.jsonl", encoder_folder()
+            corpus, encoder = run / "corpus.jsonl", onnx_encoder_folder(cache)
             index = index_path(cache, corpus)
-            cache.mkdir(parents=True, exist_ok=True)
             build_index(corpus, index, encoder)
             policy, tokenizer = load_policy(model)
             retriever = stack.enter_context(RetrieverProcess(corpus, index, encoder, run / "retriever.log"))
@@ -128,6 +128,14 @@ def evaluate(run: Served, more: Sequence[str]) -> int:
     return command([*_evaluation_options(run), *fixed, *output, *more])
 
 
+def exam(run: Served, more: Sequence[str]) -> int:
+    """Five arms over the held-out questions, into a folder of the run."""
+    from evaluation.exam import main as command
+
+    fixed = ["--concurrency", "256", "--data", str(run.run / "eval.jsonl")]
+    return command([*_evaluation_options(run), *fixed, "--output", str(run.run / f"exam-{run.phase}"), *more])
+
+
 def preflight(run: Served, more: Sequence[str]) -> int:
     """The checks of a training setup as far as they apply to the demo, and one real rollout."""
     from demo.rollouts import MAX_RESPONSE_LEN
@@ -151,6 +159,7 @@ def preflight(run: Served, more: Sequence[str]) -> int:
 DOINGS: dict[str, Callable[[Served, Sequence[str]], int]] = {
     "chat": chat,
     "evaluate": evaluate,
+    "exam": exam,
     "preflight": preflight,
 }
 

@@ -96,6 +96,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="keep the models before and after GRPO in the run's folder, for chat and evaluate (540 MB each)",
     )
+    parser.add_argument(
+        "--keep-steps",
+        action="store_true",
+        help="keep what repeats each GRPO step (540 MB each), for `search-r1 replay`",
+    )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run; its own options apply")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -142,7 +147,13 @@ def run(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     say("phase 1 of 5: model, corpus, index, servers, about a minute")
     with Progress("loading PyTorch, the model and the questions"):
-        from demo.models import encoder_folder, keep_tokenizer, load_policy, policy_folder, tool_tokenizer_folder
+        from demo.models import (
+            keep_tokenizer,
+            load_policy,
+            onnx_encoder_folder,
+            policy_folder,
+            tool_tokenizer_folder,
+        )
         from demo.retriever_process import RetrieverProcess, build_index, index_path
         from demo.world_facts import build_world, load_questions, write_world
 
@@ -151,9 +162,9 @@ def run(args: argparse.Namespace) -> int:
         world = args.world or args.cache / "world"
         if args.world is None:
             write_world(build_world(), world)
+        encoder = onnx_encoder_folder(args.cache)
         train, held_out = load_questions(world / "train.jsonl"), load_questions(world / "held_out.jsonl")
     held_out = held_out[: args.held_out]
-    encoder = encoder_folder()
     index = index_path(args.cache, world / "corpus.jsonl")
     build_index(world / "corpus.jsonl", index, encoder)
 
@@ -161,12 +172,13 @@ def run(args: argparse.Namespace) -> int:
 
     from demo.engine import Engine
     from demo.engine_server import EngineServer
-    from demo.rollouts import row_of, settings, slime_args
+    from demo.kept_steps import SEARCHES
+    from demo.rollouts import evaluation_rows, settings, slime_args
     from demo.run_folder import RunFolder
     from demo.training_run import TrainingRun
 
     folder = RunFolder.existing(args.resume) if args.resume else RunFolder(args.runs, args.seed)
-    rows = (row_of(question, args.api_mode) for question in held_out)
+    rows = evaluation_rows(held_out, args.api_mode, world / "corpus.jsonl")
     folder.keep_evaluation(rows, settings(args.api_mode, MAX_LENGTH), world / "corpus.jsonl")
     tokenizer_folder = tool_tokenizer_folder(model_folder, args.cache) if args.api_mode == "chat" else model_folder
     keep_tokenizer(tokenizer_folder, folder.path / "tokenizer")
@@ -186,6 +198,8 @@ def run(args: argparse.Namespace) -> int:
             retriever_port=retriever.port,
             max_length=MAX_LENGTH,
             api_mode=args.api_mode,
+            seed=args.seed if args.keep_steps else None,
+            searches=folder.path.absolute() / SEARCHES if args.keep_steps else None,
         )
         finished = TrainingRun(args, plugin, folder, model, tokenizer, engine, train, held_out, started).run()
     _say_what_next(folder.path, finished, args.save_models)
@@ -199,6 +213,7 @@ def _say_what_next(run: Path, finished: bool, has_models: bool) -> None:
         commands = {"look through its trajectories": ("view", run), "compare before and after": ("compare", run)}
     if finished and has_models:
         commands |= {"ask the trained model": ("chat", run), "evaluate it again": ("evaluate", run)}
+        commands |= {"find out whether searching helps it": ("exam", run)}
         commands |= {"check it with preflight": ("preflight", run)}
     print("next:")
     for what, words in commands.items():

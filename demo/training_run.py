@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from demo import checkpoint
+from demo import checkpoint, kept_steps
+from demo.admission_order import AdmissionOrder
 from demo.engine import Engine
 from demo.grpo import StepResult, TrainSample, group_advantages, train_step
 from demo.report import write_report
@@ -266,10 +267,12 @@ class TrainingRun:
     async def _grpo_step(self, step: int) -> tuple[Metrics, dict[str, float], StepResult | None, int]:
         """Rollouts, advantages, one optimiser step, new weights for the engine; the second is `rollout_metrics`."""
         questions = [self._next_question() for _ in range(self.args.questions_per_step)]
-        samples = self.args.samples
+        order = self.engine.begin_step() if self.args.keep_steps else None
         groups = await roll_out(
-            self.plugin, questions, samples=samples, evaluation=False, title=f"step {step} rollouts"
+            self.plugin, questions, samples=self.args.samples, evaluation=False, title=f"step {step} rollouts"
         )
+        if order:
+            self._keep_step(step, questions, groups, order)
         if step == 1 or step % SHOWN_EVERY == 0:
             for sample in groups[0][:2]:
                 self.folder.append_trajectory(f"step {step}", sample, self.tokenizer)
@@ -289,6 +292,20 @@ class TrainingRun:
         result = train_step(self.model, self.optimizer, batch, self.dtype, self.plugin.rollout_temperature)
         self.engine.load_weights(self.model, str(step))
         return metrics, series, result, trained
+
+    def _keep_step(
+        self, step: int, questions: Sequence[Question], groups: Sequence[Sequence[Any]], order: AdmissionOrder
+    ) -> None:
+        """What `search-r1 replay` needs; the weights are still those of the step's rollouts."""
+        facts = {
+            "seed": self.args.seed,
+            "samples": self.args.samples,
+            "dtype": self.args.dtype,
+            "api_mode": self.args.api_mode,
+            "weight_version": self.engine.weight_version,
+            "order": order.recorded,
+        }
+        kept_steps.keep(self.folder.path, step, self.model, questions, groups, facts)
 
     def _record_step(
         self,

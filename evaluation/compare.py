@@ -6,7 +6,8 @@
 
 For each set and for all questions together: exact match of both, the difference with its 95 % paired bootstrap
 interval, and McNemar's exact test: of the questions that only one of the two has right, how likely so uneven a split is
-if neither is better. Only questions that both were asked are compared.
+if neither is better. Only questions that both were asked are compared. Where each was asked several times, a question
+counts by the mean of its samples, and for the test by which run's mean is higher; pass@k and majority@n follow.
 """
 
 import argparse
@@ -14,15 +15,16 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evaluation.metrics import interval, resampled_means
-from evaluation.records import is_demo_run, read_records
+from evaluation.records import is_demo_run, key_of, read_records
 from evaluation.report import aligned
+from evaluation.several_samples import together
 
 ALL = "all questions"
 
@@ -35,7 +37,7 @@ class Comparison(NamedTuple):
     second: float
     low: float  # of second - first, 95 %
     high: float
-    only_first: int  # right in the first run alone
+    only_first: int  # questions right in the first run alone; of several samples: better there
     only_second: int
     p_value: float
 
@@ -48,7 +50,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def compare(first: Sequence[float], second: Sequence[float], name: str = "", seed: int = 0) -> Comparison:
-    """Exact match (0 or 1) of two runs, question by question in the same order."""
+    """Exact match (from 0 to 1) of two runs, question by question in the same order."""
     pairs = np.array([first, second]).T  # (N, 2)
     difference = (pairs[:, 1] - pairs[:, 0])[:, None]
     low, high = interval(resampled_means(difference, name, seed)[:, 0])
@@ -59,29 +61,44 @@ def compare(first: Sequence[float], second: Sequence[float], name: str = "", see
 
 
 def compare_runs(first: Path, second: Path | None = None) -> tuple[dict[str, Comparison], int]:
-    """Set → comparison, all questions last; and how many questions only one of the runs was asked.
+    """Set → comparison, all questions last; and how many questions only one of the runs has (all samples of).
 
-    Without `second`, `first` is a demo run, whose model before GRPO is compared with the one after. Raises ValueError
-    if a folder is no run, or no question is shared.
+    If both asked each question several times, exact match is the mean over the samples, and "SET, pass@k" and
+    "SET, majority@n" follow, where both runs have them. Without `second`, `first` is a demo run, whose model before
+    GRPO is compared with the one after. Raises ValueError if a folder is no run, or no question is shared.
     """
     if second is None and not is_demo_run(first):
         raise ValueError(f"{first} is not the folder of a demo run; name a second evaluation to compare it with.")
     sides = [(first, "before" if second is None else "after"), (second or first, "after")]
-    runs = [{record["id"]: record for record in read_records(folder, phase)} for folder, phase in sides]
-    if second is None and not runs[1]:
+    recorded = [read_records(folder, phase) for folder, phase in sides]
+    if second is None and not recorded[1]:
         raise ValueError(f"The run in {first} has not reached its last evaluation.")
+    runs = [_questions(records) for records in recorded]
     shared = sorted(runs[0].keys() & runs[1].keys())
     if not shared:
         raise ValueError(f"{first} and {second} have no question in common.")
     by_set: defaultdict[str, list[str]] = defaultdict(list)
+    source_of = {record["id"]: record["data_source"] for record in recorded[0]}
     for question in shared:
-        by_set[runs[0][question]["data_source"]].append(question)
+        by_set[source_of[question]].append(question)
     groups = dict(sorted(by_set.items())) | ({ALL: shared} if len(by_set) > 1 else {})
+    measures = [name for name in runs[0][shared[0]] if name in runs[1][shared[0]]]
     found = {}
     for name, group in groups.items():
-        first_em, second_em = ([run[question]["scores"]["em"] for question in group] for run in runs)
-        found[name] = compare(first_em, second_em, name)
+        for measure in measures:
+            ones, others = ([run[question][measure] for question in group] for run in runs)
+            found[name if measure == "em" else f"{name}, {measure}"] = compare(ones, others, name)
     return found, len(runs[0].keys() ^ runs[1].keys())
+
+
+def _questions(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Question → its measures over all its samples; an interrupted run's questions that lack samples are left out."""
+    samples: defaultdict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for record in records:
+        question, number = key_of(record)
+        samples[question][number] = record["scores"]
+    count = max(map(len, samples.values()), default=0)
+    return {question: together(list(rows.values())) for question, rows in samples.items() if len(rows) == count}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

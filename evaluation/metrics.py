@@ -57,9 +57,14 @@ def scores_of(sample: Any, golds: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def summarise(scores: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> dict[str, dict[str, Estimate]]:
-    """Set → metric → estimate, and under "average" the mean of the sets' means, each set weighing the same."""
-    tables = {name: np.array([[row[key] for key in METRICS] for row in rows]) for name, rows in scores.items()}
+def summarise(
+    scores: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0, metrics: Sequence[str] = tuple(METRICS)
+) -> dict[str, dict[str, Estimate]]:
+    """Set → metric → estimate, and under "average" the mean of the sets' means, each set weighing the same.
+
+    A row is a question: of several samples, their scores taken together. So the bootstrap draws whole questions.
+    """
+    tables = {name: np.array([[row[key] for key in metrics] for row in rows]) for name, rows in scores.items()}
     means = {name: table.mean(axis=0) for name, table in tables.items()}
     draws = {name: resampled_means(table, name, seed) for name, table in tables.items()}
     if len(tables) > 1:
@@ -68,7 +73,7 @@ def summarise(scores: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) 
     return {
         name: {
             key: Estimate(float(means[name][column]), *interval(draws[name][:, column]))
-            for column, key in enumerate(METRICS)
+            for column, key in enumerate(metrics)
         }
         for name in means
     }

@@ -23,10 +23,15 @@ SAMPLE_FIELDS = (  # of slime's Sample, as its debug dumps hold them; `status` i
 )
 
 
-def record_of(sample: Any, **more: Any) -> dict[str, Any]:
+def record_of(sample: Any, /, **more: Any) -> dict[str, Any]:
     """A slime Sample as one JSON object; `more` are further keys."""
     fields = {name: getattr(sample, name) for name in SAMPLE_FIELDS if hasattr(sample, name)}
     return {**more, **fields, "status": sample.status.value}
+
+
+def key_of(record: Mapping[str, Any]) -> tuple[str, int]:
+    """The question's id, and which of its samples this is: 0 where each was asked once."""
+    return record["id"], record.get("sample", 0)
 
 
 def read_records(folder: Path, phase: str = "") -> list[dict[str, Any]]:
@@ -62,14 +67,14 @@ class Records:
     """The trajectories of one run, appended as they come; `with Records(folder, settings) as records`.
 
     A folder that holds a run with the same settings is continued: `scores` has what is finished already. Discarded
-    questions are forgotten, so that they are asked again.
+    samples are forgotten, so that they are asked again.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Raises ValueError if the folder holds a run with other settings, or another process is writing to it."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.scores: dict[str, dict[str, Any]] = {}  # question id → scores
+        self.scores: dict[tuple[str, int], dict[str, Any]] = {}  # question id, sample → scores
         self._file = (folder / "trajectories.jsonl").open("a", encoding="utf-8")
         try:
             self._lock()
@@ -86,14 +91,10 @@ class Records:
         self._file.close()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Writes one finished question."""
+        """Writes one finished sample."""
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
-        self.scores[record["id"]] = record["scores"]
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Replaces a file of the folder."""
-        _write_json(self.folder / name, value)
+        self.scores[key_of(record)] = record["scores"]
 
     def _lock(self) -> None:
         try:
@@ -102,14 +103,14 @@ class Records:
             raise ValueError(f"Another evaluation is writing to {self.folder}; give another --output.") from error
 
     def _keep_finished(self) -> None:
-        """Rewrites the file in place (its lock stays) if a line was cut off or a question was discarded."""
+        """Rewrites the file in place (its lock stays) if a line was cut off or a sample was discarded."""
         path = self.folder / "trajectories.jsonl"
         kept = []
         for line in _whole_lines(path):
             record = json.loads(line)
             if not record["scores"]["gave_up"]:
                 kept.append(line)
-                self.scores[record["id"]] = record["scores"]
+                self.scores[key_of(record)] = record["scores"]
         if sum(len(line.encode()) + 1 for line in kept) != path.stat().st_size:
             self._file.truncate(0)
             self._file.writelines(line + "\n" for line in kept)
@@ -121,7 +122,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     path = folder / "settings.json"
     now = json.loads(json.dumps(settings))
     if not path.is_file():
-        _write_json(path, now)
+        write_json(path, now)
         return
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +142,7 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Whole or not at all: an interruption leaves the old file."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

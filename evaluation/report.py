@@ -45,7 +45,23 @@ def tables(summary: Summary, counts: Mapping[str, int]) -> str:
         ]
         for name, row in summary.items()
     ]
-    return "\n".join(["", *aligned(header, rows), *_beside_the_paper(summary, counts), ""])
+    several = _of_several_samples(summary, counts)
+    return "\n".join(["", *aligned(header, rows), *several, *_beside_the_paper(summary, counts), ""])
+
+
+def _of_several_samples(summary: Summary, counts: Mapping[str, int]) -> list[str]:
+    """pass@k and the majority's answer, if questions were asked several times."""
+    measures = [key for key in next(iter(summary.values())) if "@" in key]
+    if not measures:
+        return []
+    samples = measures[-1].partition("@")[2]
+    rows = [
+        [_title(name, counts), *(f"{row[key].mean:.3f} ({row[key].low:.3f} to {row[key].high:.3f})" for key in keys)]
+        for name, row in summary.items()
+        for keys in [["em", *measures]]
+    ]
+    note = f"exact match of {samples} samples, intervals over questions; avg@{samples} is EM above, and pass@1:"
+    return ["", note, *aligned(["set", f"avg@{samples}", *measures], rows)]
 
 
 def _beside_the_paper(summary: Summary, counts: Mapping[str, int]) -> list[str]:

@@ -6,7 +6,8 @@
     search-r1 evaluate runs/demo-…                      a demo run's model on its own held-out questions
 
 500 questions of each set, always the same ones; greedy. The output folder gets trajectories.jsonl (one line per
-question, as it finishes), results.json and results.png. The same command continues an interrupted evaluation.
+sample, as it finishes), results.json and results.png. The same command continues an interrupted evaluation.
+--samples 8 --temperature 1 asks each question eight times: pass@k, and whether the majority's answer is right.
 --search none is the closed-book control: the same questions from memory, scored alike.
 One of slime's checkpoints (torch_dist) is converted first, and needs an engine that is started on the result:
 
@@ -21,16 +22,18 @@ import hashlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from evaluation.corpus_audit import audit_lines
 from evaluation.metrics import scores_of
 from evaluation.options import absolute, add_options, running_plugin
 from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
-from evaluation.records import Records, record_of
+from evaluation.records import Records, record_of, write_json
+from evaluation.several_samples import measures, together
 from evaluation.terminal import Progress, short, typed
 
 SECRETS = {"google_api_key"}
@@ -61,7 +64,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE", help="parquet or jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder of this evaluation")
     parser.add_argument("--mode", choices=["xml", "chat"], help="(default: what the data was prepared for)")
-    parser.add_argument("--per_set", type=_count_or_all, default=500, help="questions of each set, or `all` (500)")
+    parser.add_argument("--per_set", type=count_or_all, default=500, help="questions of each set, or `all` (500)")
+    parser.add_argument("--samples", type=int, default=1, help="how often each question is asked (1)")
     parser.add_argument("--limit", type=int, help="maximum number of questions, for a first look")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of questions and of the bootstrap (0)")
     parser.add_argument("--concurrency", type=int, default=64, help="questions asked at the same time (64)")
@@ -69,14 +73,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slime_dir", type=Path, help="slime's repository, for its converter")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where converted checkpoints are kept")
     options = parser.parse_args(argv)
-    if options.concurrency < 1 or (options.limit is not None and options.limit < 1):
-        parser.error("--concurrency and --limit must be 1 or more")
+    if min(options.concurrency, options.samples) < 1 or (options.limit is not None and options.limit < 1):
+        parser.error("--concurrency, --samples and --limit must be 1 or more")
+    if options.samples > 1 and options.temperature == 0:
+        parser.error("--samples needs a --temperature above 0, such as 1: greedy samples of a question are all alike")
     if options.megatron_checkpoint and (not options.slime_dir or options.engine not in ("sglang", "demo")):
         parser.error("--megatron_checkpoint needs --slime_dir, and --engine sglang, which is started on what comes out")
     return options
 
 
-def _count_or_all(text: str) -> int | None:
+def count_or_all(text: str) -> int | None:
+    """A number above 0, or None for `all`."""
     if text == "all":
         return None
     with suppress(ValueError):
@@ -90,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     print("loading the questions and the tokenizer", flush=True)
     find_slime()
     questions = choose(read_questions(options.data), options.per_set, options.seed)[: options.limit]
-    mode = _mode(options.mode, questions)
+    mode = mode_for(options.mode, questions)
     model = absolute(options.model)
     if options.megatron_checkpoint:
         from evaluation.megatron import convert
@@ -101,17 +108,17 @@ def run(options: argparse.Namespace) -> int:
     closed_book = options.search == "none"
     options.output.mkdir(parents=True, exist_ok=True)
     with running_plugin(options, model, "xml" if closed_book else mode, options.output / "engine.log") as plugin:
-        settings = _settings(options, plugin, questions, mode)
+        several = {"samples": options.samples} if options.samples > 1 else {}
+        settings = settings_of(options, plugin, questions, mode) | several
         with Records(options.output, settings) as records:
-            todo = [question for question in questions if question.id not in records.scores]
-            if len(todo) < len(questions):
-                print(f"{len(questions) - len(todo)} of {len(questions)} questions are finished already", flush=True)
+            asked = with_rows(plugin, closed_book_row) if closed_book else with_rows(plugin)
             with asyncio.Runner() as runner:
-                runner.run(ask_all(plugin, questions, todo, records, options.concurrency, closed_book))
+                runner.run(ask_all(questions, records, options.concurrency, asked, options.samples))
             return report(options, settings, questions, records)
 
 
-def _mode(asked: str | None, questions: Sequence[Question]) -> str:
+def mode_for(asked: str | None, questions: Sequence[Question]) -> str:
+    """The mode that the data was prepared for. Raises ValueError if another one is asked for."""
     prepared = mode_of(questions)
     if asked not in (None, prepared):
         raise ValueError(
@@ -120,7 +127,7 @@ def _mode(asked: str | None, questions: Sequence[Question]) -> str:
     return prepared
 
 
-def _settings(
+def settings_of(
     options: argparse.Namespace, plugin: argparse.Namespace, questions: Sequence[Question], mode: str
 ) -> dict[str, Any]:
     """What the figures depend on; a run is continued only if all of it is the same. Raises ConfigError."""
@@ -143,41 +150,64 @@ def _settings(
     }
 
 
+# Question, slot → slime's args and the row with which it is asked. No two questions hold a slot at the same time.
+Asked = Callable[[Question, int], tuple[argparse.Namespace, Mapping[str, Any]]]
+
+
+def with_rows(plugin: argparse.Namespace, row_of: Callable[[Question], Mapping[str, Any]] | None = None) -> Asked:
+    """All questions with the same args; as prepared, or with the rows of `row_of`."""
+    return lambda question, slot: (plugin, row_of(question) if row_of else question.row)
+
+
 async def ask_all(
-    plugin: argparse.Namespace,
     questions: Sequence[Question],
-    todo: Sequence[Question],
     records: Records,
     concurrency: int,
-    closed_book: bool,
+    asked: Asked,
+    samples: int = 1,
+    title: str = "evaluation",
 ) -> None:
-    """Asks `todo`, `concurrency` questions at a time, and records each as it is finished."""
+    """Asks each question `samples` times, `concurrency` at a time, and records each sample as it is finished.
+
+    What `records` holds already is not asked again. `asked` says with which args and row.
+    """
     from slime.rollout.sglang_rollout import GenerateState
 
     import generate_with_search
 
-    state = GenerateState(plugin)
-    index = {question.id: number for number, question in enumerate(questions)}
-    slots = asyncio.Semaphore(concurrency)
+    unit = "questions" if samples == 1 else "samples"
+    total, done = samples * len(questions), len(records.scores)
+    if done:
+        print(f"{done} of {total} {unit} are finished already", flush=True)
+    slots: asyncio.Queue[int] = asyncio.Queue()
+    for slot in range(concurrency):
+        slots.put_nowait(slot)
     right = sum(scores["em"] for scores in records.scores.values())
-    progress = Progress("evaluation", len(questions), "questions", done=len(records.scores))
+    progress = Progress(title, total, unit, done=done)
 
-    async def one(question: Question) -> None:
+    async def one(question: Question, group: int, number: int) -> None:
         nonlocal right
-        row = closed_book_row(question) if closed_book else question.row
-        async with slots:
-            sample = sample_of_row(plugin, state.tokenizer, row, index[question.id])
-            sample = await ask(plugin, sample, sampling_params(plugin))
+        slot = await slots.get()
+        try:
+            args, row = asked(question, slot)
+            sample = sample_of_row(args, GenerateState(args).tokenizer, row, group * samples + number)
+            sample.group_index = group
+            sample = await ask(args, sample, sampling_params(args))
+        finally:
+            slots.put_nowait(slot)
         scores = scores_of(sample, question.golds)
-        records.add(record_of(sample, id=question.id, data_source=question.data_source, scores=scores))
+        which = {"id": question.id, "sample": number, "data_source": question.data_source}
+        records.add(record_of(sample, **which, scores=scores))
         right += scores["em"]
         progress.update(note=f"exact match {right / len(records.scores):.3f}")
 
     try:
         with progress:
-            async with asyncio.TaskGroup() as group:
-                for question in todo:
-                    group.create_task(one(question))
+            async with asyncio.TaskGroup() as tasks:
+                for group, question in enumerate(questions):
+                    for number in range(samples):
+                        if (question.id, number) not in records.scores:
+                            tasks.create_task(one(question, group, number))
     except ExceptionGroup as errors:  # a wrong setting: every question meets it
         raise errors.exceptions[0] from None
     finally:
@@ -188,30 +218,34 @@ def report(
     options: argparse.Namespace, settings: dict[str, Any], questions: Sequence[Question], records: Records
 ) -> int:
     """Tables on the terminal, results.json and results.png; the exit code."""
-    from evaluation.metrics import summarise
+    from evaluation.metrics import METRICS, summarise
     from evaluation.report import draw, rank, tables
 
     by_set: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for question in sorted(questions, key=lambda question: (rank(question.data_source), question.id)):
-        by_set[question.data_source].append(records.scores[question.id])
-    summary = summarise(by_set, options.seed)
+        samples = [records.scores[question.id, number] for number in range(options.samples)]
+        by_set[question.data_source].append(together(samples, list(METRICS)))
+    summary = summarise(by_set, options.seed, [*METRICS, *measures(options.samples)])
     counts = {name: len(rows) for name, rows in by_set.items()}
     results = {
         name: {"questions": counts.get(name, len(questions)), **{key: value._asdict() for key, value in row.items()}}
         for name, row in summary.items()
     }
-    records.write_json("results.json", {"settings": settings, "results": results})
+    write_json(options.output / "results.json", {"settings": settings, "results": results})
     print(tables(summary, counts))
+    if audited := audit_lines(options.search, set(counts)):
+        print("\n".join(audited), end="\n\n")
     draw(summary, counts, options.output / "results.png", title=Path(options.model).name)
     print(f"{short(options.output)} has it all; look through it with: {typed('view', options.output)}", flush=True)
     rows = list(records.scores.values())
+    unit = "questions" if options.samples == 1 else "samples"
     failed, searched = (int(sum(row[key] for row in rows)) for key in ("failed_searches", "searches"))
     if failed:
         print(f"warning: {failed} of {searched} searches failed, which lowers the figures", file=sys.stderr)
     gave_up = int(sum(row["gave_up"] for row in rows))
     if gave_up:
         print(
-            f"error: {gave_up} of {len(rows)} questions were discarded and count as wrong; the log above says why. "
+            f"error: {gave_up} of {len(rows)} {unit} were discarded and count as wrong; the log above says why. "
             "The same command asks them again.",
             file=sys.stderr,
         )

@@ -5,7 +5,7 @@ A dump is read whole, since that is how torch stores it; JSONL is read line by l
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,17 @@ class FileSample(NamedTuple):
     fields: dict[str, Any]
     bytes_read: int  # of the file, since the sample before
     where: str  # for messages: file, and line or sample
+
+
+def sample_files_of(paths: Sequence[Path]) -> list[Path]:
+    """The files of a command line: a folder of an evaluation or a demo run stands for its trajectories.
+
+    Raises ValueError that names those that are missing.
+    """
+    files = [path / "trajectories.jsonl" if path.is_dir() else path for path in paths]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise ValueError(f"There is no file {', '.join(missing)}.")
+    return files
 
 
 def read_samples(path: Path, *, trust_pickle: bool = False) -> Iterator[FileSample]:

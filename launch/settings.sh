@@ -15,7 +15,8 @@ set -o allexport # preflight, the tmux windows and the job read them too
 : "${SAVE_INTERVAL:=100}"                                           # rollouts between two checkpoints
 : "${PROMPT_DATA:=/root/nq_search/train.parquet}"                   # made by oai_format_data_preprocess.py
 : "${APPLY_CHAT_TEMPLATE:=1}"                                       # 0: prompts of generate mode are used as they are
-: "${EVAL_DATA:=/root/nq_search/test.parquet@[0:1000]}"             # evaluation data; @[from:to] selects rows
+: "${EVAL_CONFIG:=/root/nq_search/eval.yaml}"                        # evaluation sets, made by oai_format_data_preprocess.py
+: "${EVAL_DATA:=}"                                                  # one evaluation file instead; @[from:to] selects rows
 : "${CUSTOM_CONFIG_PATH:=}"                                         # YAML of settings, slime's --custom-config-path
 : "${PYTHON:=python3}"                                              # Python with slime's packages
 : "${LOG_DIR:=$HERE/logs}"                                          # logs of the tmux windows
@@ -47,13 +48,15 @@ check_whole_numbers ROLLOUT_BATCH_SIZE N_SAMPLES_PER_PROMPT
 : "${KL_LOSS_COEF:=0.00}"                                           # KL coefficient; 0 only logs the divergence
 : "${EPS_CLIP:=0.2}"                                                # lower clip of the ratio
 : "${EPS_CLIP_HIGH:=0.28}"                                          # upper clip of the ratio
+: "${CORRECTION:=none}"                                              # weights for engine against trainer: none, tis (cut at 2), mis (0.5 to 2)
+: "${MISMATCH_FIGURES:=1}"                                          # 0: no figures of that difference; saves a forward pass
 : "${LEARNING_RATE:=1e-6}"                                          # learning rate, constant
 : "${ROLLOUT_TEMPERATURE:=$(default_temperature)}"                  # 0.8 in generate mode, 1.0 in chat mode
 : "${ROLLOUT_MAX_RESPONSE_LEN:=512}"                                # maximum tokens per engine call
 
 # --- evaluation and logging ---
 : "${EVAL_INTERVAL:=0}"                                             # rollouts between two evaluations; 0: none
-: "${EVAL_NAME:=nq_test}"                                           # name of the evaluation's curves
+: "${EVAL_NAME:=nq_test}"                                           # name of EVAL_DATA's curves
 : "${EVAL_TEMPERATURE:=0}"                                          # sampling in evaluation; 0: greedy
 : "${N_SAMPLES_PER_EVAL_PROMPT:=1}"                                 # responses per question
 : "${USE_WANDB:=0}"                                                 # 1: W&B; the key by `wandb login` or WANDB_API_KEY

@@ -2,6 +2,7 @@
 
     python local_dense_retriever/build_index.py --corpus_path wiki.jsonl --index_path e5_Flat.index
     python local_dense_retriever/build_index.py --from_index e5_Flat.index --index_path e5_SQ8.index --index_type SQ8
+    python local_dense_retriever/build_index.py --append more.jsonl --corpus_path wiki.jsonl --index_path e5_Flat.index
 
 Two files lie beside an unfinished index:
 
@@ -10,12 +11,12 @@ Two files lie beside an unfinished index:
 
 The same command, run again, continues after those rows. A flat index is this file renamed, so building one needs no
 second copy. Any other type is converted from it at the end, or from a finished flat index by --from_index.
+Adding passages to a corpus and its flat index is appending.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.embedding import PartialEmbeddings, embed
 from local_dense_retriever.errors import InputError, run_resumable
 from local_dense_retriever.flat_file import FlatFile, require_flat
-from local_dense_retriever.index_note import IndexNote, note_path, read_note, write_note
+from local_dense_retriever.index_note import IndexNote, publish, read_note, write_note
 from local_dense_retriever.loading import add_encoder_arguments
 
 
@@ -48,13 +49,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="Flat, BM25, or a FAISS factory string such as SQ8, IVF4096,SQ8 or HNSW32 (default: Flat)",
     )
     add_encoder_arguments(parser)
-    parser.add_argument("--batch_size", type=int, default=64, help="passages encoded at a time (default: 64)")
+    parser.add_argument(
+        "--batch_size", type=int, help="passages encoded at a time (default: 64 by torch, 16 by onnxruntime)"
+    )
+    parser.add_argument(
+        "--append", metavar="FILE", help="jsonl file of new passages: adds them to --corpus_path and its flat index"
+    )
     parser.add_argument("--overwrite", action="store_true", help="build again although the index exists")
     return parser.parse_args(argv)
 
 
 def build(args: argparse.Namespace) -> None:
     """Writes the index; raises InputError if something in the arguments is wrong."""
+    if args.batch_size is not None and args.batch_size < 1:
+        raise InputError(f"--batch_size is {args.batch_size}; it must be at least 1")
+    if args.append:
+        from local_dense_retriever.appending import append
+
+        append(args)
+        return
     index_path = Path(args.index_path)
     if index_path.is_dir() and args.index_type != "BM25":
         raise InputError(f"--index_path {index_path} is a folder: give the name of the file to write")
@@ -66,8 +79,6 @@ def build(args: argparse.Namespace) -> None:
         raise InputError(f"--index_path {index_path} is what the index is to be made from: give another name")
     if not index_path.parent.is_dir():
         raise InputError(f"there is no folder {index_path.parent} to write the index into: create it first")
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size is {args.batch_size}; it must be at least 1")
     if args.from_index:
         convert(args, index_path)
     elif args.index_type == "BM25":
@@ -84,18 +95,18 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
         check_factory(args.index_type)
     corpus = Corpus(args.corpus_path)
     print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
-    from local_dense_retriever.devices import visible_devices  # torch: the checks above need not wait for it
-    from local_dense_retriever.encoder import Encoder
+    from local_dense_retriever.devices import gpus  # the checks above need not wait for torch or onnxruntime
+    from local_dense_retriever.encoder import load_encoder
 
-    encoder = Encoder(args.retriever_name, args.retriever_model, args.batch_size)
+    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
     note = IndexNote(
         corpus.digest, len(corpus), encoder.dim, args.retriever_name, args.retriever_model, args.index_type
     )
     with PartialEmbeddings(index_path, note) as partial:
-        embed(corpus, encoder, partial, visible_devices(), args)
+        embed(corpus, encoder, partial, gpus(), args)
         flat = partial.finish()
         if args.index_type == "Flat":
-            _publish(flat.path, index_path, note)
+            publish(flat.path, index_path, note)
         else:
             _write_converted(flat, index_path, args.index_type, note)
             flat.path.unlink()
@@ -135,15 +146,7 @@ def _write_converted(flat: FlatFile, index_path: Path, index_type: str, note: In
 
     temporary = index_path.with_name(index_path.name + ".tmp")
     write_converted(flat, temporary, index_type)
-    _publish(temporary, index_path, note)
-
-
-def _publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
-    """Gives the finished file its name. The old note goes first: no moment has an index with another one's note."""
-    note_path(index_path).unlink(missing_ok=True)
-    os.replace(finished, index_path)
-    if note:
-        write_note(index_path, note)
+    publish(temporary, index_path, note)
 
 
 if __name__ == "__main__":

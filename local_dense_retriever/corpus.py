@@ -16,7 +16,7 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from local_dense_retriever.downloaded import blocks
 from local_dense_retriever.errors import InputError
 
 # Magic, size and time of change (ns) of the corpus, its passages N, a digest of its bytes. (N + 1) int64 follow.
 HEADER = struct.Struct("<8sqqq16s")
+DIGEST_BYTES = 16
 MAGIC = b"offsets2"  # to be changed whenever the check of a line becomes stricter
 JSON_SPACE = b" \t\r\n"  # and nothing else: bytes.strip() also takes what the JSON parser refuses
 
@@ -58,6 +60,27 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    def __iter__(self) -> Iterator[Passage]:
+        """All passages in order, by ordinary reads: unlike mapped pages they never count as this process's memory."""
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.strip(JSON_SPACE):
+                    yield parse_passage(line)
+
+    def start(self, row: int) -> int:
+        """The byte of the file where a passage begins; for row len(self), the file's size."""
+        return int(self._offsets[row])
+
+    def begins_with(self, rows: int, digest: str) -> bool:
+        """Whether the first `rows` passages are a corpus with this digest. The end of its last line may be missing."""
+        hashed = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        with self.path.open("rb") as file:
+            for block in blocks(file, self.start(rows) - 1):
+                hashed.update(block)
+            without_its_end = hashed.hexdigest()
+            hashed.update(file.read(1))
+        return digest in (without_its_end, hashed.hexdigest())
 
     def passages(self, rows: Iterable[int]) -> list[Passage]:
         """The passages of these rows, in this order; IndexError for a row that is not in 0 … len - 1."""
@@ -96,7 +119,7 @@ def read_offsets(corpus: Path) -> Offsets | None:
 def build_offsets(corpus: Path) -> Offsets:
     """Reads the whole corpus, checking each line, and writes the sidecar."""
     before = corpus.stat()
-    starts, digest = array("q"), hashlib.blake2b(digest_size=16)
+    starts, digest = array("q"), hashlib.blake2b(digest_size=DIGEST_BYTES)
     offset = 0
     with (
         corpus.open("rb") as file,

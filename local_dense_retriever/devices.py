@@ -1,21 +1,39 @@
-"""Where torch computes."""
+"""Where vectors are computed. torch is imported by who needs it: a CPU server can do without."""
 
+from __future__ import annotations
+
+import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, ARM
 
 
+def gpus() -> list[str]:
+    """torch's names of the visible GPUs; none without torch."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
 def visible_devices() -> list[torch.device]:
     """All GPUs, or the CPU."""
-    return [torch.device("cuda", i) for i in range(torch.cuda.device_count())] or [torch.device("cpu")]
+    import torch
+
+    return [torch.device(name) for name in gpus() or ["cpu"]]
 
 
 def fast_in_half_precision() -> bool:
-    """Whether there is a GPU, or a CPU with instructions for bfloat16."""
-    if torch.cuda.is_available():
+    """Whether torch is installed, and there is a GPU or a CPU with instructions for bfloat16."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    if gpus():
         return True
     try:
         lines = CPU_INFO.read_text().splitlines()

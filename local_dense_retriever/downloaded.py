@@ -10,6 +10,7 @@ Every tool takes `e5_Flat.index` for the file inside. It is a folder because the
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -78,6 +79,20 @@ def check_downloaded(path: str | Path, sums: bool = False) -> None:
     pieces = parse_note(note.read_text(encoding="utf-8")).get(path.name, []) if note.is_file() else []
     if file.is_file() and (found := damage(file, pieces, sums)):
         raise InputError(f"{found}: {AGAIN if pieces else 'download or build it again'}")
+
+
+def accept_size(path: Path) -> None:
+    """Makes the size that a downloaded file now has the right one: passages were appended to it. Its sums are dropped.
+
+    `path` is the corpus, or the index inside its folder.
+    """
+    for note in (path.parent / NOTE_FILE, path.parent.parent / NOTE_FILE):
+        pieces = parse_note(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        size = path.stat().st_size
+        if path.name in pieces and sum(piece.size for piece in pieces[path.name]) != size:
+            temporary = note.with_name(note.name + ".tmp")
+            temporary.write_text(json.dumps({**pieces, path.name: [Piece(size, None)]}, indent=1), encoding="utf-8")
+            os.replace(temporary, note)
 
 
 def blocks(file: BinaryIO, size: int) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +26,26 @@ from local_dense_retriever.flat_file import HEADER, FlatFile, write_flat_header
 from local_dense_retriever.index_note import IndexNote
 
 if TYPE_CHECKING:
-    import torch
-
-    from local_dense_retriever.encoder import TextEncoder
+    from local_dense_retriever.encoder import Encoder
 
 # Passages between two notes of progress. No batch crosses a chunk's border, so batches and vectors are the same
 # wherever an earlier run was stopped and however many GPUs there are.
 CHUNK_ROWS = 1024
+
+
+def progress_note(index_path: Path) -> Path:
+    """The file that counts the rows of an unfinished index."""
+    return index_path.with_name(index_path.name + ".partial.json")
+
+
+def lock(file: IO[bytes], path: Path) -> bool:
+    """Locks an unfinished file, opened at `path`; False if another process holds it or has finished it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
+        # Since the file was opened, another process may have finished it and given it its final name.
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 class PartialEmbeddings:
@@ -41,10 +54,10 @@ class PartialEmbeddings:
     def __init__(self, index_path: Path, source: IndexNote) -> None:
         """Continues what an earlier run left of the same source; starts afresh, saying why, if the source differs."""
         self.path = partial(index_path)
-        self._note_path = index_path.with_name(index_path.name + ".partial.json")
+        self._note_path = progress_note(index_path)
         self._source = source
         self._file = self.path.open("ab")
-        if not self._lock():
+        if not lock(self._file, self.path):
             self._file.close()
             raise InputError(f"another process is building {index_path}: let it finish, or stop it")
         self.rows_done = self._rows_to_keep()
@@ -60,14 +73,6 @@ class PartialEmbeddings:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-    def _lock(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
-            # Since the file was opened, another process may have finished it and given it its final name.
-            return os.fstat(self._file.fileno()).st_ino == self.path.stat().st_ino
-        except (BlockingIOError, FileNotFoundError):
-            return False
 
     def _size(self, rows: int) -> int:
         return HEADER.size + rows * self._source.dim * 4
@@ -93,13 +98,7 @@ class PartialEmbeddings:
         return rows_done
 
     def append(self, vectors: NDArray[np.float32]) -> None:
-        """Adds (B, D) float32 rows. First the rows reach the disk, then the note that counts them.
-
-        Raises InputError if a row is not finite: no search would find it.
-        """
-        if not (finite := np.isfinite(vectors).all(axis=1)).all():
-            row = self.rows_done + int(finite.argmin())
-            raise InputError(f"the encoder makes NaN of passage number {row + 1} of the corpus: correct that passage")
+        """Adds (B, D) float32 rows. First the rows reach the disk, then the note that counts them."""
         self._file.write(vectors.astype(np.float32, copy=False).tobytes())
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -123,57 +122,63 @@ class PartialEmbeddings:
 
 def embed(
     corpus: Corpus,
-    encoder: TextEncoder,
+    encoder: Encoder,
     done: PartialEmbeddings,
-    devices: Sequence[torch.device] = (),
+    devices: Sequence[str] = (),
     args: argparse.Namespace | None = None,
 ) -> None:
     """Encodes the passages missing from `done`, chunk after chunk.
 
-    With several devices, one process per device loads corpus and encoder again, from `args`, and takes chunk by chunk.
+    With several devices, one process per device loads corpus and encoder again, as `args` says, and takes chunk by
+    chunk. Raises InputError if the encoder makes NaN of a passage: no search would find it.
     """
     starts = range(done.rows_done, len(corpus), CHUNK_ROWS)
     chunks = [range(start, min(start + CHUNK_ROWS, len(corpus))) for start in starts]
     if len(devices) > 1 and args is not None:
-        encoded = _encode_on(devices, chunks, args)
+        encoded = _encode_on(devices, chunks, corpus.path, args)
     else:
         encoded = (encode_chunk(corpus, encoder, rows) for rows in chunks)
     with tqdm(total=len(corpus), initial=done.rows_done, unit=" passages") as progress:
         for vectors in encoded:
+            if not (finite := np.isfinite(vectors).all(axis=1)).all():
+                number = done.rows_done + int(finite.argmin()) + 1
+                raise InputError(
+                    f"the encoder makes NaN of passage number {number} of the corpus: correct that passage"
+                )
             done.append(vectors)
             progress.update(len(vectors))
 
 
-def encode_chunk(corpus: Corpus, encoder: TextEncoder, rows: range) -> NDArray[np.float32]:
+def encode_chunk(corpus: Corpus, encoder: Encoder, rows: range) -> NDArray[np.float32]:
     """(len(rows), D) float32."""
     return encoder.encode_passages([passage.contents for passage in corpus.passages(rows)])
 
 
 def _encode_on(
-    devices: Sequence[torch.device], chunks: Sequence[range], args: argparse.Namespace
+    devices: Sequence[str], chunks: Sequence[range], corpus: Path, args: argparse.Namespace
 ) -> Iterator[NDArray[np.float32]]:
     """The chunks' vectors in their order, from a process a device."""
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     waiting = context.SimpleQueue()
     for device in devices:
-        waiting.put(str(device))
+        waiting.put(device)
     try:
-        with ProcessPoolExecutor(len(devices), context, _start_worker, (waiting, args)) as pool:
+        with ProcessPoolExecutor(len(devices), context, _start_worker, (waiting, corpus, args)) as pool:
             yield from pool.map(_encode_in_worker, chunks)
     except BrokenProcessPool as error:
         raise InputError("a worker process has died; see its output above, then run the command again") from error
 
 
-_worker: tuple[Corpus, TextEncoder] | None = None  # of one process of the pool
+_worker: tuple[Corpus, Encoder] | None = None  # of one process of the pool
 
 
-def _start_worker(waiting: SimpleQueue[str], args: argparse.Namespace) -> None:
+def _start_worker(waiting: SimpleQueue[str], corpus: Path, args: argparse.Namespace) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from local_dense_retriever.encoder import Encoder
+    from local_dense_retriever.encoder import load_encoder
 
-    encoder = Encoder(args.retriever_name, args.retriever_model, args.batch_size, device=waiting.get())
-    _worker = Corpus(args.corpus_path), encoder
+    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size, device=waiting.get())
+    _worker = Corpus(corpus), encoder
 
 
 def _end_with_parent() -> None:

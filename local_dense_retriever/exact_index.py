@@ -109,12 +109,19 @@ class ExactIndex:
                 size = (stop - start) * self.dim * 2 / 1e9
                 raise InputError(f"{device} has no {size:.1f} GB free for {self.path}: {REMEDY}") from error
             for first, block in blocks(self._file, start, stop):
-                finite = np.isfinite(block).all(axis=1, keepdims=True)  # (R, 1)
-                self._broken += len(block) - int(finite.sum())
-                centred = np.where(finite, block - self._mean, np.float32(0))
-                part[first - start : first - start + len(block)] = torch.from_numpy(centred)
+                part[first - start : first - start + len(block)] = self._centred(block)
             parts.append((start, part))
         return parts
+
+    def _centred(self, block: NDArray[np.float32]) -> Tensor:
+        """(R, D) vectors less the mean, computed in place; broken ones are counted, and become 0."""
+        vectors = torch.from_numpy(block)
+        vectors -= torch.from_numpy(self._mean)
+        if not vectors.sum().isfinite():  # NaN and infinity survive a sum, and it reads the block once
+            broken = ~vectors.isfinite().all(dim=1)
+            self._broken += int(broken.sum())
+            vectors[broken] = 0
+        return vectors
 
 
 @torch.inference_mode()

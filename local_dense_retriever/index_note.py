@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.downloaded import partial
 from local_dense_retriever.errors import InputError
 
 
@@ -45,6 +46,14 @@ def read_note(index_path: Path) -> IndexNote | None:
         raise InputError(f"{path} cannot be read ({error}): remove it, or build the index again") from error
 
 
+def publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
+    """Gives a finished file its name. The old note goes first: no moment has an index with another one's note."""
+    note_path(index_path).unlink(missing_ok=True)
+    os.replace(finished, index_path)
+    if note:
+        write_note(index_path, note)
+
+
 def check_belongs(index_path: Path, corpus: Corpus, retriever_name: str | None) -> None:
     """Raises InputError if an index was built from another corpus or with another family of encoders, by its note.
 
@@ -53,6 +62,11 @@ def check_belongs(index_path: Path, corpus: Corpus, retriever_name: str | None) 
     note = read_note(index_path)
     if note is None:
         return
+    if note.corpus_digest != corpus.digest and partial(index_path).exists():
+        raise InputError(
+            f"the index {index_path} does not belong to {corpus.path}, and {partial(index_path)} is left of an "
+            "interrupted build_index.py: run the same command again"
+        )
     if note.corpus_digest != corpus.digest:
         raise InputError(
             f"the index {index_path} was built from {note.rows} passages of another text than the {len(corpus)} in "

@@ -136,9 +136,9 @@ def _load_dense(args: argparse.Namespace, backend: str, report: Callable[[str], 
     report(f"the index {args.index_path}")
     index = _load_vectors(args, backend)
     report(f"the encoder {args.retriever_model}")
-    from local_dense_retriever.encoder import Encoder
+    from local_dense_retriever.encoder import load_encoder
 
-    return DenseSearcher(Encoder(args.retriever_name, args.retriever_model), index)
+    return DenseSearcher(load_encoder(args.retriever_name, args.retriever_model), index)
 
 
 def _load_vectors(args: argparse.Namespace, backend: str) -> VectorIndex:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from local_dense_retriever.audit_note import read_audits, sentence
 from local_dense_retriever.corpus import Corpus, Passage
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.searcher import About, Searcher
@@ -42,5 +43,8 @@ class Retriever:
         ]
 
     def describe(self) -> About:
-        """The index: backend, rows, dimension, bytes; and the name of the encoder, if it has one."""
-        return self._searcher.describe()
+        """The index: backend, rows, dimension, bytes; its encoder, and what audit.py found, if there is any."""
+        about = self._searcher.describe()
+        if audits := read_audits(self._corpus):
+            about["audit"] = "\n".join(map(sentence, audits))
+        return about

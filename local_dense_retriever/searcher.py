@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from local_dense_retriever.errors import InputError
 
-if TYPE_CHECKING:  # imports torch
-    from local_dense_retriever.encoder import TextEncoder
+if TYPE_CHECKING:
+    from local_dense_retriever.encoder import Encoder
 
 About = dict[str, str | int]  # what an index is, for logs and /metrics: backend, rows, dimension, bytes, encoder
 
@@ -51,7 +51,7 @@ class VectorIndex(Protocol):
 class DenseSearcher:
     """An encoder and an index of its vectors."""
 
-    def __init__(self, encoder: TextEncoder, index: VectorIndex) -> None:
+    def __init__(self, encoder: Encoder, index: VectorIndex) -> None:
         """Raises InputError if the index holds vectors of another size than the encoder makes."""
         if index.dim != encoder.dim:
             raise InputError(

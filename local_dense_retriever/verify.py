@@ -26,7 +26,7 @@ from local_dense_retriever.flat_file import FlatFile, read_flat_header, require_
 from local_dense_retriever.loading import add_index_arguments, load_retriever
 
 if TYPE_CHECKING:
-    from local_dense_retriever.encoder import TextEncoder
+    from local_dense_retriever.encoder import Encoder
     from local_dense_retriever.retriever import Retriever
 
 MOST_NORM_ERROR = 0.01  # fp16 on the machine that built it
@@ -85,9 +85,9 @@ def verify(args: argparse.Namespace) -> Iterator[Check]:
         index_path = index_file(args.index_path)
         flat = read_flat_header(index_path) if index_path.is_file() else None
     if flat:
-        from local_dense_retriever.encoder import Encoder
+        from local_dense_retriever.encoder import load_encoder
 
-        yield from stored_vectors(flat, rows, texts, Encoder(args.retriever_name, args.retriever_model))
+        yield from stored_vectors(flat, rows, texts, load_encoder(args.retriever_name, args.retriever_model))
     if args.flat_index:
         yield recall(retriever, exact_retriever(args), read_queries(args, texts), args.topk)
 
@@ -103,7 +103,7 @@ def known_answers(retriever: Retriever, texts: Sequence[str], topk: int) -> Chec
     )
 
 
-def stored_vectors(flat: FlatFile, rows: np.ndarray, texts: Sequence[str], encoder: TextEncoder) -> Iterator[Check]:
+def stored_vectors(flat: FlatFile, rows: np.ndarray, texts: Sequence[str], encoder: Encoder) -> Iterator[Check]:
     """Lengths of the stored vectors, and whether they are those of the passages in the same rows."""
     stored = np.array(flat.vectors()[rows])
     error = float(np.abs(np.linalg.norm(stored, axis=1) - 1).max())

@@ -21,9 +21,9 @@ import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from evaluation.verdict_table import Table
 from preflight.groups import run_groups
 from preflight.setup import Setup
-from preflight.table import Table
 
 GROUPS = {  # one module each
     "settings": "values, and how they fit together",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from preflight.data_files import Data, read_data
+from preflight.data_files import Data, read_data, read_evaluation
 from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, skipped, wrong
 from preflight.setup import Setup
 from qa_em_format import gold_answers
@@ -81,9 +81,11 @@ def _tools(data: Data) -> Finding:
 def evaluation(setup: Setup) -> Finding:
     if not setup.number("EVAL_INTERVAL"):
         return skipped("EVAL_INTERVAL is 0")
-    data = require_columns(setup, read_data(setup, "EVAL_DATA"))
-    longest_prompt(setup, require_golds(setup, require_prompts(setup, data)))
-    return fine(f"{data.path}: {data.total:,} rows, every {setup['EVAL_INTERVAL']} steps")
+    sets = read_evaluation(setup)
+    for data in sets:
+        longest_prompt(setup, require_golds(setup, require_prompts(setup, require_columns(setup, data))))
+    named = str(sets[0].path) if setup["EVAL_DATA"] else f"{len(sets)} sets of {setup['EVAL_CONFIG']}"
+    return fine(f"{named}: {sum(data.total for data in sets):,} rows, every {setup['EVAL_INTERVAL']} steps")
 
 
 # --- requirements on the first rows; each raises Mistake ---

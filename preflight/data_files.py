@@ -24,10 +24,29 @@ class Data(NamedTuple):
     remedy: str  # with the command that prepares such data again
 
 
-def read_data(setup: Setup, name: str) -> Data:
-    """The rows of the file that a setting names. Raises Mistake."""
-    match = SLICE.match(setup[name])
-    path = Path(match["path"] if match else setup[name])
+def read_evaluation(setup: Setup) -> list[Data]:
+    """The rows of EVAL_DATA, else of each set of EVAL_CONFIG. Raises Mistake."""
+    if setup["EVAL_DATA"]:
+        return [read_data(setup, "EVAL_DATA")]
+    import yaml
+
+    path = Path(setup["EVAL_CONFIG"])
+    remedy = f"correct EVAL_CONFIG, or prepare the data:\n{_preparation(setup, path)}"
+    try:
+        sets = yaml.safe_load(path.read_text(encoding="utf-8"))["eval"]["datasets"]
+        named = [str(one["path"]) for one in sets]
+    except OSError as error:
+        raise Mistake(f"{path} cannot be read ({error.strerror})", remedy) from error
+    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise Mistake(f"{path} has no eval.datasets with a name and a path each", remedy) from error
+    return [read_data(setup, "EVAL_CONFIG", file) for file in named]
+
+
+def read_data(setup: Setup, name: str, value: str | None = None) -> Data:
+    """The rows of the file that a setting names, or of `value` that stands in the setting's file. Raises Mistake."""
+    given = setup[name] if value is None else value
+    match = SLICE.match(given)
+    path = Path(match["path"] if match else given)
     start, stop = (int(match[end]) if match and match[end] else None for end in ("start", "stop"))
     command = _preparation(setup, path)
     if path.suffix not in (".parquet", ".jsonl"):
@@ -42,7 +61,7 @@ def read_data(setup: Setup, name: str) -> Data:
     except (OSError, ValueError) as error:  # includes pyarrow's errors
         raise Mistake(f"{path} cannot be read: {one_line(error)}", remedy) from error
     if not first:
-        raise Mistake(f"{setup[name]} selects none of the {total} rows of the file", f"correct {name}")
+        raise Mistake(f"{given} selects none of the {total} rows of the file", f"correct {name}")
     return Data(path, end - begin, first, remedy)
 
 

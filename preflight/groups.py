@@ -4,8 +4,9 @@ import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
+from evaluation.verdict_table import Row as Row
 from preflight.findings import Blocked, Finding, Mistake, one_line, pip_install, skipped, wrong
 from preflight.setup import Setup
 
@@ -13,14 +14,6 @@ Check: TypeAlias = Callable[[Setup], Finding]
 
 LIMIT_S = 50.0  # per group, counted from the start
 ENGINE_LIMIT_S = 240.0  # a real rollout takes as long as the engine does
-
-
-class Row(NamedTuple):
-    """One row of the table."""
-
-    group: str
-    name: str
-    finding: Finding
 
 
 def run_groups(setup: Setup, names: Sequence[str]) -> Iterator[Row]:

@@ -99,13 +99,14 @@ def _encoder_dimension(setup: Setup) -> int | None:
 
 def corpus(setup: Setup) -> Finding:
     servers = setup.need(find_servers, NOT_READY)
+    audits = [str(server.about["audit"]).replace("\n", "; ") for server in servers[:1] if "audit" in server.about]
     if len(servers) == 1:
-        return skipped("there is one server")
+        return fine(audits[0]) if audits else skipped("there is one server")
     counts = {server.url: server.about.get("rows") for server in servers}
     if len(set(counts.values())) > 1:
         problem = f"different corpora: {'; '.join(f'{url} has {rows} passages' for url, rows in counts.items())}"
         return wrong(problem, "serve the same corpus from all of them: rollouts ask any of them")
-    return fine(f"the same number of passages on {len(servers)} servers")
+    return fine("; ".join([f"the same number of passages on {len(servers)} servers", *audits]))
 
 
 def first_passages(setup: Setup) -> dict[str, list[Passage]]:

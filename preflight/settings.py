@@ -10,8 +10,8 @@ from search_rollout.config import SearchConfig, variables
 from search_rollout.config import unknown_variables as find_unknown
 
 PATHS = (
-    "SLIME_DIR MEGATRON_DIR HF_CHECKPOINT REF_LOAD LOAD_DIR SAVE_DIR PROMPT_DATA EVAL_DATA CUSTOM_CONFIG_PATH "
-    "TENSORBOARD_DIR"
+    "SLIME_DIR MEGATRON_DIR HF_CHECKPOINT REF_LOAD LOAD_DIR SAVE_DIR PROMPT_DATA EVAL_CONFIG EVAL_DATA "
+    "CUSTOM_CONFIG_PATH TENSORBOARD_DIR"
 ).split()
 CHOSEN_BY_ENVIRONMENT = ("llm_api_mode", "token_tracking_mode", "search_backend")  # the scripts do not read the YAML
 REWARD_KEYS = ("reward_key", "eval_reward_key")

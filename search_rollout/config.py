@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "search_budget": "SEARCH_BUDGET",
     "reward_preset": "REWARD_PRESET",
     "group_filter": "GROUP_FILTER",
+    "collapse_guard": "COLLAPSE_GUARD",
 }
 
 
@@ -72,6 +73,7 @@ CHOICES = {
     "reward_preset": tuple(REWARD_PRESETS),
     "answer_metric": get_args(AnswerMetric),
     "group_filter": get_args(GroupFilter),
+    "collapse_guard": ("warn", "stop", "off"),
 }
 
 VALID_PAIRS = {  # (llm_api_mode, token_tracking_mode) -> what it is for
@@ -136,6 +138,8 @@ class SearchConfig:
     # Groups, in slime's --dynamic-sampling-filter-path; "off" trains every group, as the paper does.
     group_filter: GroupFilter = "off"
     group_filter_rounds: int = 10  # drops at most this many times a step's groups; takes the rest as they come
+    # Training.
+    collapse_guard: str = "warn"  # what happens when the series of the rollouts show a collapse
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():

@@ -114,7 +114,7 @@ def scripted_tokens(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int]) -> Iter
     """Every request samples these tokens, in this order, whatever the model says; log-probability -0.5 each."""
     position = iter(ids)
 
-    def sample(logits: torch.Tensor, params: list, random: torch.Generator) -> tuple[list[int], list[float]]:
+    def sample(logits: torch.Tensor, params: list, *_: object) -> tuple[list[int], list[float]]:
         token = next(position)
         return [token] * len(params), [-0.5] * len(params)
 

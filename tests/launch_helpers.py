@@ -51,6 +51,11 @@ class Checkout:
         self.slime_rollout = self.slime / "slime/rollout.py"
         self.slime_rollout.write_text('headers = {"X-SMG-Routing-Key": sample.session_id}\n')
         self.install_router("round_robin", "consistent_hashing", "cache_aware")
+        self.slime_evaluation = self.slime_arguments.with_name("eval_config.py")
+        self.slime_evaluation.write_text("    custom_rm_path: str\n    custom_generate_function_path: str\n")
+        self.slime_losses = self.slime / "slime/backends/megatron_utils/loss.py"
+        self.slime_losses.parent.mkdir(parents=True)
+        self.slime_losses.write_text("def vanilla_tis_function(\ndef icepop_function(\n")
         (self.slime / "train.py").write_text(self._program("train"))
         (programs / "ray").write_text(f"#!{sys.executable}\n" + self._program("ray"))
         (programs / "ray").chmod(0o755)

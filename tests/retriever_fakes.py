@@ -150,6 +150,13 @@ def minilm_folder() -> str:
     return str(Path(package.origin).parent / "model")
 
 
+def onnx_minilm_folder() -> Path:
+    """The same with its ONNX model, made once."""
+    from demo.models import onnx_encoder_folder
+
+    return onnx_encoder_folder(Path(__file__).parents[1] / ".cache")
+
+
 def _serve_colours() -> None:
     settings = json.loads(sys.argv.pop(1))
 

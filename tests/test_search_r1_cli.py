@@ -71,7 +71,7 @@ def test_a_run_is_served_for_the_command(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
-    ("words", "completions"), [(["ch"], ["chat"]), (["e"], ["evaluate"]), (["compare", "--js"], ["--json"])]
+    ("words", "completions"), [(["ch"], ["chat"]), (["e"], ["evaluate", "exam"]), (["compare", "--js"], ["--json"])]
 )
 def test_bash_completes_commands_and_their_options(tmp_path: Path, words: list[str], completions: list[str]) -> None:
     program = tmp_path / "search-r1"

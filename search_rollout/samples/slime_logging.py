@@ -27,14 +27,17 @@ class SeriesLogger:
         """
         self._groups, self._counts = groups, counts
 
-    def log(self, rollout_id: int, args: Any, kind: str, samples: Mapping[str, Sequence[Any] | None]) -> None:
+    def log(
+        self, rollout_id: int, args: Any, kind: str, samples: Mapping[str, Sequence[Any] | None]
+    ) -> dict[str, dict[str, float]]:
         """Logs prefix → samples under slime's own prefixes and step, so that W&B plots all over one axis. Never raises.
 
-        `kind` is "rollout" or "eval".
+        `kind` is "rollout" or "eval". Returns prefix → series, as far as they could be made.
         """
+        series: dict[str, dict[str, float]] = {}
         try:
             now = self._usage.snapshot()
-            series = {kind: search_cost(now, since=self._logged)}
+            series[kind] = search_cost(now, since=self._logged)
             self._logged = now
             for prefix, some in samples.items():
                 covered, counts = self._held(some) if kind == "rollout" else (some, {})
@@ -49,6 +52,7 @@ class SeriesLogger:
             log(args, {**metrics, step_key: step}, step_key=step_key)
         except Exception:  # a plot is no reason to end the job
             logger.exception("%s %s: the series could not be logged", kind, rollout_id)
+        return series
 
     def _held(self, trained: Sequence[Any] | None) -> tuple[Sequence[Any] | None, Mapping[str, float]]:
         """What was held for the step of these samples; the samples themselves if it was another step's, or nothing."""

@@ -118,12 +118,24 @@ def test_an_evaluation_of_a_kept_model_gives_the_figures_of_the_demos_table(
 def test_a_finished_run_can_be_viewed_and_compared_by_its_folder(finished: tuple[Path, Any]) -> None:
     folder, done = finished
     commands = [line.strip().partition("  #")[0] for line in done.stdout.splitlines() if "search-r1 " in line]
-    assert [command.split()[1] for command in commands] == ["view", "compare", "chat", "evaluate", "preflight"]
+    assert [command.split()[1] for command in commands] == ["view", "compare", "chat", "evaluate", "exam", "preflight"]
     page = (folder / "trajectories.html").read_bytes()
     for command in commands[:2]:  # those that the run itself suggests, as they stand there
         subprocess.run(command, shell=True, cwd=ROOT, check=True, capture_output=True, timeout=120)
     assert (folder / "trajectories.html").read_bytes() == page
     assert 'href="trajectories.html"' in (folder / "report.html").read_text()
+
+
+def test_the_steps_of_a_run_are_repeated_bit_by_bit(tmp_path: Path) -> None:
+    command = demo_command(tmp_path)
+    command[command.index("--dtype") + 1] = "bfloat16"
+    command[command.index("--steps") + 1] = "3"
+    done = subprocess.run([*command, "--keep-steps"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    replay = [sys.executable, "-m", "demo.replay", done.stdout.splitlines()[-1]]
+    again = subprocess.run(replay, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert [line.split(",")[0] for line in again.stdout.splitlines()] == [f"step {step}: equal" for step in (1, 2, 3)]
 
 
 def test_a_killed_run_goes_on_where_it_was_and_has_each_step_once(tmp_path: Path) -> None:

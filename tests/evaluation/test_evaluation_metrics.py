@@ -161,6 +161,38 @@ def test_two_runs_are_compared_on_the_questions_that_both_were_asked(
     assert "+0.500" in shown and "1 questions that only one of the runs was asked are left out." in shown
 
 
+def write_samples(folder: Path, answers: dict[str, list[str | None]]) -> Path:
+    """A run with several samples of each question, all with the gold answer "a"; None: not finished."""
+    folder.mkdir()
+    lines = [
+        {"id": name, "sample": at, "data_source": "nq", "scores": {"em": float(answer == "a"), "answer": answer}}
+        for name, given in answers.items()
+        for at, answer in enumerate(given)
+        if answer
+    ]
+    (folder / "trajectories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_runs_of_several_samples_are_paired_by_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write_samples(tmp_path / "a", {"q1": ["a", "b", "b", "b"], "q2": ["a", "a", "a", "c"], "q3": ["a"] * 4})
+    second = write_samples(tmp_path / "b", {"q1": ["a", "a", "b", "b"], "q2": ["b"] * 4, "q3": ["a", "a", "a", None]})
+    found, unpaired = compare.compare_runs(first, second)
+    assert unpaired == 1  # q3 lacks a sample in the second run
+    assert list(found) == ["nq", "nq, pass@2", "nq, pass@4", "nq, majority@4"]
+    mean, pass_2, pass_4, majority_4 = found.values()
+    assert (mean.questions, mean.first, mean.second) == (2, 0.5, 0.25)  # (1/4 + 3/4) / 2 and (2/4 + 0) / 2
+    assert (mean.only_first, mean.only_second) == (1, 1)
+    # 1 - C(3,2)/C(4,2) = 1/2 and 1 - 0 = 1; 1 - C(2,2)/C(4,2) = 5/6 and 0.
+    assert (pass_2.first, pass_2.second) == (pytest.approx(3 / 4), pytest.approx(5 / 12))
+    assert (pass_4.first, pass_4.second) == (1.0, 0.5)
+    assert (majority_4.first, majority_4.second) == (0.5, 0.25)  # b and a; a tie of a with b, and b
+    single = write_run(tmp_path / "c", {"q1": 1.0, "q2": 0.0})
+    assert list(compare.compare_runs(first, single)[0]) == ["nq"]  # both have exact match only
+    assert compare.main([str(first), str(second)]) == 0
+    assert "nq, majority@4" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write_run(tmp_path / "a", {"nq/1": 0.0}), write_run(tmp_path / "b", {"nq/2": 0.0})
     assert compare.main([str(first), str(second)]) == 1

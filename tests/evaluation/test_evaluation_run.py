@@ -5,14 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from evaluation_helpers import CAPITALS, Geographer, fresh_state, records_of, save_tokenizer, serving, write_data  # noqa: F401
 from fakes import FakeEngine, FakeRetriever, Turn
+from preflight_helpers import retriever_server
+from retriever_fakes import write_corpus
 
 from evaluation import run
+from evaluation.corpus_audit import audit_lines
+from local_dense_retriever import audit
+from local_dense_retriever.corpus import Corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 Evaluate = Callable[..., int]
@@ -24,11 +32,35 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(
-    folder: Path, model: Path, engine: FakeEngine, retriever: FakeRetriever, *more: object, data: Path | None = None
+    folder: Path,
+    model: Path,
+    engine: FakeEngine,
+    retriever: FakeRetriever | Any,
+    *more: object,
+    data: Path | None = None,
 ) -> list[str]:
     places = ["--model", model, "--engine", f"http://127.0.0.1:{engine.port}", "--output", folder / "out"]
     data = data or write_data(folder / "test.jsonl")
     return [str(part) for part in (*places, "--search", f"local:{retriever.url}", "--data", data, *more)]
+
+
+def test_an_audit_of_the_corpus_is_shown_beside_the_figures_of_its_sets(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = Corpus(write_corpus(tmp_path / "c.jsonl", ["red", "green"]))
+    for name in ("nq", "popqa"):
+        (tmp_path / f"{name}.jsonl").write_text('{"golden_answers": ["red"]}\n')
+    audit.audit(corpus, [tmp_path / "nq.jsonl", tmp_path / "popqa.jsonl"])
+    with serving(Geographer()) as (engine, _), retriever_server(tmp_path, ["red", "green"]) as url:
+        assert run.main(arguments(tmp_path, tokenizer_folder, engine, SimpleNamespace(url=url))) == 0
+    shown = capsys.readouterr().out
+    assert "nq: 1 questions; a gold answer stands in some passage for 1.000" in shown
+    assert "popqa" not in shown.replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("search", ["google", "none", "local:http://127.0.0.1:1", "local:nonsense"])
+def test_a_search_without_an_audit_shows_nothing(search: str) -> None:
+    assert audit_lines(search, {"nq"}) == []
 
 
 def test_a_run_leaves_trajectories_results_and_a_plot(
@@ -73,6 +105,59 @@ def test_a_run_continues_where_it_was_cut_off(tmp_path: Path, tokenizer_folder: 
         assert len(records_of(tmp_path / "out")) == 4
         assert run.main(command) == 0  # nothing left to ask
         assert len(engine.requests) - asked == 4
+
+
+class Wavering(Geographer):
+    """Right in every second sample of a question."""
+
+    def __init__(self) -> None:
+        super().__init__(searches=False)
+        self.asked: Counter[str] = Counter()
+
+    def __call__(self, request: dict) -> Turn:
+        text = self.tokenizer.decode(request["input_ids"])
+        self.asked[text] += 1
+        self.wrong = tuple(CAPITALS) if self.asked[text] % 2 else ()
+        return super().__call__(request)
+
+
+def test_several_samples_of_each_question_give_pass_at_k_and_a_majority(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Wavering()) as (engine, retriever):
+        more = ("--samples", 4, "--temperature", 1)
+        assert run.main(arguments(tmp_path, tokenizer_folder, engine, retriever, *more)) == 0
+    records = records_of(tmp_path / "out")
+    assert Counter(record["sample"] for record in records) == dict.fromkeys(range(4), 4)
+    assert sorted(record["index"] for record in records) == list(range(16))
+    assert all(record["group_index"] == record["index"] // 4 for record in records)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["nq"]
+    assert results["questions"] == 4 and results["em"]["mean"] == 0.5
+    assert results["pass@2"]["mean"] == pytest.approx(1 - 1 / 6) and results["pass@4"]["mean"] == 1
+    assert results["majority@4"]["mean"] == 0.5  # a tie of two answers
+    assert "pass@2" in capsys.readouterr().out
+
+
+def test_a_run_of_several_samples_continues_sample_by_sample(tmp_path: Path, tokenizer_folder: Path) -> None:
+    with serving(Geographer(searches=False)) as (engine, retriever):
+        command = arguments(tmp_path, tokenizer_folder, engine, retriever, "--samples", 3, "--temperature", 1)
+        assert run.main(command) == 0
+        path = tmp_path / "out" / "trajectories.jsonl"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join(lines[:7]) + "\n" + lines[7][:50])
+        asked = len(engine.requests)
+        assert run.main(command) == 0
+        assert len(engine.requests) - asked == 12 - 7
+    records = records_of(tmp_path / "out")
+    assert len({(record["id"], record["sample"]) for record in records}) == len(records) == 12
+
+
+def test_greedy_samples_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(
+            ["--model", "m", "--engine", "demo", "--search", "none", "--data", "d", "--output", "o", "--samples", "2"]
+        )
+    assert "--samples needs a --temperature above 0" in capsys.readouterr().err
 
 
 def test_a_run_with_other_settings_is_refused(

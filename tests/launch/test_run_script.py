@@ -43,6 +43,8 @@ SPECIFIED = {  # by the README's "Key parameters", and by the issue
     "--router-policy": "consistent_hashing",
     "--prompt-data": "/root/nq_search/train.parquet",
     "--label-key": "reward_model",
+    "--get-mismatch-metrics": "",
+    "--custom-tis-function-path": "generate_with_search.mismatch_figures",
     "--num-layers": "36",  # from the file of slime that sets MODEL_ARGS
 }
 
@@ -187,10 +189,61 @@ def test_without_the_kl_loss_no_reference_model_is_asked_for(checkout: Checkout)
 
 def test_evaluation_is_off_until_an_interval_is_set(checkout: Checkout) -> None:
     assert [flag for flag in job(checkout)[0] if "eval" in flag] == ["--custom-eval-rollout-log-function-path"]
+    flags, _ = job(checkout, EVAL_INTERVAL="25", EVAL_CONFIG="/my sets.yaml")
+    assert (flags["--eval-interval"], flags["--eval-config"]) == ("25", "/my sets.yaml")
+    assert flags["--eval-temperature"] == "0" and "--eval-prompt-data" not in flags
+
+
+def test_one_evaluation_file_can_stand_for_the_sets(checkout: Checkout) -> None:
     flags, _ = job(checkout, EVAL_INTERVAL="25", EVAL_DATA="/my test.parquet@[0:9]")
-    assert flags["--eval-interval"] == "25"
-    assert flags["--eval-prompt-data"] == "nq_test /my test.parquet@[0:9]"
-    assert flags["--eval-temperature"] == "0"
+    assert flags["--eval-prompt-data"] == "nq_test /my test.parquet@[0:9]" and "--eval-config" not in flags
+
+
+def test_what_an_older_slime_lacks_for_evaluation_sets_is_said_in_one_line(checkout: Checkout) -> None:
+    checkout.slime_evaluation.write_text("    custom_generate_function_path: str\n")
+    run = checkout.run(RUN, "--dry-run", EVAL_INTERVAL="25")
+    assert run.stderr.count("note: this slime's eval/SET is the training reward") == 1
+    assert "--eval-config" in run.stdout
+    checkout.slime_evaluation.unlink()
+    run = checkout.run(RUN, "--dry-run", EVAL_INTERVAL="25")
+    assert "note: no evaluation" in run.stderr and "--eval-" not in run.stdout
+    assert job(checkout, EVAL_INTERVAL="25", EVAL_DATA="/test.parquet")[0]["--eval-prompt-data"]
+
+
+def test_corrections_are_off_until_one_is_chosen(checkout: Checkout) -> None:
+    assert "--use-tis" not in job(checkout)[0]
+    flags, _ = job(checkout, CORRECTION="tis")
+    assert "--use-tis" in flags and "--custom-tis-function-path" not in flags
+    flags, _ = job(checkout, CORRECTION="mis")
+    assert flags["--custom-tis-function-path"] == "slime.backends.megatron_utils.loss.icepop_function"
+    assert (flags["--tis-clip-low"], flags["--tis-clip"]) == ("0.5", "2.0")
+    assert "CORRECTION has value 'TIS'; it must be none, tis or mis." in error_of(checkout, CORRECTION="TIS")
+
+
+def test_figures_of_the_mismatch_can_be_left_out(checkout: Checkout) -> None:
+    flags, _ = job(checkout, MISMATCH_FIGURES="0")
+    assert "--get-mismatch-metrics" not in flags and "--custom-tis-function-path" not in flags
+
+
+@pytest.mark.parametrize("setting", [{"TRACK_LOG_PROBS": "false"}, {"LOSS_MASK_MODE": "simple"}, "track_log_probs: no"])
+def test_without_the_rollouts_log_probabilities_there_is_no_figure_and_no_correction(
+    checkout: Checkout, tmp_path: Path, setting: dict[str, str] | str
+) -> None:
+    if isinstance(setting, str):
+        (tmp_path / "own.yaml").write_text(setting)
+        setting = {"CUSTOM_CONFIG_PATH": str(tmp_path / "own.yaml")}
+    run = checkout.run(RUN, "--dry-run", **setting)
+    assert "note: no mismatch figures" in run.stderr and "--get-mismatch-metrics" not in run.stdout
+    assert "CORRECTION=tis needs the rollouts' log-probabilities" in error_of(checkout, CORRECTION="tis", **setting)
+
+
+def test_a_slime_without_the_functions_gets_no_figures_and_one_line_says_so(checkout: Checkout) -> None:
+    checkout.slime_losses.write_text("        def vanilla_tis_function(\n")  # inside another, as v0.2.0 has it
+    run = checkout.run(RUN, "--dry-run")
+    assert "note: no mismatch figures: this slime" in run.stderr and "--get-mismatch-metrics" not in run.stdout
+    run = checkout.run(RUN, "--dry-run", CORRECTION="mis")
+    assert "note: CORRECTION=mis is left out" in run.stderr and "--use-tis" not in run.stdout
+    assert "--use-tis" in job(checkout, CORRECTION="tis")[0]
 
 
 def test_wandb_and_tensorboard_are_opt_in(checkout: Checkout) -> None:

@@ -1,6 +1,7 @@
 """Preflight: it passes where everything is right, and looks at retriever servers closely."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,8 +10,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from preflight_helpers import CONFIG, TOKENIZER, Machine, marked, retriever_server
 from real_tokenizers import NAMES, real_tokenizer
+from retriever_fakes import write_corpus
 from web_fakes import KEY, FakeGoogle
 
+from local_dense_retriever import audit
+from local_dense_retriever.corpus import Corpus
 from preflight import search
 from preflight.findings import fine
 from preflight.groups import run_groups
@@ -56,6 +60,16 @@ def test_servers_of_different_corpora_are_found(machine: Machine, retriever: str
         wrong = marked(machine.look(), "✗")
     assert list(wrong) == ["search: corpus"]
     assert f"{retriever} has 4 passages; {url} has 12 passages" in wrong["search: corpus"]
+
+
+def test_an_audit_of_the_corpus_is_shown(machine: Machine, tmp_path: Path) -> None:
+    (folder := tmp_path / "r").mkdir()
+    (folder / "musique.jsonl").write_text('{"golden_answers": ["red"]}\n')
+    audit.audit(Corpus(write_corpus(folder / "c.jsonl", THREE_COLOURS)), [folder / "musique.jsonl"])
+    with retriever_server(folder, THREE_COLOURS) as url:
+        machine.environment["RETRIEVAL_SERVER_URL"] = url
+        passed = marked(machine.look(), "✓")
+    assert passed["search: corpus"].startswith("musique: 1 questions; a gold answer stands in some passage for 1.000")
 
 
 def test_a_missing_key_of_the_retriever_is_named(machine: Machine, tmp_path: Path) -> None:
@@ -155,3 +169,11 @@ def test_an_index_of_words_has_no_dimension_to_compare() -> None:
     words = Ready(backend="bm25", rows=1200, dimension=0)
     assert search.retriever(words) == fine("http://there: 1,200 passages")
     assert search.index(words).mark == "–"
+
+
+def test_the_sets_of_an_evaluation_are_all_looked_at(machine: Machine, tmp_path: Path) -> None:
+    sets = [{"name": name, "path": str(machine.data)} for name in ("nq", "hotpotqa")]
+    (tmp_path / "eval.yaml").write_text(json.dumps({"eval": {"datasets": sets}}))
+    machine.environment |= {"EVAL_INTERVAL": "25", "EVAL_CONFIG": str(tmp_path / "eval.yaml")}
+    [row] = [row for row in machine.look() if row.name == "evaluation"]
+    assert row.finding.found.startswith(f"2 sets of {tmp_path}/eval.yaml: ") and "every 25 steps" in row.finding.found

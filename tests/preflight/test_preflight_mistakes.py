@@ -26,6 +26,15 @@ def yaml(text: str) -> Change:
     return lambda machine: machine.write_yaml(text)
 
 
+def evaluation_sets(text: str) -> Change:
+    def change(machine: Machine) -> None:
+        path = machine.folder / "eval.yaml"
+        path.write_text(text)
+        machine.environment |= {"EVAL_INTERVAL": "5", "EVAL_CONFIG": str(path)}
+
+    return change
+
+
 def remove(name: str) -> Change:
     def change(machine: Machine) -> None:
         path = machine.folder / name
@@ -276,6 +285,24 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
         "data: evaluation",
         "/no/test.parquet",
         "EVAL_DATA",
+    ),
+    "no evaluation sets": (
+        setting(EVAL_INTERVAL="5", EVAL_CONFIG="/no/eval.yaml"),
+        "data: evaluation",
+        "/no/eval.yaml cannot be read",
+        "EVAL_CONFIG",
+    ),
+    "evaluation sets without data": (
+        evaluation_sets('{"eval": {"datasets": [{"name": "nq", "path": "/no/nq.parquet"}]}}'),
+        "data: evaluation",
+        "there is no file /no/nq.parquet",
+        "prepare the data",
+    ),
+    "evaluation sets in another form": (
+        evaluation_sets("eval: [nq]"),
+        "data: evaluation",
+        "no eval.datasets",
+        "EVAL_CONFIG",
     ),
     "no log-probabilities to train on": (
         no_log_probs_on_a_slime_that_needs_them,

@@ -45,7 +45,7 @@ class ChunkEncoder(ColourEncoder):
 @pytest.fixture(autouse=True)
 def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "CHUNK_ROWS", 2)  # 7 passages: four chunks
-    monkeypatch.setattr(encoder_module, "Encoder", ChunkEncoder)
+    monkeypatch.setattr(encoder_module, "load_encoder", ChunkEncoder)
     monkeypatch.setattr(ChunkEncoder, "calls", 0)
     monkeypatch.setattr(ChunkEncoder, "stop_after", 1000)
 
@@ -286,19 +286,18 @@ if __name__ == "__main__":
     {prelude}
     sys.exit(build_index.main(sys.argv[1:]))
 """
-DEVICES = """import torch
-    from local_dense_retriever import devices
-    devices.visible_devices = lambda: [torch.device("cpu")] * {}
+DEVICES = """from local_dense_retriever import devices
+    devices.gpus = lambda: ["cpu"] * {}
 """
 FAKE_ENCODER = """import types
     from retriever_fakes import ColourEncoder
     class SlowEncoder(ColourEncoder):
-        def __init__(self, *_): pass
+        def __init__(self, *_, **__): pass
         def encode_passages(self, passages):
             time.sleep(0.02)
             return super().encode_passages(passages)
-    sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(Encoder=SlowEncoder)
-    sys.modules["local_dense_retriever.devices"] = types.SimpleNamespace(visible_devices=lambda: ["cpu"])
+    sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(load_encoder=SlowEncoder)
+    sys.modules["local_dense_retriever.devices"] = types.SimpleNamespace(gpus=list)
 """
 
 

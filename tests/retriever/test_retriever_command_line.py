@@ -24,7 +24,7 @@ TOY_CORPUS = REPOSITORY / "local_dense_retriever" / "toy_corpus.jsonl"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index and a corpus of two passages, and an encoder, that belong together."""
-    monkeypatch.setattr(encoder_module, "Encoder", lambda name, model: ColourEncoder())
+    monkeypatch.setattr(encoder_module, "load_encoder", lambda name, model: ColourEncoder())
     write_corpus(tmp_path / "c.jsonl", ["red", "green"])
     write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(["red", "green"]))
     return tmp_path

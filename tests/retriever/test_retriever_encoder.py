@@ -10,9 +10,9 @@ import torch
 from retriever_fakes import minilm_folder
 from transformers import BatchEncoding
 
-from local_dense_retriever import encoder as encoder_module
-from local_dense_retriever.encoder import Encoder, cls_pooling, mean_pooling
+from local_dense_retriever import torch_encoder
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.torch_encoder import TorchEncoder, cls_pooling, mean_pooling
 
 
 class FakeTokenizer:
@@ -50,7 +50,7 @@ class FakeModel:
 @pytest.fixture
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> FakeTokenizer:
     fake = FakeTokenizer()
-    monkeypatch.setattr(encoder_module, "_load", lambda model: (fake, FakeModel()))
+    monkeypatch.setattr(torch_encoder, "load_model", lambda model: (fake, FakeModel()))
     return fake
 
 
@@ -74,7 +74,7 @@ def test_cls_pooling_takes_the_first_token() -> None:
     ],
 )
 def test_each_encoder_puts_its_own_prefixes(tokenizer: FakeTokenizer, name: str, query: str, passage: str) -> None:
-    encoder = Encoder(name, "fake")
+    encoder = TorchEncoder(name, "fake")
     encoder.encode_queries(["who"])
     encoder.encode_passages(["who"])
     assert tokenizer.batches == [[query], [passage]]
@@ -90,14 +90,14 @@ def test_each_encoder_puts_its_own_prefixes(tokenizer: FakeTokenizer, name: str,
 def test_vectors_are_pooled_as_the_encoder_was_trained_and_have_length_one(
     tokenizer: FakeTokenizer, name: str, pooled: tuple[float, float]
 ) -> None:
-    vectors = Encoder(name, "fake").encode_passages(["\x01\x03", "\x01\x03\x09\x09"])
+    vectors = TorchEncoder(name, "fake").encode_passages(["\x01\x03", "\x01\x03\x09\x09"])
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors[0], np.array(pooled) / np.linalg.norm(pooled), rtol=1e-6)
 
 
 def test_texts_are_batched_by_length_and_come_back_in_their_order(tokenizer: FakeTokenizer) -> None:
     texts = ["\x02", "\x05" * 4, "\x03" * 2, "\x04" * 3, "\x01"]
-    vectors = Encoder("minilm", "fake", batch_size=2).encode_passages(texts)
+    vectors = TorchEncoder("minilm", "fake", batch_size=2).encode_passages(texts)
     assert tokenizer.batches == [["\x05" * 4, "\x04" * 3], ["\x03" * 2, "\x02"], ["\x01"]]
     # A text of nothing but character c has the mean (c, 1), so the ratio of the two numbers is c again.
     np.testing.assert_allclose(vectors[:, 0] / vectors[:, 1], [2, 5, 3, 4, 1], rtol=1e-5)
@@ -105,7 +105,7 @@ def test_texts_are_batched_by_length_and_come_back_in_their_order(tokenizer: Fak
 
 def test_an_unknown_encoder_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="'dpr': the known encoders are e5, bge, minilm"):
-        Encoder("dpr", "fake")
+        TorchEncoder("dpr", "fake")
 
 
 @pytest.mark.parametrize("files", [{}, {"config.json": "{}"}, {"config.json": "not json"}])
@@ -113,7 +113,7 @@ def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path: Path, files: dic
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match="cannot load the encoder") as caught:
-        Encoder("e5", str(tmp_path))
+        TorchEncoder("e5", str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -122,7 +122,7 @@ def test_a_model_folder_without_its_tokenizer_is_refused_and_not_read_as_unknown
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(Path(minilm_folder()) / name)
     with pytest.raises(InputError, match="of the model's 30522 tokens: copy the model's tokenizer files"):
-        Encoder("minilm", str(tmp_path))
+        TorchEncoder("minilm", str(tmp_path))
 
 
 @pytest.mark.model
@@ -131,7 +131,7 @@ def test_minilm_from_a_folder_needs_no_network_and_finds_the_paraphrase(monkeypa
         raise AssertionError("a connection was tried")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    encoder = Encoder("minilm", minilm_folder(), batch_size=2)
+    encoder = TorchEncoder("minilm", minilm_folder(), batch_size=2)
     passages = [
         "Bees make honey.",
         "The Eiffel Tower stands in Paris, the capital of France.",

@@ -22,7 +22,7 @@ TEXTS = ["red stone", "green stone", "blue stone", "red red blue"]
 
 
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "Encoder", lambda name, model: ColourEncoder())
+    monkeypatch.setattr(encoder_module, "load_encoder", lambda name, model: ColourEncoder())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 

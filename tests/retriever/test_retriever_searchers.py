@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
 
+from local_dense_retriever import audit
 from local_dense_retriever.bm25 import Bm25Searcher, build_bm25
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
@@ -45,6 +46,14 @@ def test_the_retriever_describes_its_index(tmp_path: Path) -> None:
     about = Retriever(colour_searcher(tmp_path, ["red", "green"]), corpus).describe()
     # 45 bytes of header and 2 vectors of 3 numbers
     assert about == {"backend": "faiss IndexFlatIP", "rows": 2, "dimension": 3, "bytes": 45 + 24, "encoder": "colours"}
+
+
+def test_the_retriever_reports_an_audit_of_its_corpus(tmp_path: Path) -> None:
+    corpus = Corpus(write_corpus(tmp_path / "c.jsonl", ["red", "green"]))
+    (tmp_path / "nq.jsonl").write_text('{"golden_answers": ["red"]}\n{"golden_answers": ["pink"]}\n')
+    audit.audit(corpus, [tmp_path / "nq.jsonl"])
+    about = Retriever(colour_searcher(tmp_path, ["red", "green"]), corpus).describe()
+    assert str(about["audit"]).startswith("nq: 2 questions; a gold answer stands in some passage for 0.500")
 
 
 # ---- BM25 ------------------------------------------------------------------------------------------------------------

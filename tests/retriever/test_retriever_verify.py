@@ -15,7 +15,7 @@ TEXTS = [f"{'red ' * (row % 7)}{'green ' * (row % 5)}{'blue ' * (1 + row)}" for 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(encoder_module, "Encoder", lambda name, model: ColourEncoder())
+    monkeypatch.setattr(encoder_module, "load_encoder", lambda name, model: ColourEncoder())
     write_corpus(tmp_path / "c.jsonl", TEXTS)
     write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(TEXTS))
     return tmp_path

@@ -1,12 +1,15 @@
-"""Rows as text: aligned columns, wrapped to the terminal and coloured there."""
+"""What checks find, as rows of text: aligned columns, wrapped to the terminal and coloured there.
+
+For `preflight` and `audit-tokens`. Standard library only: preflight reports what else is missing.
+"""
 
 import os
 import shutil
 import textwrap
 from collections import Counter
-from typing import TextIO
+from typing import Literal, NamedTuple, TextIO, TypeAlias
 
-from preflight.groups import Row
+Mark: TypeAlias = Literal["✓", "✗", "!", "–"]
 
 PIPED_WIDTH = 120  # characters
 MIN_WIDTH = 60
@@ -14,6 +17,22 @@ NAME_WIDTH = 17  # of the longest name
 GROUP_WIDTH = 8
 COLOURS = {"✓": "32", "✗": "31", "!": "33", "–": "2"}
 WORDS = {"✓": "passed", "✗": "failed", "!": "warnings", "–": "skipped"}
+
+
+class Finding(NamedTuple):
+    """The result of one check. Only ✗ and ! have a `remedy`; its lines that begin with blanks are commands."""
+
+    mark: Mark
+    found: str
+    remedy: str = ""
+
+
+class Row(NamedTuple):
+    """One row of the table."""
+
+    group: str
+    name: str
+    finding: Finding
 
 
 class Table:

@@ -1,0 +1,113 @@
+"""What repeats a GRPO step's rollouts, kept in `RUN/steps/STEP/` by `search-r1 demo --keep-steps`.
+
+    model/              the weights with which the step began, in float32, and the tokenizer
+    questions.jsonl     what was asked, as in the world's files
+    trajectories.jsonl  what came of it: the samples, group by group
+    step.json           seed, settings, versions, and the order in which the engine admitted requests
+
+All steps share RUN/searches.sqlite: every search's passages, so that a repetition needs no retriever.
+"""
+
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from demo.world_facts import Question, load_questions
+from evaluation.records import record_of, write_json
+
+SEARCHES = "searches.sqlite"  # in the run's folder
+
+
+@dataclass(frozen=True)
+class KeptStep:
+    """A step as it was kept."""
+
+    folder: Path
+    seed: int
+    samples: int  # of each question
+    dtype: str
+    api_mode: str
+    weight_version: str
+    order: list[list[int | str]] | None  # of the engine's admissions; None: as they come
+    machine: dict[str, Any]
+
+    @property
+    def questions(self) -> list[Question]:
+        """What was asked. Raises ValueError."""
+        return load_questions(self.folder / "questions.jsonl")
+
+    @property
+    def trajectories(self) -> list[dict[str, Any]]:
+        """What came of it."""
+        return [json.loads(line) for line in (self.folder / "trajectories.jsonl").read_text("utf-8").splitlines()]
+
+
+def keep(
+    run: Path,
+    step: int,
+    model: PreTrainedModel,
+    questions: Iterable[Question],
+    groups: Sequence[Sequence[Any]],
+    facts: dict[str, Any],
+) -> None:
+    """Writes a step, whole or not at all; `facts` are the fields of KeptStep. An interrupted step is kept anew."""
+    folder, unfinished = _folder(run, step), _folder(run, step).with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished / "model")
+    shutil.copytree(run / "tokenizer", unfinished / "model", dirs_exist_ok=True)
+    _write_lines(unfinished / "questions.jsonl", map(asdict, questions))
+    _write_lines(unfinished / "trajectories.jsonl", samples_as_json(groups))
+    write_json(unfinished / "step.json", facts | {"machine": machine()})
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def samples_as_json(groups: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """slime's Samples as lines of trajectories.jsonl."""
+    return [record_of(sample, id=sample.metadata["question_id"]) for group in groups for sample in group]
+
+
+def kept_steps(run: Path) -> list[int]:
+    """The numbers of the steps that a run has kept."""
+    return sorted(int(path.parent.name) for path in run.glob("steps/*/step.json") if path.parent.name.isdecimal())
+
+
+def load(run: Path, step: int) -> KeptStep:
+    """Raises ValueError if the run has not kept the step."""
+    path = _folder(run, step) / "step.json"
+    try:
+        return KeptStep(path.parent, **json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        kept = ", ".join(map(str, kept_steps(run)))
+        raise ValueError(
+            f"{run} has kept {f'the steps {kept} only' if kept else 'no steps: its demo ran without --keep-steps'}."
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+
+
+def machine() -> dict[str, Any]:
+    """What floating-point results depend on beside the numbers."""
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "platform": platform.machine(),
+    }
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "steps" / str(step)
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

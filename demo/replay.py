@@ -1,0 +1,119 @@
+"""Repeats the rollouts of a demo run's GRPO steps, and says "equal" or names the first difference.
+
+    search-r1 demo --keep-steps              keeps what a repetition needs, 540 MB for each step
+    search-r1 replay RUN 3                   repeats step 3
+    search-r1 replay RUN                     repeats every kept step
+
+The engine starts on the step's weights, the same samples draw by the same seeds, searches are answered from the run's
+record, and requests are admitted in the recorded order. On the same machine, with the same versions and as many
+threads, ids, masks, log-probabilities and rewards are equal bit by bit. The optimiser's step is not repeated.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from demo.interruption import terminating_interrupts
+from demo.train import MAX_LENGTH
+from evaluation.replay import Decode, first_difference
+
+if TYPE_CHECKING:  # it imports torch, which --help does without
+    from demo.kept_steps import KeptStep
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 if all steps are equal, 1 if not, or if one could not be repeated."""
+    parser = argparse.ArgumentParser(
+        prog="search-r1 replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a demo run with --keep-steps")
+    parser.add_argument("steps", type=int, nargs="*", metavar="step", help="which steps (default: all that were kept)")
+    args = parser.parse_args(argv)
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    terminating_interrupts()
+    try:
+        return replay(args.run, args.steps)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def replay(run: Path, numbers: Sequence[int]) -> int:
+    """Repeats the steps one after the other; returns the exit code. Raises ValueError."""
+    from demo.kept_steps import kept_steps, load, machine
+
+    steps = [load(run, number) for number in numbers or kept_steps(run) or [1]]
+    all_equal = True
+    with asyncio.Runner() as runner:
+        for step in steps:
+            name, recorded = f"step {step.folder.name}", step.trajectories
+            again = runner.run(repeat(run.absolute(), step))
+            difference = first_difference(recorded, again, _decoder(run))
+            tokens = sum(row["response_length"] for row in recorded)
+            print(f"{name}: {difference or f'equal, {len(recorded)} samples of {tokens:,} tokens'}", flush=True)
+            if difference and step.machine != (now := machine()):
+                changed = [f"{key} was {was}, is {now[key]}" for key, was in step.machine.items() if now[key] != was]
+                print(f"{name} was recorded under other conditions: {'; '.join(changed)}", file=sys.stderr)
+            all_equal &= difference is None
+    return 0 if all_equal else 1
+
+
+async def repeat(run: Path, step: "KeptStep") -> list[dict[str, Any]]:
+    """The samples of a step, rolled out once more. Raises ValueError if what it needs is not there."""
+    import torch
+
+    import generate_with_search
+    from demo.engine import Engine
+    from demo.engine_server import EngineServer
+    from demo.kept_steps import SEARCHES, samples_as_json
+    from demo.models import load_policy
+    from demo.rollouts import roll_out, slime_args
+
+    if not (run / SEARCHES).is_file():
+        raise ValueError(f"{run / SEARCHES} is missing: without it searches cannot be answered as they were.")
+    model, tokenizer = load_policy(step.folder / "model")
+    with (
+        Engine(model, tokenizer, dtype=getattr(torch, step.dtype), max_length=MAX_LENGTH) as engine,
+        EngineServer(engine) as server,
+    ):
+        del model  # the engine has its own copy
+        engine.weight_version = step.weight_version
+        engine.begin_step(step.order)
+        args = slime_args(
+            model=str(run / "tokenizer"),
+            engine_port=server.port,
+            retriever_port=1,  # never asked
+            max_length=MAX_LENGTH,
+            api_mode=step.api_mode,
+            seed=step.seed,
+            searches=run / SEARCHES,
+            repeats=True,
+        )
+        title = f"step {step.folder.name} again"
+        try:
+            groups = await roll_out(args, step.questions, samples=step.samples, evaluation=False, title=title)
+        finally:
+            await generate_with_search.close()
+    return samples_as_json(groups)
+
+
+def _decoder(run: Path) -> Decode:
+    from transformers import AutoTokenizer
+
+    from search_rollout.protocols.chat_template import decode
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True)
+    return lambda ids: decode(tokenizer, ids)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Checks of numbers: lengths, ids, status, reward, log-probabilities. See `audit_checks`."""
+
+import math
+import re
+from collections.abc import Mapping
+
+from evaluation.audited import NO_TOKENIZER, Audited, Fault, Span
+from search_rollout.trajectory import StopReason
+
+FEW_TOKENS = 3  # so few tokens may all have log-probability 0.0: a certain model rounds to it
+_CLOSED = re.compile(r"</\w{1,20}>\s*\S{0,8}\s*\Z")  # a stop string may be overshot by a token
+
+
+def lengths(sample: Audited) -> Fault | None:
+    """One mask value and one log-probability for each response token, and a prompt before them."""
+    return Fault("; ".join(sample.misfits)) if sample.misfits else None
+
+
+def mask_values(sample: Audited) -> Fault | None:
+    """0 and 1 only."""
+    strange = [value for value in sample.mask if value not in (0, 1)]
+    return Fault(f"the loss mask holds {strange[0]!r}") if strange else None
+
+
+def vocabulary(sample: Audited) -> Fault | None:
+    """Ids that the tokenizer has."""
+    if sample.reader is None:
+        return NO_TOKENIZER
+    size = sample.reader.size
+    strange = [token for token in sample.tokens if not 0 <= token < size]
+    return Fault(f"id {strange[0]} is outside the vocabulary of {size:,} tokens") if strange else None
+
+
+def status(sample: Audited) -> Fault | None:
+    """Agrees with how the rollout ended."""
+    if sample.status not in ("completed", "truncated", "aborted", "failed"):
+        return Fault(f"status is {sample.status!r}")
+    if sample.record and not sample.discarded:
+        stop = sample.record.stop
+        usual = {StopReason.ANSWERED: "completed", StopReason.ABORTED: "aborted"}.get(stop, "truncated")
+        return None if sample.status == usual else Fault(f"status is {sample.status}, and the record says {stop.value}")
+    if sample.status != "completed":
+        return None
+    if sample.reader is None:
+        return NO_TOKENIZER
+    ends = sample.response_ids[-1] in sample.reader.special or _CLOSED.search(sample.reader.decode(sample.tokens[-40:]))
+    return None if ends else Fault("completed, and ends in neither an end token nor a closing tag: was it cut?", "!")
+
+
+def reward(sample: Audited) -> Fault | None:
+    """A number, or a dict of numbers."""
+    found = sample.fields.get("reward")
+    if found is None and sample.status == "aborted":
+        return None
+    values = list(found.values()) if isinstance(found, Mapping) else [found]
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    if not numbers or not all(map(math.isfinite, numbers)):
+        return Fault("no reward" if found is None else f"the reward is {found!r}")
+    return None
+
+
+def finite(sample: Audited) -> Fault | None:
+    """Finite and not above 0."""
+    for value in sample.log_probs or ():
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            return Fault(f"a log-probability is {value!r}")
+        if value > 0:
+            return Fault(f"a log-probability is {value}, above 0")
+    return None
+
+
+def present(sample: Audited) -> Fault | None:
+    """Every trained stretch has some other than 0.0."""
+    if sample.log_probs is None or sample.discarded:
+        return None if sample.discarded else Fault("no log-probabilities are stored", "–")
+    for span in sample.trained:
+        if span.end - span.start >= FEW_TOKENS and not any(sample.log_probs[span.start : span.end]):
+            return Fault(f"{span.end - span.start} trained tokens in a row have log-probability 0.0")
+    return None
+
+
+def alignment(sample: Audited) -> Fault | None:
+    """They begin and end where the trained stretches do."""
+    values = sample.log_probs
+    borders = [span for span in sample.trained if span.end < sample.length or span.start > 0]
+    if not values or not borders:
+        return Fault("log-probabilities and masked tokens do not meet", "–")
+    for direction, shifted in (("right", _shifted_right), ("left", _shifted_left)):
+        votes = [vote for span in borders if (vote := shifted(values, span, sample.length)) is not None]
+        if votes and all(votes):
+            return Fault(f"they are shifted to the {direction} by one token")
+    return None
+
+
+def _shifted_right(values: list[float], span: Span, length: int) -> bool | None:
+    return values[span.start] == 0 and values[span.end] != 0 if span.end < length else None
+
+
+def _shifted_left(values: list[float], span: Span, _: int) -> bool | None:
+    return values[span.end - 1] == 0 and values[span.start - 1] != 0 if span.start else None

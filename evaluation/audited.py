@@ -1,0 +1,233 @@
+"""A rolled-out sample as an auditor reads it: its numbers, and who wrote each token as far as that can be known.
+
+A sample of this plugin has a record that says who wrote what. Elsewhere the text tells by its marks: what stands inside
+<information> or a tool message is the environment's, what stands around it is the model's, and blanks between the two
+may be either's. A text without such marks says nothing, and the auditor does not guess.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evaluation.token_texts import TokenTexts
+from evaluation.verdict_table import Mark
+from search_rollout.protocols.chat_template import decode, encode
+from search_rollout.samples.record import METADATA_KEY, RecordError, RolloutRecord, read_record
+
+
+def _header(role: bytes) -> bytes:
+    """Of a message in ChatML, or as Llama 3 writes it."""
+    return rb"(?:<\|im_start\|>" + role + rb"|<\|start_header_id\|>" + role + rb"<\|end_header_id\|>)\n{1,2}"
+
+
+_ENVIRONMENT = re.compile(
+    b"|".join(
+        [
+            rb"<(?P<tag>information|tool_response|observation)>.*?</(?P=tag)>",
+            _header(rb"(?:user|tool|ipython)") + rb".*?" + _header(rb"assistant"),
+            rb"My previous action is invalid\..*?Let me try again\.",  # Search-R1's correction
+        ]
+    ),
+    re.DOTALL,
+)
+_END_BEFORE = re.compile(rb"(?:<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>)\s*\Z")
+
+
+class Fault(NamedTuple):
+    """What is wrong with a sample; with the mark –, why the auditor cannot know."""
+
+    text: str
+    mark: Mark = "✗"
+
+
+NO_TOKENIZER = Fault("give --tokenizer or --model", "–")
+
+
+class Author(Enum):
+    """Who wrote a token."""
+
+    MODEL = "model"
+    ENVIRONMENT = "environment"
+    END = "end of turn"  # the mark in front of a tool message: the model's, unless a stop string ended its turn
+    UNKNOWN = "unknown"
+
+
+class Span(NamedTuple):
+    """Positions `start` to `end` (not included) of a response."""
+
+    start: int
+    end: int
+
+
+class Reader:
+    """A tokenizer, and what an auditor asks of it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.texts = TokenTexts(tokenizer)
+        self.size = len(tokenizer)
+        self.special: dict[int, str] = {
+            number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added."""
+        return encode(self.tokenizer, text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; of ids that the tokenizer does not know, nothing."""
+        return decode(self.tokenizer, [token for token in ids if 0 <= token < self.size])
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each id."""
+        self.texts.add(ids)
+        found = (self.texts.table[token] for token in ids)
+        return [piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece) for piece in found]
+
+
+class Audited:
+    """One sample. Where `misfits` finds nothing, ids, mask and log-probabilities are aligned lists of numbers."""
+
+    def __init__(self, fields: Mapping[str, Any], where: str, file: Path, reader: Reader | None, sent: str) -> None:
+        """`reader`: of the rollout's tokenizer, or None. `sent`: what the engine got, "ids" or "text"; "": unknown."""
+        self.fields = fields
+        self.where = where
+        self.reader = reader
+        self.sent = sent
+        self.batch = (file, fields.get("phase"))  # a demo's log has a phase for each step
+        self.tokens = _list(fields.get("tokens")) or []
+        self.length: Any = fields.get("response_length")
+        self.given_mask = _list(fields.get("loss_mask"))
+        self.log_probs = _list(fields.get("rollout_log_probs"))
+
+    @cached_property
+    def misfits(self) -> list[str]:
+        """Which of the parts do not fit each other; empty if all do."""
+        if not self.tokens or not all(type(token) is int for token in self.tokens):
+            return ["`tokens` is no list of whole numbers"]
+        count = len(self.tokens)
+        if type(self.length) is not int or not 0 <= self.length < count:
+            return [f"response_length is {self.length!r}, with {count} tokens and at least one of them the prompt's"]
+        parts = {"loss_mask": self.given_mask, "rollout_log_probs": self.log_probs}
+        found = [
+            f"{name} has {len(values)} values for {self.length} response tokens"
+            for name, values in parts.items()
+            if values is not None and len(values) != self.length
+        ]
+        if self.record and not self.discarded and sum(span.tokens for span in self.record.spans) != self.length:
+            found.append("the spans of its record cover another number of tokens")
+        return found
+
+    @property
+    def mask(self) -> list[Any]:
+        """slime takes a missing mask for all ones."""
+        return [1] * self.length if self.given_mask is None else self.given_mask
+
+    @property
+    def start(self) -> int:
+        """Where the response begins in `tokens`."""
+        return len(self.tokens) - self.length
+
+    @property
+    def response_ids(self) -> list[int]:
+        """The response's tokens."""
+        return self.tokens[self.start :]
+
+    @property
+    def status(self) -> str:
+        """slime's status as a string."""
+        status = self.fields.get("status")
+        return str(getattr(status, "value", status))
+
+    @cached_property
+    def record(self) -> RolloutRecord | None:
+        """What this plugin recorded; None in samples of others."""
+        metadata = self.fields.get("metadata")
+        found = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
+        try:
+            return read_record(found) if isinstance(found, Mapping) else None
+        except RecordError:
+            return None
+
+    @cached_property
+    def discarded(self) -> bool:
+        """Whether nothing of it is trained, on purpose."""
+        return bool(self.fields.get("remove_sample")) or bool(self.record and self.record.discarded)
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """The text of each response token as bytes."""
+        assert self.reader is not None
+        return self.reader.pieces(self.response_ids)
+
+    @property
+    def known_by(self) -> str:
+        """What says who wrote its tokens."""
+        if self.record:
+            return "this plugin's record"
+        return "marks in the text" if not self.misfits and Author.MODEL in self.authors else "nothing"
+
+    @cached_property
+    def authors(self) -> list[Author]:
+        """Who wrote each response token."""
+        if self.record and not self.discarded:
+            return [
+                Author.MODEL if span.kind == "turn" else Author.ENVIRONMENT
+                for span in self.record.spans
+                for _ in range(span.tokens)
+            ]
+        return self._authors_by_marks() if self.reader else [Author.UNKNOWN] * self.length
+
+    def _authors_by_marks(self) -> list[Author]:
+        text = b"".join(self.pieces)
+        blocks = [match.span() for match in _ENVIRONMENT.finditer(text)]
+        authors, begin = [Author.UNKNOWN] * self.length, 0
+        if not blocks:
+            return authors
+        for place, piece in enumerate(self.pieces):
+            end = begin + len(piece)
+            authors[place] = _author(text, piece, begin, end, blocks)
+            begin = end
+        return authors
+
+    def spans(self, author: Author) -> Iterator[Span]:
+        """The stretches of one author."""
+        return _spans([one is author for one in self.authors])
+
+    @cached_property
+    def trained(self) -> list[Span]:
+        """The stretches with mask 1."""
+        return list(_spans([value == 1 for value in self.mask]))
+
+
+def _author(text: bytes, piece: bytes, begin: int, end: int, blocks: list[tuple[int, int]]) -> Author:
+    """Of a token at `begin` to `end`, where `blocks` are the environment's."""
+    for first, last in blocks:
+        if first <= begin and end <= last:
+            return Author.ENVIRONMENT
+        if begin < last and end > first:  # part of it
+            return Author.UNKNOWN
+        if end <= first and (mark := _END_BEFORE.search(text, max(0, first - 40), first)) and begin >= mark.start():
+            return Author.END if piece.strip() else Author.UNKNOWN
+        if (begin >= last and not text[last:end].strip()) or (end <= first and not text[begin:first].strip()):
+            return Author.UNKNOWN  # blanks beside it
+    return Author.MODEL
+
+
+def _spans(wanted: list[bool]) -> Iterator[Span]:
+    start = None
+    for place, one in enumerate([*wanted, False]):
+        if one and start is None:
+            start = place
+        elif not one and start is not None:
+            yield Span(start, place)
+            start = None
+
+
+def _list(values: Any) -> list[Any] | None:
+    if hasattr(values, "tolist"):  # a tensor or an array
+        values = values.tolist()
+    return list(values) if isinstance(values, (list, tuple)) else None

@@ -1,0 +1,168 @@
+"""What the arms of an exam say when they are laid side by side, question by question.
+
+A figure is a sum over questions divided by another one, such as wasted searches by all searches; its interval is the
+middle 95 % of 2,000 bootstrap draws of whole questions, so that all arms of a question are drawn together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evaluation.metrics import resampled_means
+from evaluation.report import aligned
+from qa_em_format import any_holds_gold
+from search_rollout.samples.record import METADATA_KEY, RolloutRecord, read_record
+
+Records = Mapping[str, Mapping[str, Any]]  # question id → a line of trajectories.jsonl
+
+FIGURES = {  # name → numerator, denominator, whether it is a difference
+    "exact match that searching adds, over finding nothing": ("over nothing", "questions", True),
+    "exact match that searching adds, over closed book": ("over closed book", "questions", True),
+    "exact match that each search adds": ("over nothing", "searches", True),
+    "right answers that need search": ("needs search", "right", False),
+    "wasted searches": ("wasted", "searches", False),
+    "wrong passages believed": ("believed", "read random", False),
+    "exact match that better passages would add": ("below gold", "questions", True),
+}
+
+
+class Figure(NamedTuple):
+    """A ratio of two sums over questions, with its 95 % interval; None where its denominator is 0."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    of: int  # the denominator
+
+
+class ArmFigures(NamedTuple):
+    """One arm; `against` is exact match less that of the retriever's arm."""
+
+    questions: int
+    em: Figure
+    against: Figure
+    searches: Figure
+    gold_found: Figure
+
+
+@dataclass
+class Result:
+    """All figures of an exam."""
+
+    arms: dict[str, ArmFigures]
+    figures: dict[str, Figure]
+
+    def as_json(self) -> dict[str, Any]:
+        """Arm or figure → its parts by name."""
+        arms = {
+            name: {key: value._asdict() if isinstance(value, Figure) else value for key, value in arm._asdict().items()}
+            for name, arm in self.arms.items()
+        }
+        return {"arms": arms, "figures": {name: figure._asdict() for name, figure in self.figures.items()}}
+
+
+def examine(records: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> Result:
+    """The figures from the trajectories of each arm. Only questions that every arm was asked count."""
+    arms = {name: {record["id"]: record for record in rows} for name, rows in records.items()}
+    shared = sorted(set.intersection(*(set(arm) for arm in arms.values())))
+    columns = _columns(arms, shared)
+    draws = resampled_means(np.stack(list(columns.values()), axis=1), "exam", seed)  # (RESAMPLES, columns)
+    drawn = dict(zip(columns, draws.T, strict=True))
+
+    def figure(above: str, below: str = "questions") -> Figure:
+        total = columns[below].sum()
+        if not total:
+            return Figure(None, None, None, 0)
+        possible = drawn[below] > 0
+        low, high = np.percentile(drawn[above][possible] / drawn[below][possible], [2.5, 97.5])
+        return Figure(float(columns[above].sum() / total), float(low), float(high), int(total))
+
+    return Result(
+        {
+            name: ArmFigures(
+                len(shared),
+                *(figure(f"{name} {key}") for key in ("em", "against", "searches", "gold_found")),
+            )
+            for name in arms
+        },
+        {name: figure(above, below) for name, (above, below, _) in FIGURES.items() if above in columns},
+    )
+
+
+def _columns(arms: Mapping[str, Records], shared: Sequence[str]) -> dict[str, np.ndarray]:
+    """Name → (N,) a number for each question."""
+
+    def scores(arm: str, key: str) -> np.ndarray:
+        return np.array([arms[arm][question]["scores"][key] for question in shared])
+
+    real, nothing, closed = (scores(name, "em") for name in ("retriever", "nothing", "closed book"))
+    without = np.maximum(nothing, closed)  # right without a passage, in one way or the other
+    columns = {"questions": np.ones(len(shared)), "right": real, "searches": scores("retriever", "searches")}
+    for name in arms:
+        columns |= {f"{name} {key}": scores(name, key) for key in ("em", "searches", "gold_found")}
+        columns[f"{name} against"] = scores(name, "em") - real
+    columns["over nothing"], columns["over closed book"] = real - nothing, real - closed
+    columns["needs search"] = real * (1 - without)
+    repeats = np.array([repeated_searches(_record(arms["retriever"][question])) for question in shared])
+    columns["wasted"] = np.where(without > 0, columns["searches"], repeats)
+    columns["read random"] = np.array([any(_record(arms["random"][question]).passages) for question in shared], float)
+    columns["believed"] = np.array([believes(arms["random"][question]) for question in shared], float)
+    if "gold" in arms:
+        columns["below gold"] = scores("gold", "em") - real
+    return columns
+
+
+def repeated_searches(record: RolloutRecord) -> int:
+    """How many searches brought no passage that the model had not read already: empty and failed ones among them."""
+    read: set[tuple[str, str]] = set()
+    count = 0
+    for result in record.searches:
+        count += read.issuperset(result.passages)
+        read.update(result.passages)
+    return count
+
+
+def believes(record: Mapping[str, Any]) -> bool:
+    """Whether the answer is wrong and stands in a passage that the model read."""
+    answer = record["scores"]["answer"]
+    if not answer or record["scores"]["em"]:
+        return False
+    return any_holds_gold((f"{passage.title}\n{passage.text}" for passage in _record(record).passages), [answer])
+
+
+def _record(record: Mapping[str, Any]) -> RolloutRecord:
+    return read_record(record["metadata"][METADATA_KEY])
+
+
+def tables(result: Result) -> list[str]:
+    """The arms; then what their differences say."""
+    header = ["arm", "questions", "EM", "95 % interval", "against retriever", "95 % interval", "searches", "gold found"]
+    rows = [
+        [
+            name,
+            str(arm.questions),
+            *_cells(arm.em),
+            *(["", ""] if name == "retriever" else _cells(arm.against, "+")),
+            f"{arm.searches.value:.2f}",
+            f"{arm.gold_found.value:.3f}",
+        ]
+        for name, arm in result.arms.items()
+    ]
+    lines = [
+        [name, *_cells(figure, "+" if FIGURES[name][2] else ""), f"{figure.of} {_denominator(name)}"]
+        for name, figure in result.figures.items()
+    ]
+    return [*aligned(header, rows), "", *aligned(["", "", "95 % interval", "of"], lines)]
+
+
+def _denominator(name: str) -> str:
+    below = FIGURES[name][1]
+    return {"right": "right answers", "read random": "questions with random passages"}.get(below, below)
+
+
+def _cells(figure: Figure, sign: str = "") -> list[str]:
+    if figure.value is None:
+        return ["-", "-"]
+    return [f"{figure.value:{sign}.3f}", f"{figure.low:{sign}.3f} to {figure.high:{sign}.3f}"]

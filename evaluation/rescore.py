@@ -1,0 +1,215 @@
+"""Scores recorded trajectories again, with another reward: what would have been different?
+
+    search-r1 rescore dumps/rollout_*.pt --preset paper
+    search-r1 rescore runs/demo-… --set format_score=0.1 --set retrieval_score=0.1
+    search-r1 rescore dumps/rollout_*.pt --reward my_rewards.score --output rescored.jsonl
+
+Takes slime's debug dumps (.pt), JSONL with the same fields, folders of evaluations and demo runs. No engine, retriever
+or GPU is needed: the reward reads what each rollout recorded. --reward takes any function that slime's --custom-rm-path
+takes. Advantages are GRPO's, (reward - mean) / standard deviation within a group; discarded samples count in none.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import inspect
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.plugin import find_slime, prepare_process
+from evaluation.recorded import Recorded, read_recorded, reward_value
+from evaluation.rescored import Advantages, Rescored, advantages_of, table
+from evaluation.sample_files import sample_files_of
+from evaluation.terminal import Progress, short
+from search_rollout.config import REWARD_PRESETS, RewardScores, SearchConfig, load_config
+from search_rollout.samples.record import is_discarded
+
+SETTABLE = (*RewardScores._fields, "llm_api_mode", "tool_call_format")  # the last two: how bare text is read
+AT_ONCE = 64  # calls of a reward function: some of them ask a server
+OURS = "generate_with_search.reward_func"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit code."""
+    options = parse_args(argv)
+    prepare_process()
+    try:
+        return run(options)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="search-r1 rescore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path, help="folder of a demo run or an evaluation, dumps (.pt), JSONL")
+    parser.add_argument("--preset", choices=REWARD_PRESETS, help="scores of this REWARD_PRESET (default: default)")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help=f"change one of {', '.join(RewardScores._fields)}; for samples without a record of this plugin also "
+        "llm_api_mode=chat and tool_call_format. Repeatable",
+    )
+    parser.add_argument("--reward", metavar="MODULE.FUNCTION", help="your own function, as slime's --custom-rm-path")
+    parser.add_argument("--group-rm", action="store_true", help="hand it all samples of a group at once, as slime does")
+    parser.add_argument("--reward-key", help="which value of rewards that are dicts, as slime's --reward-key")
+    parser.add_argument("--output", type=Path, help="JSONL: old and new reward and advantage of each sample")
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code"
+    )
+    options = parser.parse_args(argv)
+    if options.reward and (options.preset or options.set):
+        parser.error("--reward replaces our reward; --preset and --set change ours: give one of them")
+    if options.group_rm and not options.reward:
+        parser.error("--group-rm is for a function of your own, given by --reward")
+    return options
+
+
+def run(options: argparse.Namespace) -> int:
+    """Reads, scores, reports."""
+    find_slime()
+    args = slime_args(options)
+    reward = load_reward(options.reward or OURS)
+    files = sample_files_of(options.files)
+    left_out: defaultdict[str, int] = defaultdict(int)
+    ours = not options.reward
+    samples = read_recorded(files, options.reward_key, left_out, ours=ours, trust_pickle=options.trust_pickle)
+    rows = asyncio.run(_rescore_all(samples, reward, args, sum(file.stat().st_size for file in files), options))
+    if not rows:
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "the files are empty"
+        raise ValueError(f"There is nothing to score again: {why}.")
+    advantages = advantages_of(rows)
+    if options.output:
+        _write(options.output, rows, advantages)
+    print(table(rows, advantages, options.reward or _name(options)))
+    for reason, count in left_out.items():
+        print(f"left out: {count:,} {reason}")
+    if options.output:
+        print(f"{short(options.output)}: {len(rows):,} samples with both rewards and advantages")
+    return 0
+
+
+def _name(options: argparse.Namespace) -> str:
+    return " ".join([options.preset or "default", *options.set])
+
+
+def slime_args(options: argparse.Namespace) -> argparse.Namespace:
+    """slime's args with every setting of ours, so that none comes from the environment. Raises ValueError."""
+    given = {}
+    for entry in options.set:
+        key, equals, value = entry.partition("=")
+        if not equals or key not in SETTABLE:
+            raise ValueError(f"--set is {entry!r}; it must be KEY=VALUE with a KEY of {', '.join(SETTABLE)}.")
+        given[key] = value
+    import generate_with_search
+
+    asked = argparse.Namespace(search_backend="local", reward_preset=options.preset, **given)
+    config = load_config(generate_with_search.SEARCH_R1_CONFIGS, {}, asked)
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(SearchConfig)}
+    names = {"reward_key": options.reward_key, "group_rm": options.group_rm, "custom_rm_path": options.reward or OURS}
+    return argparse.Namespace(**settings, **names)
+
+
+def load_reward(path: str) -> Callable[..., Any]:
+    """The function of that import path, found from this folder or on PYTHONPATH. Raises ValueError."""
+    from slime.utils.misc import load_function
+
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = load_function(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--reward {path} cannot be imported: {error}; give MODULE.FUNCTION.") from error
+    if not callable(function):
+        raise ValueError(f"--reward {path} is not a function.")
+    return function
+
+
+async def _rescore_all(
+    samples: Iterable[tuple[Recorded | None, int]],
+    reward: Callable[..., Any],
+    args: argparse.Namespace,
+    size: int,
+    options: argparse.Namespace,
+) -> list[Rescored]:
+    """Scores everything, AT_ONCE samples at a time; whole groups need all samples first."""
+    rows: list[Rescored] = []
+    waiting: list[Recorded] = []
+    read = 0
+    with Progress("scoring", size // 1000, "kB") as progress:
+        for recorded, count in samples:
+            read += count
+            progress.update(read // 1000 - progress.done)
+            if recorded:
+                waiting.append(recorded)
+            if len(waiting) == AT_ONCE and not options.group_rm:
+                rows += await _rescore(waiting, reward, args, options)
+                waiting = []
+        return rows + await _rescore(waiting, reward, args, options)
+
+
+async def _rescore(
+    samples: Sequence[Recorded], reward: Callable[..., Any], args: argparse.Namespace, options: argparse.Namespace
+) -> list[Rescored]:
+    """As slime does it: discarded samples have their reward already; the others one by one, or group by group."""
+    new = {id(one): one.reward for one in samples}
+    groups: defaultdict[Any, list[Recorded]] = defaultdict(list)
+    for one in samples:
+        if not is_discarded(one.sample):
+            groups[one.group if options.group_rm and one.group else id(one)].append(one)
+    found = await asyncio.gather(*(_call(reward, args, group, options) for group in groups.values()))
+    for group, rewards in zip(groups.values(), found, strict=True):
+        new |= {id(one): value for one, value in zip(group, rewards, strict=True)}
+    return [
+        Rescored(
+            one.where,
+            one.part,
+            one.sample.index,
+            one.group,
+            not is_discarded(one.sample),
+            one.reward,
+            new[id(one)],
+        )
+        for one in samples
+    ]
+
+
+async def _call(
+    reward: Callable[..., Any], args: argparse.Namespace, group: Sequence[Recorded], options: argparse.Namespace
+) -> list[float]:
+    samples = [one.sample for one in group]
+    try:
+        found = reward(args, samples if options.group_rm else samples[0])
+        found = await found if inspect.isawaitable(found) else found
+    except Exception as error:
+        raise ValueError(f"{args.custom_rm_path} failed on {group[0].where}: {error!r}.") from error
+    rewards = found if options.group_rm else [found]
+    if not isinstance(rewards, Sequence) or len(rewards) != len(group):
+        raise ValueError(f"{args.custom_rm_path} must return {len(group)} rewards for {group[0].where}, not {found!r}.")
+    return [reward_value(value, options.reward_key, one.where) for value, one in zip(rewards, group, strict=True)]
+
+
+def _write(path: Path, rows: Sequence[Rescored], advantages: Sequence[Advantages | None]) -> None:
+    """One line per sample; advantages are null where a sample has none to be compared with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as lines:
+        for row, pair in zip(rows, advantages, strict=True):
+            rewards = {"index": row.number, "where": row.where, "reward": row.old, "new_reward": row.new}
+            both = {"advantage": pair and pair.old, "new_advantage": pair and pair.new}
+            lines.write(json.dumps(rewards | both, ensure_ascii=False) + "\n")
+    unfinished.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

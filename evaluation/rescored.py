@@ -1,0 +1,117 @@
+"""What another reward changes: recorded and new rewards, the advantages within groups, and both as a table."""
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+from evaluation.report import aligned
+from search_rollout.rewards import group_normalised
+
+SAME = 1e-9  # rewards that differ by less are the same: text formats round them
+
+
+class Rescored(NamedTuple):
+    """One trajectory under two rewards."""
+
+    where: str  # file, and line or sample
+    part: str  # its file, or the phase of a demo run
+    number: int | None  # slime's index of the sample
+    group: Hashable | None  # None: of no group
+    kept: bool  # False: discarded, so that it says nothing about the model
+    old: float
+    new: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether the reward is another one."""
+        return abs(self.new - self.old) > SAME
+
+
+class Advantages(NamedTuple):
+    """GRPO's advantage of a trajectory under both rewards."""
+
+    old: float
+    new: float
+
+    @property
+    def turn(self) -> str:
+        """The signs before and after, such as "+ to 0"."""
+        return f"{_sign(self.old)} to {_sign(self.new)}"
+
+
+def groups_of(rows: Sequence[Rescored]) -> list[list[int]]:
+    """The positions of each group that has two samples to compare, discarded ones not counted."""
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        if row.group is not None and row.kept:
+            groups[row.group].append(place)
+    return [places for places in groups.values() if len(places) > 1]
+
+
+def advantages_of(rows: Sequence[Rescored]) -> list[Advantages | None]:
+    """(reward - mean) / (std + 1e-6) within each group, for both rewards; None for what has none.
+
+    A group without variance gets exactly 0: floating-point means of equal rewards may be off by a rounding.
+    """
+    found: list[Advantages | None] = [None] * len(rows)
+    for places in groups_of(rows):
+        old, new = (_normalised([getattr(rows[place], name) for place in places]) for name in ("old", "new"))
+        for place, *pair in zip(places, old, new, strict=True):
+            found[place] = Advantages(*pair)
+    return found
+
+
+def _normalised(rewards: list[float]) -> list[float]:
+    if _flat(rewards):
+        return [0.0] * len(rewards)
+    return group_normalised(rewards, [True] * len(rewards), size=len(rewards), by_deviation=True)
+
+
+def _flat(rewards: Sequence[float]) -> bool:
+    return max(rewards) - min(rewards) <= SAME
+
+
+def _sign(value: float) -> str:
+    return "0" if abs(value) <= SAME else "+" if value > 0 else "-"
+
+
+def table(rows: Sequence[Rescored], advantages: Sequence[Advantages | None], name: str) -> str:
+    """Both rewards side by side, and what became of the advantages' signs; `name` is the new reward's."""
+    kept = [row for row in rows if row.kept]
+    parts = list(dict.fromkeys(row.part for row in kept))
+    rewards = [_mean_reward("mean reward", kept)]
+    if len(parts) > 1:
+        rewards += [_mean_reward(f"  {part}", [row for row in kept if row.part == part]) for part in parts]
+    rewards.append(_line("share above 0", [row.old > SAME for row in kept], [row.new > SAME for row in kept]))
+    if groups := [[rows[place] for place in places] for places in groups_of(rows)]:
+        old, new = ([_flat([getattr(row, side) for row in group]) for group in groups] for side in ("old", "new"))
+        rewards.append(_line("groups without variance", old, new))
+        pairs = [pair for pair in advantages if pair]
+        rewards.append(_line("mean |advantage|", [abs(pair.old) for pair in pairs], [abs(pair.new) for pair in pairs]))
+    changed = sum(row.changed for row in rows)
+    counts = f"{len(rows):,} samples, {changed:,} with another reward ({changed / len(rows):.1%})"
+    if discarded := len(rows) - len(kept):
+        counts += f"; {discarded:,} discarded ones keep theirs and count in no mean"
+    lines = aligned(["", "recorded", name, "change"], rewards)
+    return "\n".join(["", *lines, "", counts, _signs(advantages, len(groups))])
+
+
+def _mean_reward(title: str, rows: Sequence[Rescored]) -> list[str]:
+    return _line(title, [row.old for row in rows], [row.new for row in rows])
+
+
+def _line(title: str, old: Sequence[float], new: Sequence[float]) -> list[str]:
+    means = [statistics.fmean(values) if values else 0.0 for values in (old, new)]
+    return [title, *(f"{mean:.4f}" for mean in means), f"{means[1] - means[0]:+.4f}"]
+
+
+def _signs(advantages: Sequence[Advantages | None], groups: int) -> str:
+    if not groups:
+        return "no groups: no two samples have the same `group_index`, so there are no advantages"
+    compared = [pair for pair in advantages if pair]
+    turns = Counter(pair.turn for pair in compared if _sign(pair.old) != _sign(pair.new))
+    listed = ", ".join(f"{turn} {count:,}" for turn, count in sorted(turns.items())) or "none"
+    return (
+        f"groups compared: {groups:,}; advantages that change sign: {turns.total():,} of {len(compared):,} ({listed})"
+    )

@@ -1,0 +1,287 @@
+"""New passages for a corpus and its flat index; the old ones are not encoded again.
+
+    python local_dense_retriever/build_index.py --append more.jsonl --corpus_path wiki.jsonl --index_path e5_Flat.index
+
+1  <corpus>.appended    the corpus with the new passages behind it, checked line by line
+2  <index>.partial      the old vectors copied, the new ones encoded (embedding.py)
+3  both files get their final names, the corpus first
+
+Corpus and index stay as they are until step 3, and a server may run on them. A killed append continues when the same
+command is run again; when nothing is left to do it says so. The result has the bytes of an index built from the longer
+corpus with the same --batch_size: no batch crosses a chunk's border, so encoding starts at the last border.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from local_dense_retriever import embedding
+from local_dense_retriever.corpus import Corpus, offsets_path
+from local_dense_retriever.downloaded import accept_size, index_file, partial
+from local_dense_retriever.embedding import PartialEmbeddings, embed, lock, progress_note
+from local_dense_retriever.errors import InputError
+from local_dense_retriever.flat_file import HEADER, FlatFile, read_flat_header
+from local_dense_retriever.index_note import IndexNote, read_note, write_note
+
+if TYPE_CHECKING:  # imports torch
+    from local_dense_retriever.encoder import Encoder
+
+COPY_ROWS = 65_536  # vectors copied between two notes of progress
+COPY_BYTES = 1 << 24  # of the corpus, read and written at a time
+KNOWN_ROWS = 32  # old passages encoded again, to see that the encoder is the index's own
+LEAST_COSINE = 0.99  # between their vectors
+
+
+def append(args: argparse.Namespace) -> None:
+    """Adds the passages of args.append to corpus and index. Raises InputError if they cannot be added."""
+    if not args.corpus_path or args.overwrite or args.index_type != "Flat":
+        raise InputError("--append needs --corpus_path, and goes without --from_index, --index_type and --overwrite")
+    corpus_path, index_path = Path(args.corpus_path).resolve(), index_file(args.index_path).resolve()
+    if not corpus_path.is_file():
+        raise InputError(f"there is no corpus file {args.corpus_path}: check --corpus_path")
+    with only_append_to(corpus_path) as copy:
+        old, note = appendable(index_path), read_note(index_path)
+        check_same_encoder(index_path, note, args)
+        corpus, more = Corpus(corpus_path), Corpus(args.append)
+        is_new = lacks(corpus, more)
+        check_fits(old, note, corpus, more, is_new)
+        is_done = not is_new and old.rows == len(corpus)
+        if is_done:
+            print(f"nothing to do: {corpus_path} and {index_path} have these {len(more)} passages already")
+        else:
+            check_space(corpus, more, old, is_new)
+            longer = write_longer(corpus, more, copy) if is_new else corpus
+            extend(args, old, longer, corpus_path)
+        tidy(corpus_path, index_path)
+    if not is_done:
+        print(f"appended {len(longer) - old.rows} passages: {corpus_path} and {index_path} have {len(longer)} now")
+        print("a server that runs on them serves the old ones until it is restarted")
+        report_outdated(args, index_path, corpus_path, note)
+
+
+@contextmanager
+def only_append_to(corpus_path: Path) -> Iterator[IO[bytes]]:
+    """The file <corpus>.appended, locked against other appends. Nothing is left of it if nothing was written."""
+    path = longer_path(corpus_path)
+    with path.open("ab") as file:
+        if not lock(file, path):
+            raise InputError(f"another --append to {corpus_path} is running: let it finish, or stop it")
+        try:
+            yield file
+        finally:
+            if path.exists() and path.stat().st_size == 0:
+                path.unlink()
+
+
+def longer_path(corpus_path: Path) -> Path:
+    return corpus_path.with_name(corpus_path.name + ".appended")
+
+
+# ---- What is refused -------------------------------------------------------------------------------------------------
+
+
+def appendable(index_path: Path) -> FlatFile:
+    """The flat index. Raises InputError, saying what to do instead, if it is none."""
+    if not index_path.exists():
+        raise InputError(f"there is no index {index_path} to append to: build it first, or correct --index_path")
+    if index_path.is_dir():
+        raise InputError(
+            f"{index_path} is a BM25 index, which is always built as a whole: --append to the flat index of the same "
+            "corpus (or add the lines to the corpus yourself), then build this one again with --overwrite"
+        )
+    flat = read_flat_header(index_path)
+    if flat is None:
+        raise InputError(
+            f"{index_path} is compressed and cannot grow: --append to the flat index that it was made from, then "
+            "convert that again with --from_index and --overwrite"
+        )
+    return flat
+
+
+def check_same_encoder(index_path: Path, note: IndexNote | None, args: argparse.Namespace) -> None:
+    """Raises InputError if the index's note names another encoder."""
+    if note and (note.retriever_name, note.retriever_model) != (args.retriever_name, args.retriever_model):
+        raise InputError(
+            f"the index {index_path} was built with --retriever_name {note.retriever_name} --retriever_model "
+            f"{note.retriever_model}: give the same (if that model has moved, correct its path in {index_path}.json)"
+        )
+
+
+def lacks(corpus: Corpus, more: Corpus) -> bool:
+    """True if the corpus has none of these passages, False if it has all of them, with the same text.
+
+    Raises InputError if an id is in `more` twice, or in the corpus with another text, or only some are in the corpus.
+    """
+    rows: dict[str, int] = {}
+    for row, passage in enumerate(more):
+        if rows.setdefault(passage.id, row) != row:
+            raise InputError(f"{more.path} has the id {passage.id} twice: give every passage an id of its own")
+    found: set[int] = set()
+    for passage in tqdm(corpus, total=len(corpus), unit=" passages", desc="comparing ids", delay=2):
+        row = rows.get(passage.id, -1)
+        if row >= 0:
+            if more.passages([row])[0] != passage:
+                raise InputError(
+                    f"{corpus.path} has another passage with the id {passage.id}: give the new one its own"
+                )
+            found.add(row)
+    if found and len(found) < len(rows):
+        example = more.passages([min(found)])[0].id
+        raise InputError(
+            f"{len(found)} of the {len(rows)} passages of {more.path} are in {corpus.path} already, such as {example}: "
+            "leave them out"
+        )
+    return not found
+
+
+def check_fits(old: FlatFile, note: IndexNote | None, corpus: Corpus, more: Corpus, is_new: bool) -> None:
+    """Raises InputError unless the index is of this corpus, or of the beginning that it had before `more`."""
+    if old.rows == len(corpus):
+        fits = note is None or note.corpus_digest == corpus.digest
+    elif is_new or old.rows > len(corpus):
+        fits = False
+    elif note is None:
+        fits = old.rows == len(corpus) - len(more)
+    else:  # the note is the first thing that step 3 does to the index
+        fits = note.corpus_digest == corpus.digest or corpus.begins_with(old.rows, note.corpus_digest)
+    if not fits:
+        raise InputError(
+            f"the index {old.path} ({old.rows} rows) was not made from {corpus.path} ({len(corpus)} passages): finish "
+            "an interrupted --append with its own file first, or build the index again"
+        )
+
+
+def check_space(corpus: Corpus, more: Corpus, old: FlatFile, is_new: bool) -> None:
+    """Raises InputError if old and new do not fit on the disk side by side."""
+    rows = len(corpus) + len(more) * is_new
+    needed = {old.path: HEADER.size + rows * old.dim * 4 - _size(partial(old.path))}
+    if is_new:
+        sizes = corpus.start(len(corpus)) + more.start(len(more)) + 8 * rows  # the last for the offsets
+        needed[corpus.path] = sizes - _size(longer_path(corpus.path))
+    by_disk: Counter[int] = Counter()
+    for path, size in needed.items():
+        by_disk[path.stat().st_dev] += size
+    for path in needed:
+        free, need = shutil.disk_usage(path.parent).free, by_disk[path.stat().st_dev]
+        if free < need:
+            raise InputError(
+                f"{path.parent} has {free / 1e9:.1f} GB free and --append needs {need / 1e9:.1f} GB, because old and "
+                "new lie side by side until it is done: make room, then run the same command again"
+            )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def check_known_rows(encoder: Encoder, old: FlatFile, corpus: Corpus) -> None:
+    """Raises InputError if the encoder makes other vectors of the last old passages than the index has."""
+    rows = range(max(0, old.rows - KNOWN_ROWS), old.rows)
+    made = encoder.encode_passages([passage.contents for passage in corpus.passages(rows)])
+    stored = old.read(rows.start, rows.stop)
+    if made.shape != stored.shape:
+        raise InputError(f"the index {old.path} has vectors of {old.dim} numbers and the encoder makes {made.shape[1]}")
+    lengths = np.linalg.norm(made, axis=1) * np.linalg.norm(stored, axis=1)
+    cosines = (made * stored).sum(axis=1) / np.maximum(lengths, 1e-9)
+    if not (worst := float(cosines.min())) >= LEAST_COSINE:
+        raise InputError(
+            f"the encoder does not make the vectors in {old.path} (cosine {worst:.3f} for passage number "
+            f"{rows[int(cosines.argmin())] + 1}): give the --retriever_name and --retriever_model it was built with"
+        )
+
+
+# ---- What is done ----------------------------------------------------------------------------------------------------
+
+
+def write_longer(corpus: Corpus, more: Corpus, copy: IO[bytes]) -> Corpus:
+    """Writes <corpus>.appended, and checks it as every corpus."""
+    print(f"copying {corpus.path} and {len(more)} new passages", flush=True)
+    copy.truncate(0)  # what a killed run left
+    with corpus.path.open("rb") as old:
+        shutil.copyfileobj(old, copy, COPY_BYTES)
+        old.seek(-1, os.SEEK_END)
+        if old.read() != b"\n":
+            copy.write(b"\n")
+    with more.path.open("rb") as new:
+        new.seek(more.start(0))
+        shutil.copyfileobj(new, copy, COPY_BYTES)
+    copy.flush()
+    os.fsync(copy.fileno())
+    return Corpus(longer_path(corpus.path))
+
+
+def extend(args: argparse.Namespace, old: FlatFile, longer: Corpus, corpus_path: Path) -> None:
+    """Makes the index of the longer corpus, and gives both their final names."""
+    print(f"encoding with {args.retriever_model}", flush=True)
+    from local_dense_retriever.devices import gpus  # the checks above need not wait for torch or onnxruntime
+    from local_dense_retriever.encoder import load_encoder
+
+    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
+    check_known_rows(encoder, old, longer)
+    note = IndexNote(longer.digest, len(longer), encoder.dim, args.retriever_name, args.retriever_model, "Flat")
+    with PartialEmbeddings(old.path, note) as unfinished:
+        copy_rows(old, unfinished)
+        embed(longer, encoder, unfinished, gpus(), args)
+        flat = unfinished.finish()
+        if longer.path != corpus_path:
+            os.replace(longer.path, corpus_path)
+            with suppress(FileNotFoundError):  # in a folder where no sidecar can be written
+                os.replace(offsets_path(longer.path), offsets_path(corpus_path))
+        write_note(old.path, note)  # no server takes the old index for the new one: it has fewer rows
+        os.replace(flat.path, old.path)
+        unfinished.forget()
+
+
+def copy_rows(old: FlatFile, unfinished: PartialEmbeddings) -> None:
+    """The old vectors up to the last border of a chunk: behind it, the new passages change the batches."""
+    stop = old.rows // embedding.CHUNK_ROWS * embedding.CHUNK_ROWS
+    with tqdm(
+        total=stop, initial=min(unfinished.rows_done, stop), unit=" vectors", desc="copying", delay=2
+    ) as progress:
+        for start in range(unfinished.rows_done, stop, COPY_ROWS):
+            vectors = old.read(start, min(start + COPY_ROWS, stop))
+            unfinished.append(vectors)
+            progress.update(len(vectors))
+
+
+def tidy(corpus_path: Path, index_path: Path) -> None:
+    """What follows the last rename, and what a kill during them leaves."""
+    offsets_path(longer_path(corpus_path)).unlink(missing_ok=True)
+    if not partial(index_path).exists():
+        progress_note(index_path).unlink(missing_ok=True)
+    accept_size(corpus_path)
+    accept_size(index_path)
+
+
+def report_outdated(args: argparse.Namespace, index_path: Path, corpus_path: Path, old: IndexNote | None) -> None:
+    """Prints how to bring up to date the other indexes of the old corpus, in the folders of corpus and index."""
+    for path in sorted({*index_path.parent.glob("*.json"), *corpus_path.parent.glob("*.json")}):
+        other = path.with_suffix("")
+        with suppress(InputError):  # a JSON file of something else
+            note = read_note(other)
+            if old and note and note.corpus_digest == old.corpus_digest and other != index_path:
+                command = ["build_index.py", *remedy(args, note, old, index_path), "--index_path", str(other)]
+                print(f"{other} is outdated: {shlex.join(command)}")
+
+
+def remedy(args: argparse.Namespace, note: IndexNote, old: IndexNote, index_path: Path) -> list[str]:
+    """The flags, without --index_path, that bring an outdated index up to date."""
+    if note.index_type == "BM25":
+        return ["--corpus_path", args.corpus_path, "--index_type", "BM25", "--overwrite"]
+    encoder = ["--retriever_name", note.retriever_name, "--retriever_model", note.retriever_model]
+    if note.index_type == "Flat":
+        return ["--append", args.append, "--corpus_path", args.corpus_path, *encoder]
+    if note.retriever_model == old.retriever_model:
+        return ["--from_index", str(index_path), "--index_type", note.index_type, "--overwrite"]
+    return ["--corpus_path", args.corpus_path, "--index_type", note.index_type, *encoder, "--overwrite"]

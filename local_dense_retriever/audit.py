@@ -1,0 +1,201 @@
+"""What a corpus holds for the questions of evaluation sets: their answers, and the pages they need.
+
+    python -m local_dense_retriever.audit --corpus_path wiki-18.jsonl --data hotpotqa/dev.jsonl musique/dev.jsonl
+
+For each set it prints
+
+    answer in a passage   the share of questions with a gold answer, normalised as exact match does, in some passage.
+                          A hint and no bound: a passage may hold "Paris" by chance, and a model may know what no
+                          passage says, or work it out. Yes and no are not looked up.
+    all needed pages      the share of questions that have all pages which their row names in the corpus. Where every
+                          row names its pages, exact match by reading them cannot exceed this share. What is above it
+                          comes from other passages, from memory or from luck.
+
+A page counts as held if one passage has its title: the sentence that matters may still be missing.
+
+FlashRAG's rows name their pages (HotpotQA, 2Wiki and MuSiQue), and so do those of the demo. The corpus is read once,
+line by line; what is found stays beside it as <corpus>.audit.json, so that the same audit is not made twice, and so
+that the server, preflight and evaluations can report it.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from local_dense_retriever.audit_note import SetAudit, audit_path, read_audits, sentence, share, write_audits
+from local_dense_retriever.corpus import Corpus, Passage
+from local_dense_retriever.errors import InputError
+from local_dense_retriever.gold_pages import Asked, Page, read_asked, title_key
+from qa_em_format import normalize_answer
+
+SHOWN = 5  # missing pages of a set
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        audits = audit(Corpus(args.corpus_path), args.data)
+        print(table(audits))
+        if args.missing:
+            write_missing(args.missing, audits)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing is kept of this audit", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".jsonl or .parquet files of questions; a set is called by the rows' data_source, or by the folder's name",
+    )
+    parser.add_argument("--missing", type=Path, metavar="FILE", help="write all that is missing there, as JSON lines")
+    return parser.parse_args(argv)
+
+
+def audit(corpus: Corpus, files: Iterable[Path]) -> list[SetAudit]:
+    """What the corpus holds for each set of questions. Reads it only if that is not known yet."""
+    by_set: defaultdict[str, list[Asked]] = defaultdict(list)
+    for file in files:
+        for question in read_asked(file):
+            by_set[question.data_set].append(question)
+    if not by_set:
+        raise InputError("the files of --data hold no questions")
+    known = {audit.name: audit for audit in read_audits(corpus)}
+    new = {name: questions for name, questions in by_set.items() if not _is_known(known.get(name), questions)}
+    if new:
+        found = Search(question for questions in new.values() for question in questions)
+        for passage in tqdm(corpus, total=len(corpus), unit=" passages", desc=f"reading {corpus.path.name}", delay=2):
+            found.look_at(passage)
+        known |= {name: summary(name, questions, found) for name, questions in new.items()}
+        write_audits(corpus, list(known.values()))
+    else:
+        print(f"this corpus was audited before: {audit_path(corpus.path)}")
+    return [known[name] for name in by_set]
+
+
+def _is_known(audit: SetAudit | None, questions: Sequence[Asked]) -> bool:
+    return audit is not None and audit.asked == digest(questions)
+
+
+def digest(questions: Sequence[Asked]) -> str:
+    """Of everything about the questions that an audit depends on."""
+    text = "\n".join(repr((one.id, one.golds, sorted(one.answers), sorted(one.pages))) for one in questions)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Search:
+    """Pages and answers still to be found: those that a passage has are taken off."""
+
+    def __init__(self, questions: Iterable[Asked]) -> None:
+        self.pages: set[Page] = set()
+        self.answers: set[str] = set()
+        for question in questions:
+            self.pages.update(question.pages)
+            self.answers.update(question.answers)
+        # An answer is compared only with passages that have its rarest word.
+        uses = Counter(word for answer in self.answers for word in set(answer.split()))
+        self._by_word: defaultdict[str, set[str]] = defaultdict(set)
+        for answer in self.answers:
+            self._by_word[min(answer.split(), key=lambda word: (uses[word], word))].add(answer)
+
+    def look_at(self, passage: Passage) -> None:
+        """Takes off what this passage has."""
+        title = passage.contents.partition("\n")[0]
+        self.pages.discard(Page("title", _title_key(title)))
+        self.pages.discard(Page("passage_id", passage.id))
+        if not self._by_word:
+            return
+        text = f" {normalize_answer(passage.contents)} "
+        for word in self._by_word.keys() & text.split():
+            held = {answer for answer in self._by_word[word] if f" {answer} " in text}
+            self.answers -= held
+            self._by_word[word] -= held
+            if not self._by_word[word]:
+                del self._by_word[word]
+
+
+_title_key = functools.lru_cache(1024)(title_key)  # the passages of a page follow each other
+
+
+def summary(name: str, questions: Sequence[Asked], left: Search) -> SetAudit:
+    """A set's figures, from what is left of the search."""
+    looked_up = [question for question in questions if question.answers]
+    unanswered = [question for question in looked_up if question.answers <= left.answers]
+    named = [question for question in questions if question.pages]
+    missing: dict[Page, dict] = {}
+    for question in named:
+        for page, title in question.pages.items():
+            if page in left.pages:
+                missing.setdefault(page, {page.kind: title, "questions": []})["questions"].append(question.id)
+    return SetAudit(
+        name,
+        digest(questions),
+        questions=len(questions),
+        looked_up=len(looked_up),
+        answered=len(looked_up) - len(unanswered),
+        named=len(named),
+        complete=sum(left.pages.isdisjoint(question.pages) for question in named),
+        missing_pages=list(missing.values()),
+        missing_answers=[{"golds": question.golds, "question": question.id} for question in unanswered],
+    )
+
+
+def table(audits: Sequence[SetAudit]) -> str:
+    """The figures of each set, a sentence about it, and a few of the pages that are missing."""
+    header = ("set", "questions", "answer in a passage", "name their pages", "all needed pages")
+    rows = [
+        (
+            audit.name,
+            f"{audit.questions:,}",
+            share(audit.answered, audit.looked_up),
+            f"{audit.named:,}",
+            share(audit.complete, audit.named),
+        )
+        for audit in audits
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    for audit in audits:
+        lines += ["", sentence(audit)]
+        for page in audit.missing_pages[:SHOWN]:
+            kind, name = next(iter(page.items()))
+            lines.append(f"  missing {kind.replace('_', ' ')} {name!r}, needed by {_count(page['questions'])}")
+        if (more := len(audit.missing_pages) - SHOWN) > 0:
+            lines.append(f"  and {more:,} more: --missing FILE writes them all")
+    return "\n".join(lines)
+
+
+def _count(questions: Sequence[str]) -> str:
+    return f"question {questions[0]}" if len(questions) == 1 else f"{len(questions)} questions"
+
+
+def write_missing(path: Path, audits: Sequence[SetAudit]) -> None:
+    """A JSON line for each missing page, and for each question whose answers stand in no passage."""
+    lines = [{"set": audit.name, **entry} for audit in audits for entry in audit.missing_pages + audit.missing_answers]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    print(f"\n{path}: {len(lines):,} lines")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

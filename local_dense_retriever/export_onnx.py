@@ -1,0 +1,81 @@
+"""Writes onnx/model.onnx into an encoder's folder, so that a CPU runs it by onnxruntime and without torch.
+
+    python local_dense_retriever/export_onnx.py /models/my-encoder
+
+The encoders of the Hugging Face hub mostly have that file already. It is checked against torch before it is written.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from local_dense_retriever.encoder import ONNX_FILES
+from local_dense_retriever.errors import InputError
+
+TEXTS = ["Who wrote Faust?", "The Rhine"]
+MAX_DIFFERENCE = 1e-3  # of a token's state, between torch and onnxruntime
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="Hugging Face folder of an encoder: config, tokenizer and weights")
+    args = parser.parse_args(argv)
+    try:
+        print(f"wrote {export(args.folder)}")
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def export(folder: Path) -> Path:
+    """Writes the file and returns its path. Raises InputError if it cannot be made of this model."""
+    try:
+        import onnx  # noqa: F401  torch writes by it
+        import onnxruntime
+        import torch
+
+        from local_dense_retriever.torch_encoder import TokenStates, load_model
+    except ImportError as error:
+        raise InputError(
+            f"making {ONNX_FILES[0]} needs the package {error.name}: pip install torch transformers onnx onnxruntime"
+        ) from error
+    tokenizer, model = load_model(str(folder), attn_implementation="eager")  # its pattern is known to onnxruntime
+    batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    path = folder / ONNX_FILES[0]
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter, about itself
+            expected = model(**batch).last_hidden_state.numpy()
+            torch.onnx.export(
+                TokenStates(model, list(batch)),
+                tuple(batch.values()),
+                str(temporary),
+                input_names=list(batch),
+                output_names=["last_hidden_state"],
+                dynamic_axes={name: {0: "batch", 1: "tokens"} for name in (*batch, "last_hidden_state")},
+                opset_version=17,
+                dynamo=False,
+            )
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        (states,) = session.run(["last_hidden_state"], {name: tensor.numpy() for name, tensor in batch.items()})
+        if not np.allclose(states, expected, atol=MAX_DIFFERENCE):
+            raise InputError(f"onnxruntime computes other vectors than torch for {folder}: keep torch for this model")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Rows of question sets, and what of a corpus each needs: an answer to be read, and pages by title or passages by id.
+
+FlashRAG        golden_answers, metadata.supporting_facts.title (HotpotQA, 2Wiki)
+                or metadata.question_decomposition[].support_paragraph.title (MuSiQue)
+prompt data     reward_model, data_source; titles where its metadata still has them
+the demo's      answers, hops[].passage_id (demo/world_facts.py); its set is called "demo"
+"""
+
+import html
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from local_dense_retriever.errors import InputError
+from qa_em_format import gold_answers, normalize_answer
+
+GOLDS = ("golden_answers", "answers", "reward_model")
+SPLITS = ("train", "dev", "test", "validation")
+SPELLINGS = str.maketrans({'"': None, "“": None, "”": None, "‘": "'", "’": "'", "–": "-", "—": "-", "_": " "})
+
+
+class Page(NamedTuple):
+    kind: str  # "title", or "passage_id"
+    key: str  # title_key of the title, or the id
+
+
+class Asked(NamedTuple):
+    data_set: str
+    id: str
+    golds: list[str]  # as the row writes them
+    answers: frozenset[str]  # the same as normalize_answer makes them; empty for yes and no, which stand everywhere
+    pages: dict[Page, str]  # and how the row writes each; empty: the row names none
+
+
+def title_key(title: str) -> str:
+    """What two spellings of a title have in common: not their case, Unicode form, quotes, dashes and underscores.
+
+    "Mercury (planet)" and "Mercury" stay two pages, as they are on Wikipedia. Redirects are not known.
+    """
+    plain = unicodedata.normalize("NFKC", html.unescape(title)).translate(SPELLINGS)
+    return " ".join(plain.casefold().split())
+
+
+def read_asked(file: Path) -> Iterator[Asked]:
+    """The questions of a .jsonl or .parquet file. Raises InputError, naming file and row, where one has no answer."""
+    name = file.resolve().parent.name if file.stem in SPLITS else file.stem
+    number = 0
+    try:
+        for number, row in enumerate(_rows(file), start=1):
+            yield asked(row, name, number)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise InputError(f"{file}, row {number} or the next cannot be read as a question ({error})") from error
+
+
+def asked(row: Mapping[str, Any], data_set: str, number: int) -> Asked:
+    """One row; `data_set` is for rows that do not name theirs."""
+    metadata = row.get("metadata") or {}
+    hops = row.get("hops") if "answers" in row else None
+    golds = gold_answers(next((row[key] for key in GOLDS if row.get(key)), None))
+    golds = [gold for gold in golds if gold.strip()]
+    if not golds:
+        raise ValueError("it has no gold answer in golden_answers, reward_model or answers")
+    answers = frozenset(filter(None, map(normalize_answer, golds)))
+    if hops is not None:
+        pages = {Page("passage_id", hop["passage_id"]): hop["passage_id"] for hop in hops}
+    else:
+        pages = {Page("title", title_key(title)): title for title in supporting_titles(metadata)}
+    own = row.get("id") or (row.get("extra_info") or {}).get("id") or metadata.get("question_id") or number
+    data_set = "demo" if hops is not None else row.get("data_source") or data_set
+    return Asked(data_set, str(own), golds, frozenset() if answers & {"yes", "no"} else answers, pages)
+
+
+def supporting_titles(metadata: Mapping[str, Any]) -> list[str]:
+    """The titles of the pages that annotators needed for the answer; empty if any of them has no title."""
+    if facts := metadata.get("supporting_facts"):
+        return list(facts["title"])
+    steps = metadata.get("question_decomposition")
+    paragraphs = [step.get("support_paragraph") for step in (steps if steps is not None else [])]
+    return [paragraph["title"] for paragraph in paragraphs] if all(paragraphs) else []
+
+
+def _rows(file: Path) -> Iterator[Any]:
+    if not file.is_file():
+        raise InputError(f"there is no file {file}: check --data")
+    if file.suffix == ".parquet":
+        yield from _parquet_rows(file)
+    elif file.suffix == ".jsonl":
+        with file.open(encoding="utf-8") as lines:
+            yield from (json.loads(line) for line in lines if line.strip())
+    else:
+        raise InputError(f"{file} is neither .jsonl nor .parquet: check --data")
+
+
+def _parquet_rows(file: Path) -> Iterator[Any]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise InputError(f"{file} needs the package pyarrow: pip install pyarrow") from error
+    with ParquetFile(file) as table:
+        for batch in table.iter_batches(1000):
+            yield from batch.to_pylist()

@@ -1,0 +1,97 @@
+"""Encoders by torch: on a GPU in fp16, on a CPU in float32."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from local_dense_retriever.devices import visible_devices
+from local_dense_retriever.encoder import Encoder
+from local_dense_retriever.errors import InputError
+
+
+def mean_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, D) token states and their (B, T) mask of ones and zeros -> (B, D), the mean of the unmasked states."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def cls_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, D) token states -> (B, D), the state of the first token. Needs padding on the right, as BERT has it."""
+    return hidden[:, 0]
+
+
+POOLING = {"mean": mean_pooling, "cls": cls_pooling}
+
+
+class TorchEncoder(Encoder):
+    """A transformers encoder on one device. Call it from one thread."""
+
+    usual_batch_size = 64
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        batch_size: int | None = None,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Loads the weights; `name` is a key of STYLES, `model` a local folder or a name on the Hugging Face hub.
+
+        A local folder is loaded without any access to the hub. `device` None takes the first GPU, or the CPU; `dtype`
+        None is fp16 on a GPU and fp32 on a CPU. Raises InputError if name or model is wrong.
+        """
+        super().__init__(name, batch_size)
+        self._device = torch.device(device) if device else visible_devices()[0]
+        self._tokenizer, self._model = load_model(model)
+        usual = torch.float16 if self._device.type == "cuda" else torch.float32
+        self._model.to(device=self._device, dtype=dtype or usual)
+        self._model.eval()
+        self.dim = self._model.config.hidden_size
+
+    @torch.inference_mode()
+    def _encode_batch(self, texts: list[str], max_tokens: int) -> NDArray[np.float32]:
+        batch = self._tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        batch = batch.to(self._device)
+        hidden = self._model(**batch).last_hidden_state.float()  # (B, T, D); float32, as fp16 sums lose digits
+        pooled = POOLING[self.style.pooling](hidden, batch["attention_mask"])
+        return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+
+
+def load_model(model: str, **options: Any) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and weights; `options` are from_pretrained's. Raises InputError, in one sentence, if one is wrong."""
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        weights = AutoModel.from_pretrained(model, **options)
+    except Exception as error:  # OSError, ValueError, safetensors' own, … depending on which of the files is wrong
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"cannot load the encoder --retriever_model {model} ({reason}): "
+            "give a folder with config.json, tokenizer and weights, or a name on the Hugging Face hub"
+        ) from error
+    # From a folder without tokenizer files transformers makes a tokenizer of a few special tokens, and no error.
+    if len(tokenizer) < weights.config.vocab_size / 2:
+        raise InputError(
+            f"the tokenizer of --retriever_model {model} knows {len(tokenizer)} of the model's "
+            f"{weights.config.vocab_size} tokens: copy the model's tokenizer files too (tokenizer.json, vocab.txt)"
+        )
+    return tokenizer, weights
+
+
+class TokenStates(torch.nn.Module):
+    """A model as a function of its tokenizer's tensors, in the order of `names`; export_onnx.py writes it."""
+
+    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
+        super().__init__()
+        self._model = model
+        self._names = names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """-> (B, T, D) token states."""
+        return self._model(**dict(zip(self._names, tensors, strict=True))).last_hidden_state
