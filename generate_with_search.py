@@ -5,6 +5,8 @@
     --custom-reward-post-process-path generate_with_search.reward_post_process      (optional: see README)
     --custom-rollout-log-function-path generate_with_search.log_rollout             (optional: series to watch)
     --custom-eval-rollout-log-function-path generate_with_search.log_eval_rollout
+    --dynamic-sampling-filter-path generate_with_search.keep_group                  (optional: GROUP_FILTER)
+    --rollout-all-samples-process-path generate_with_search.process_all_groups      (optional: series of all groups)
     --custom-tis-function-path generate_with_search.mismatch_figures                (with --get-mismatch-metrics)
 
 In the sets of --eval-config: exact_match as custom_rm_path, generate_closed_book as custom_generate_function_path.
@@ -24,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 from slime.rollout.sglang_rollout import GenerateState
 from slime.utils.misc import load_function
 from slime.utils.types import Sample
@@ -39,12 +42,14 @@ from search_rollout.rewards import group_normalised
 from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url
 from search_rollout.samples import fields as sample_fields
 from search_rollout.samples.bare_text import tool_record, xml_record
+from search_rollout.samples.groups import GroupSteps
 from search_rollout.samples.record import RecordError, RolloutRecord, is_discarded, record_of, store_score
 from search_rollout.samples.resume import interrupted_rollout, resume_state
 from search_rollout.samples.slime_logging import SeriesLogger
 from search_rollout.samples.top_p_replay import replays_top_p, write_top_p_replay
 from search_rollout.search.searcher import PassageSource, search_all
 from search_rollout.search.usage import SearchUsage
+from search_rollout.timeline import follow
 from search_rollout.trajectory import Segment, StopReason, Trajectory, opens_thought
 
 logger = logging.getLogger(__name__)
@@ -88,6 +93,7 @@ async def _generate(args: Any, config: SearchConfig, sample: Sample, sampling_pa
     resumable = getattr(args, "partial_rollout", False) and not replays_top_p(sampling_params)
     interrupted = interrupted_rollout(args, sample) if resumable else None
     sample_fields.reset(sample)
+    follow(sample)
     runtime = rollout = None
     try:
         runtime = _runtime(args, config)
@@ -272,7 +278,9 @@ def reward_post_process(args: Any, samples: list[Sample]) -> tuple[list[float], 
     """Raw rewards, and rewards normalised as slime does it, except that a discarded sample counts in no group.
 
     For --custom-reward-post-process-path. A discarded sample gets 0, and so does one that is alone in its group.
+    slime's own curves are then of exact match and turns: see `samples.fields.describe_to_slime`.
     """
+    sample_fields.describe_to_slime(samples)
     key = getattr(args, "reward_key", None)
     rewards: list[Any] = [sample.reward[key] if key else sample.reward for sample in samples]  # type: ignore[index]
     estimator = getattr(args, "advantage_estimator", None)
@@ -284,6 +292,22 @@ def reward_post_process(args: Any, samples: list[Sample]) -> tuple[list[float], 
     size = size if len(samples) == size * args.rollout_batch_size else len(samples)
     by_deviation = args.grpo_std_normalization and estimator in DIVIDED_BY_DEVIATION
     return rewards, group_normalised(rewards, kept, size=size, by_deviation=by_deviation)
+
+
+def keep_group(args: Any, samples: Sequence[Sample], **_: Any) -> DynamicFilterOutput:
+    """Whether the group is trained, by GROUP_FILTER: see `search_rollout.group_filter`. Raises ConfigError.
+
+    For --dynamic-sampling-filter-path.
+    """
+    reason = _steps.judge(args, _config(args), samples)
+    return DynamicFilterOutput(keep=reason is None, reason=reason)
+
+
+def process_all_groups(args: Any, all_groups: Sequence[Sequence[Sample]], data_source: Any) -> None:
+    """Ends a step, so that its series cover dropped groups too. For --rollout-all-samples-process-path."""
+    args.processed_group_count = len(all_groups)  # slime's contract test of this hook looks for it
+    step, groups = _steps.finish(args, all_groups, data_source)
+    _series.hold(groups, step.series(_config(args).group_filter))
 
 
 def mismatch_figures(args: Any, *, pg_loss: Any, **batch: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -339,6 +363,7 @@ def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: b
 _settings: tuple[Any, SearchConfig] | None = None  # slime's args, and what was read for them
 _usage = SearchUsage()  # of all loops
 _series = SeriesLogger(_usage)
+_steps = GroupSteps()
 _guard = CollapseGuard()
 _runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple, Runtime]] = WeakKeyDictionary()
 

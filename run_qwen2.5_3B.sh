@@ -85,6 +85,7 @@ report_missing() { # WORD: one line for each; exits unless there is none, or the
 check_settings() { # ARGUMENT …
   ((TENSOR_PARALLEL * CONTEXT_PARALLEL > 0 && NUM_GPUS % (TENSOR_PARALLEL * CONTEXT_PARALLEL) == 0)) ||
     die "NUM_GPUS=$NUM_GPUS cannot be shared by TENSOR_PARALLEL=$TENSOR_PARALLEL x CONTEXT_PARALLEL=$CONTEXT_PARALLEL: set them so that it can."
+  [[ -z "$OVER_SAMPLING_BATCH_SIZE" ]] || check_over_sampling
   case "$CORRECTION" in
     none) ;;
     tis | mis)
@@ -95,6 +96,12 @@ check_settings() { # ARGUMENT …
   esac
   [[ -z "$CUSTOM_CONFIG_PATH" || -f "$CUSTOM_CONFIG_PATH" ]] || die "there is no file '$CUSTOM_CONFIG_PATH': correct CUSTOM_CONFIG_PATH."
   ! is_on "$PREFLIGHT" || check_flags "$@"
+}
+
+check_over_sampling() {
+  check_whole_numbers OVER_SAMPLING_BATCH_SIZE
+  ((OVER_SAMPLING_BATCH_SIZE >= ROLLOUT_BATCH_SIZE)) ||
+    die "OVER_SAMPLING_BATCH_SIZE=$OVER_SAMPLING_BATCH_SIZE is less than ROLLOUT_BATCH_SIZE=$ROLLOUT_BATCH_SIZE: raise it, or unset it."
 }
 
 check_flags() { # ARGUMENT …: slime ignores a flag that no parser knows
@@ -157,6 +164,7 @@ collect_train_args() { # fills train_args
   [[ -z "$CUSTOM_CONFIG_PATH" ]] || train_args+=(--custom-config-path "$CUSTOM_CONFIG_PATH")
   add_checkpoint_args
   add_rollout_args
+  add_group_args
   add_evaluation_args
   add_training_args
   add_mismatch_args
@@ -193,6 +201,8 @@ add_rollout_args() {
   )
   if uses_token_router; then
     train_args+=(--sglang-router-ip "$(url_host "$TOKEN_ROUTER_URL")" --sglang-router-port "$(url_port "$TOKEN_ROUTER_URL")")
+  else
+    add_router_policy
   fi
 }
 
@@ -209,6 +219,31 @@ add_evaluation_args() {
   fi
   train_args+=(--eval-interval "$EVAL_INTERVAL" "${sets[@]}"
     --eval-temperature "$EVAL_TEMPERATURE" --n-samples-per-eval-prompt "$N_SAMPLES_PER_EVAL_PROMPT")
+}
+
+add_router_policy() { # where this slime sends session keys, and its router takes the policy
+  local policies
+  if [[ -d "$SLIME_DIR" ]] && ! grep --recursive --quiet --fixed-strings X-SMG-Routing-Key "$SLIME_DIR/slime"; then
+    say "note: this slime sends no session keys: --router-policy is left out."
+    return 0
+  fi
+  policies="$(ours launch.router_policies 2>/dev/null)" || true # without Python, or without a router: it cannot be asked
+  if [[ -n "$policies" && " $policies " != *" $ROUTER_POLICY "* ]]; then
+    say "note: the installed sglang-router has no policy $ROUTER_POLICY ($policies): --router-policy is left out."
+    return 0
+  fi
+  train_args+=(--router-policy "$ROUTER_POLICY")
+}
+
+add_group_args() { # which groups a step trains (GROUP_FILTER), and how many it generates
+  [[ -z "$OVER_SAMPLING_BATCH_SIZE" ]] || train_args+=(--over-sampling-batch-size "$OVER_SAMPLING_BATCH_SIZE")
+  if is_on "$PARTIAL_ROLLOUT"; then
+    train_args+=(--partial-rollout)
+  elif [[ -n "$OVER_SAMPLING_BATCH_SIZE" || "${GROUP_FILTER:-off}" != off ]]; then
+    say "note: what is generated beyond a step's $ROLLOUT_BATCH_SIZE prompts is thrown away; PARTIAL_ROLLOUT=1 resumes it in the next step."
+  fi
+  add_if_known --dynamic-sampling-filter-path generate_with_search.keep_group
+  add_if_known --rollout-all-samples-process-path generate_with_search.process_all_groups
 }
 
 add_training_args() {
@@ -282,8 +317,14 @@ add_logging_args() {
   else
     train_args+=(--rollout-function-path generate_with_search.generate_rollout)
   fi
+  add_if_known --log-multi-turn # turns per sample, and lengths with and without observations
+  add_if_known --log-passrate   # pass@k of exact match
   ! is_on "$USE_WANDB" || train_args+=(--use-wandb --wandb-project "$RUN_PROJECT" --wandb-group "$RUN_NAME")
   ! is_on "$USE_TENSORBOARD" || train_args+=(--use-tensorboard --tb-project-name "$RUN_PROJECT" --tb-experiment-name "$RUN_NAME")
+}
+
+add_if_known() { # FLAG [VALUE]
+  if slime_knows "$1"; then train_args+=("$@"); else say "note: this slime has no $1: it is left out."; fi
 }
 
 slime_knows() { slime_has "\"$1\"" slime/utils/arguments.py; } # FLAG, which an older slime would refuse

@@ -33,12 +33,15 @@ check_whole_numbers NUM_GPUS
 : "${CONTEXT_PARALLEL:=1}"                                          # GPUs that share a sequence
 : "${ROLLOUT_GPUS_PER_ENGINE:=$TENSOR_PARALLEL}"                    # GPUs per SGLang engine
 : "${SGLANG_MEM_FRACTION_STATIC:=0.7}"                              # share of GPU memory for the engine; lower it if memory runs out
+: "${ROUTER_POLICY:=consistent_hashing}"                            # how slime's router chooses an engine: one for all turns of a trajectory
 
 # --- training ---
 : "${NUM_ROLLOUT:=3000}"                                            # training steps
 : "${ROLLOUT_BATCH_SIZE:=32}"                                       # prompts per step
 : "${N_SAMPLES_PER_PROMPT:=8}"                                      # responses per prompt: GRPO's group
 check_whole_numbers ROLLOUT_BATCH_SIZE N_SAMPLES_PER_PROMPT
+: "${OVER_SAMPLING_BATCH_SIZE:=}"                                   # prompts generated at a time; empty: ROLLOUT_BATCH_SIZE
+: "${PARTIAL_ROLLOUT:=0}"                                           # 1: what is generated beyond a step's prompts is resumed in the next step; 0: thrown away
 : "${GLOBAL_BATCH_SIZE:=$((ROLLOUT_BATCH_SIZE * N_SAMPLES_PER_PROMPT))}" # samples per optimiser update (default: one update per step)
 : "${MAX_TOKENS_PER_GPU:=9216}"                                     # tokens per micro batch; also bounds a trajectory
 : "${USE_KL_LOSS:=1}"                                               # 0 saves the reference model's memory and forward pass

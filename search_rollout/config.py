@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
+from search_rollout.group_filter import GroupFilter
 from search_rollout.protocols.tool_formats import FORMATS, is_format
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ ENVIRONMENT = {
     "search_cache_mode": "SEARCH_CACHE_MODE",
     "search_budget": "SEARCH_BUDGET",
     "reward_preset": "REWARD_PRESET",
+    "group_filter": "GROUP_FILTER",
     "collapse_guard": "COLLAPSE_GUARD",
 }
 
@@ -70,6 +72,7 @@ CHOICES = {
     "search_cache_mode": ("off", "readwrite", "replay"),
     "reward_preset": tuple(REWARD_PRESETS),
     "answer_metric": get_args(AnswerMetric),
+    "group_filter": get_args(GroupFilter),
     "collapse_guard": ("warn", "stop", "off"),
 }
 
@@ -132,6 +135,9 @@ class SearchConfig:
     final_format_score: float = RewardScores().final_format_score
     retrieval_score: float = RewardScores().retrieval_score
     no_search_penalty: float = RewardScores().no_search_penalty
+    # Groups, in slime's --dynamic-sampling-filter-path; "off" trains every group, as the paper does.
+    group_filter: GroupFilter = "off"
+    group_filter_rounds: int = 10  # drops at most this many times a step's groups; takes the rest as they come
     # Training.
     collapse_guard: str = "warn"  # what happens when the series of the rollouts show a collapse
 
@@ -142,7 +148,7 @@ class SearchConfig:
         if not is_format(self.tool_call_format):
             names = f"one of auto, {', '.join(FORMATS)}, sglang:NAME"
             raise ConfigError(_wrong_value("tool_call_format", self.tool_call_format, names))
-        for key in ("max_context_length", "topk", "search_concurrency", "max_tool_calls"):
+        for key in ("max_context_length", "topk", "search_concurrency", "max_tool_calls", "group_filter_rounds"):
             if getattr(self, key) < 1:
                 raise ConfigError(_wrong_value(key, getattr(self, key), "a whole number from 1 up"))
         if self.max_obs_tokens < 32:  # the tags and a few words
@@ -277,7 +283,7 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         if str(value).lower() not in words:
             raise ConfigError(_wrong_value(key, value, "true or false"))
         return words[str(value).lower()]
-    if kind in (str, AnswerMetric):
+    if kind in (str, AnswerMetric, GroupFilter):
         return str(value)
     try:
         number = kind(str(value))

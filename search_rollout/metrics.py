@@ -16,6 +16,7 @@ from search_rollout.search.searcher import normalised
 from search_rollout.trajectory import StopReason
 
 SERIES = {
+    "reward": "the training reward",
     "exact_match": "answers that equal a gold answer, of all samples",
     "answers": "samples that gave an answer",
     "valid_format": "samples in the asked-for format",
@@ -37,6 +38,9 @@ SERIES = {
     "zero_variance_groups": "groups whose samples all have the same reward: GRPO learns nothing from them",
     "zero_variance_right": "groups of which every sample is right, with the same reward",
     "zero_variance_wrong": "groups of which every sample is wrong, with the same reward",
+    "groups": "groups that finished in this step, dropped ones included",
+    "groups_dropped/*": "groups that GROUP_FILTER dropped for this reason, one series each",
+    "groups_unfiltered": "groups trained although they teach nothing: the step had dropped its limit",
     "search_seconds": "what a query took, mean; without those that the cache answered",
     "search_seconds_p95": "what 95 % of them took at most",
     "searches_failed": "queries that brought an error",
@@ -55,7 +59,7 @@ def rollout_metrics(samples: Iterable[Any], reward_key: str | None = None) -> di
 
     `reward_key` is slime's --reward-key, for rewards that are dicts.
     """
-    everything = list(_flat(samples))
+    everything = list(flat(samples))
     rows = [row for sample in everything if (row := _row(sample, reward_key)) is not None]
     kept = [row for row in rows if not row.stop.discards]
     return _known(
@@ -166,6 +170,7 @@ def _endings(rows: Sequence[_Row]) -> dict[str, float | None]:
 def _outcomes(rows: Sequence[_Row]) -> dict[str, float | None]:
     scores = [row.score for row in rows if row.score]
     return {
+        "reward": _mean(row.reward for row in rows if row.reward is not None),
         "exact_match": _mean(bool(score.get("exact_match")) for score in scores),
         "answers": _mean(score.get("answer") is not None for score in scores),
         "valid_format": _mean(bool(score.get("valid_format")) for score in scores),
@@ -227,10 +232,11 @@ def _searches(rows: Sequence[_Row]) -> dict[str, float | None]:
 # --- figures ---
 
 
-def _flat(samples: Any) -> Iterator[Any]:
+def flat(samples: Any) -> Iterator[Any]:
+    """The samples, which may stand in lists of groups."""
     for sample in samples or ():
         if isinstance(sample, list | tuple):
-            yield from _flat(sample)
+            yield from flat(sample)
         else:
             yield sample
 

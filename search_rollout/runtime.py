@@ -240,9 +240,9 @@ def engine_url(args: Any) -> str:
 
 
 def routing_headers(args: Any, sample: Any) -> dict[str, str]:
-    """Keeps a conversation on one engine, where slime routes by session."""
+    """Keeps a conversation on one engine, whose prefix cache knows its earlier turns, if the router goes by a key."""
     session = getattr(sample, "session_id", None)
-    if session and getattr(args, "router_policy", None) == "consistent_hashing":
+    if session and getattr(args, "router_policy", None) in ("consistent_hashing", "manual"):
         return {"X-SMG-Routing-Key": session}
     return {}
 

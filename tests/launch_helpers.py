@@ -19,6 +19,14 @@ FAKES = ROOT / "tests" / "launch_fakes.py"
 COPIED = ["run_qwen2.5_3B.sh", "run_qwen2.5_3B_with_retrieval.sh", "launch", "preflight", "search_rollout"]
 COPIED += ["token_router", "local_dense_retriever", "generate_with_search.py", "qa_em_format.py"]
 
+OPTIONAL_FLAGS = [  # that an older slime lacks
+    "--custom-rollout-log-function-path",
+    "--dynamic-sampling-filter-path",
+    "--rollout-all-samples-process-path",
+    "--log-multi-turn",
+    "--log-passrate",
+]
+
 
 class Checkout:
     """A copy of what the scripts need, in a folder with blanks in its name, and what calls of them left behind."""
@@ -39,7 +47,10 @@ class Checkout:
         (self.slime / "scripts/models/qwen2.5-3B.sh").write_text(
             'MODEL_ARGS=(--num-layers 36 --normalization "RMSNorm")\n'
         )
-        self.slime_arguments.write_text('parser.add_argument("--custom-rollout-log-function-path")\n')
+        self.slime_arguments.write_text("".join(f'parser.add_argument("{flag}")\n' for flag in OPTIONAL_FLAGS))
+        self.slime_rollout = self.slime / "slime/rollout.py"
+        self.slime_rollout.write_text('headers = {"X-SMG-Routing-Key": sample.session_id}\n')
+        self.install_router("round_robin", "consistent_hashing", "cache_aware")
         self.slime_evaluation = self.slime_arguments.with_name("eval_config.py")
         self.slime_evaluation.write_text("    custom_rm_path: str\n    custom_generate_function_path: str\n")
         self.slime_losses = self.slime / "slime/backends/megatron_utils/loss.py"
@@ -73,6 +84,17 @@ class Checkout:
     def _program(name: str) -> str:
         """A script that runs one of the fakes as if it were this file."""
         return f"import runpy, sys\nsys.argv[1:1] = [{name!r}]\nrunpy.run_path({str(FAKES)!r}, run_name='__main__')\n"
+
+    def install_router(self, *policies: str) -> None:
+        """An sglang-router whose command line takes these policies, in place of any that is installed."""
+        package = self.path / "sglang_router"
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").touch()
+        (package / "launch_router.py").write_text(
+            "class RouterArgs:\n"
+            "    def add_cli_args(parser):\n"
+            f"        parser.add_argument('--policy', choices={list(policies)})\n"
+        )
 
     def use_fake_retriever(self) -> None:
         """In place of the real one; the corpus and the index are there, but nothing reads them."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from search_rollout.engine.sglang_reply import EngineError, Reply, parse_reply
 from search_rollout.http_client import JsonClient, RequestFailed
+from search_rollout.timeline import ENGINE_CALL, span
 
 PAUSE_S = 1.0  # a restarting engine or router is back in a minute: eight retries wait about that long
 
@@ -68,11 +69,13 @@ class EngineClient:
         track_log_probs: bool,
     ) -> Reply:
         for _ in range(self._retries + 1):
-            try:
-                answer = await self._client.post(path, body, headers, called_off=aborted)
-            except RequestFailed as failure:
-                raise EngineError(str(failure)) from failure
-            reply = _with_log_probs(parse_reply(answer)) if track_log_probs else _without(parse_reply(answer))
+            with span(ENGINE_CALL) as timed:
+                try:
+                    answer = await self._client.post(path, body, headers, called_off=aborted)
+                except RequestFailed as failure:
+                    raise EngineError(str(failure)) from failure
+                reply = _with_log_probs(parse_reply(answer)) if track_log_probs else _without(parse_reply(answer))
+                timed.note_reply(reply.facts)
             if reply.finish != "abort" or aborted():
                 return reply
         raise EngineError(f"The engine kept aborting a request that slime did not cancel ({self._retries + 1} tries).")

@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 
 from search_rollout.protocols.chat_template import render_prompt
 from search_rollout.protocols.tools import tools_of
-from search_rollout.samples.record import RolloutRecord, Span, forget, search_counts, store
+from search_rollout.samples.record import (
+    RecordError,
+    RolloutRecord,
+    Span,
+    forget,
+    is_discarded,
+    record_of,
+    score_of,
+    search_counts,
+    store,
+)
 from search_rollout.trajectory import StopReason, Trajectory
 
 
@@ -119,6 +129,20 @@ def discarded_reward(args: Any, *, evaluation: bool) -> Any:
     return {key: 0.0} if key else 0.0
 
 
+def describe_to_slime(samples: Sequence[Any]) -> None:
+    """Writes into the metadata what slime's own curves read: `raw_reward` (exact match), `round_number` (turns of the
+    model) and `source_name` (the question's data set).
+
+    A key is written into all samples of the batch or into none, because an early slime looks at the first sample only
+    and fails where another one lacks the key. A discarded sample has an exact match and turns of 0.
+    """
+    for key, value_of in (("raw_reward", _exact_match), ("round_number", _rounds), ("source_name", _source)):
+        values = [value_of(sample) for sample in samples]
+        if None not in values:
+            for sample, value in zip(samples, values, strict=True):
+                sample.metadata = {**_metadata(sample), key: value}
+
+
 def count_engine_work(args: Any, sample: Any, trajectory: Trajectory) -> None:
     """Adds to slime's own counters, where the version has them, what the engine did for this sample."""
     if not hasattr(sample, "prefix_cache_info"):
@@ -134,6 +158,27 @@ def _status(sample: Any, stop: StopReason) -> Any:
     if stop is StopReason.ABORTED:
         return sample.Status.ABORTED
     return sample.Status.COMPLETED if stop is StopReason.ANSWERED else sample.Status.TRUNCATED
+
+
+def _exact_match(sample: Any) -> float | None:
+    if is_discarded(sample):
+        return 0.0
+    found = (score_of(sample) or {}).get("exact_match")
+    return None if found is None else float(found)
+
+
+def _rounds(sample: Any) -> int | None:
+    try:
+        record = record_of(sample)
+    except RecordError:
+        return None
+    return None if record is None else record.model_turns
+
+
+def _source(sample: Any) -> str | None:
+    metadata = _metadata(sample)
+    name = metadata.get("source_name") or metadata.get("data_source")
+    return str(name) if name else None
 
 
 def _metadata(sample: Any) -> dict[str, Any]:

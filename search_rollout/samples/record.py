@@ -145,6 +145,13 @@ def is_discarded(sample: Any) -> bool:
     return any(reason.discards for reason in StopReason if reason.value == stop)
 
 
+def score_of(sample: Any) -> Mapping[str, Any] | None:
+    """The score in a slime Sample's record, without a look at the rest of it; None if this plugin did not score it."""
+    found = _metadata(sample).get(METADATA_KEY)
+    score = found.get("score") if isinstance(found, Mapping) else None
+    return score if isinstance(score, Mapping) else None
+
+
 def store(sample: Any, record: RolloutRecord) -> None:
     """Puts the record into the sample's metadata, without changing a dict that siblings may share."""
     sample.metadata = {**_metadata(sample), METADATA_KEY: record.as_json()}

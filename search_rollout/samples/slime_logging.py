@@ -1,12 +1,12 @@
-"""Our series in slime's loggers, whatever slime's version calls them."""
+"""Our series in slime's loggers."""
 
-import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_rollout.metrics import rollout_metrics, search_cost
+from search_rollout.metrics import flat, rollout_metrics, search_cost
 from search_rollout.search.usage import SearchUsage
+from search_rollout.slime_functions import slime_function
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +17,15 @@ class SeriesLogger:
     def __init__(self, usage: SearchUsage) -> None:
         self._usage = usage
         self._logged = usage.snapshot()
+        self._groups: Sequence[Any] = ()
+        self._counts: Mapping[str, float] = {}
+
+    def hold(self, groups: Sequence[Any], counts: Mapping[str, float]) -> None:
+        """Keeps all groups of a step, dropped ones included, until the step is logged.
+
+        The step's series are then of these, not only of the samples that are trained, and `counts` stand beside them.
+        """
+        self._groups, self._counts = groups, counts
 
     def log(
         self, rollout_id: int, args: Any, kind: str, samples: Mapping[str, Sequence[Any] | None]
@@ -31,7 +40,9 @@ class SeriesLogger:
             series[kind] = search_cost(now, since=self._logged)
             self._logged = now
             for prefix, some in samples.items():
-                series[prefix] = series.get(prefix, {}) | rollout_metrics(some or (), getattr(args, "reward_key", None))
+                covered, counts = self._held(some) if kind == "rollout" else (some, {})
+                figures = rollout_metrics(covered or (), getattr(args, "reward_key", None))
+                series[prefix] = {**series.get(prefix, {}), **figures, **counts}
             metrics = {
                 f"{prefix}/search_r1/{name}": value for prefix, rows in series.items() for name, value in rows.items()
             }
@@ -43,13 +54,10 @@ class SeriesLogger:
             logger.exception("%s %s: the series could not be logged", kind, rollout_id)
         return series
 
-
-def slime_function(*names: str) -> Any:
-    """The first of these functions that this slime has: its loggers have moved between modules. Raises ImportError."""
-    for package in ("slime.observability", "slime.utils"):
-        for module, _, name in (path.partition(".") for path in names):
-            try:
-                return getattr(importlib.import_module(f"{package}.{module}"), name)
-            except (ModuleNotFoundError, AttributeError):
-                continue
-    raise ImportError(f"this slime has no {' or '.join(names)}")
+    def _held(self, trained: Sequence[Any] | None) -> tuple[Sequence[Any] | None, Mapping[str, float]]:
+        """What was held for the step of these samples; the samples themselves if it was another step's, or nothing."""
+        groups, counts = self._groups, self._counts
+        self.hold((), {})
+        theirs = {id(sample) for sample in flat(groups)}
+        same = bool(theirs) and all(id(sample) in theirs for sample in flat(trained))
+        return (groups, counts) if same else (trained, {})

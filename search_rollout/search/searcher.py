@@ -28,6 +28,7 @@ from search_rollout.search.cache import SearchCache
 from search_rollout.search.circuit_breaker import CircuitBreaker
 from search_rollout.search.passage import Origin, Passage, SearchResult
 from search_rollout.search.usage import SearchUsage
+from search_rollout.timeline import SEARCH, SEARCH_SLOT, span
 
 logger = logging.getLogger(__name__)
 
@@ -124,11 +125,13 @@ class Searcher:
         """Returns the best passages for `query`; a failure goes into `SearchResult.error`."""
         began = time.monotonic()
         result = SearchResult(query)
-        try:
-            result.passages, result.origin = await self._shared(_sendable(query))
-        except RequestFailed as failure:
-            result.error = str(failure)
-            self._log(failure)
+        with span(SEARCH) as timed:
+            try:
+                result.passages, result.origin = await self._shared(_sendable(query))
+            except RequestFailed as failure:
+                result.error = str(failure)
+                self._log(failure)
+            timed.note(origin=result.origin, failed=result.error is not None)
         result.seconds = time.monotonic() - began
         self.usage.count(result.origin, failed=result.error is not None)
         return result
@@ -166,8 +169,12 @@ class Searcher:
                 return [Passage(title, text) for title, text in rows], "cache"
             if self._replay:
                 raise NotInCache(f"SEARCH_CACHE_MODE=replay: {self._cache.path} has no answer to {query!r}")
-        async with self._semaphore:
+        with span(SEARCH_SLOT):
+            await self._semaphore.acquire()
+        try:
             passages = await self._persist(query, time.monotonic() + self._timeout_s)
+        finally:
+            self._semaphore.release()
         passages = [Passage(passage.title[:MAX_TITLE], passage.text[:MAX_TEXT]) for passage in passages]
         if self._cache is not None:
             await self._cache.put(key, [(passage.title, passage.text) for passage in passages])

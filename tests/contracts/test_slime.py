@@ -340,6 +340,34 @@ async def test_the_engines_work_is_counted_in_slimes_own_counters(rolling, Sampl
         assert sample.prefix_cache_info.total_prompt_tokens == read
 
 
+async def test_engine_calls_and_searches_stand_in_slimes_timeline(rolling, Sample):
+    from fakes import Turn
+
+    from search_rollout import timeline
+
+    timeline._slimes.cache_clear()
+    async with rolling([Turn("<search>Kenya</search>"), Turn("<answer>Nairobi</answer>")]) as (roll, _, _):
+        sample = await roll()
+    if timeline._slimes("trace_span") is None:
+        pytest.skip("this slime has no timeline")
+    events = sample.trace["events"]
+    ours = {event["span_id"]: event for event in events if event["type"] == "span_start"}
+    names = [event["name"] for event in ours.values()]
+    assert [name for name in names if name in ("sglang_generate", "search", "search_slot")] == [
+        "sglang_generate",
+        "search",
+        "search_slot",
+        "sglang_generate",
+    ]
+    parents = {
+        event["name"]: ours[event["parent_span_id"]]["name"] for event in ours.values() if "parent_span_id" in event
+    }
+    assert parents["search_slot"] == "search" and parents["search"] == "generate_and_rm"
+    ended = [event for event in events if event["type"] == "span_end" and event["name"] == "sglang_generate"]
+    assert all(event["attrs"]["prompt_tokens"] and event["attrs"]["finish_reason"] == "stop" for event in ended)
+    assert len([event for event in events if event["type"] == "span_end"]) == len(ours)
+
+
 def test_a_finished_sample_is_rewarded(call):
     assert call().reward == 0.5
 

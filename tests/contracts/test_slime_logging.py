@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -193,13 +194,19 @@ def test_the_script_names_our_hooks_by_flags_that_this_slime_knows(parsed, tmp_p
     (tmp_path / "model.sh").write_text("MODEL_ARGS=()\n")
     given = {"SLIME_DIR": os.environ["SLIME_DIR"], "MODEL_ARGS_FILE": str(tmp_path / "model.sh")}
     given |= {"NUM_GPUS": "2", "EVAL_INTERVAL": "5", "PYTHON": sys.executable, "PATH": os.environ["PATH"]}
+    given |= {"PARTIAL_ROLLOUT": "1", "OVER_SAMPLING_BATCH_SIZE": "64"}
     command = [str(ROOT / "run_qwen2.5_3B.sh"), "--dry-run"]
     shown = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=True).stdout
     words = shown.replace("\\\n", " ").split()
-    flags = [word for word in words if word.startswith("--custom-") or word == "--rollout-function-path"]
-    ours = [word for flag in flags for word in (flag, words[words.index(flag) + 1])]
+    named = ("--custom-", "--rollout-function-path", "--dynamic-", "--rollout-all-", "--over-sampling-")
+    ours = [word for flag, value in pairwise(words) if flag.startswith(named) for word in (flag, value)]
+    ours += [word for word in words if word in ("--partial-rollout", "--log-multi-turn", "--log-passrate")]
     args, unknown = parsed(ours)
     assert unknown == []
     called = [args.custom_rollout_log_function_path, args.rollout_function_path]
     assert ("generate_with_search.log_rollout" in called) != ("generate_with_search.generate_rollout" in called)
     assert args.custom_generate_function_path == "generate_with_search.generate"
+    assert args.dynamic_sampling_filter_path == "generate_with_search.keep_group"
+    assert args.over_sampling_batch_size == 64 and args.partial_rollout and args.log_multi_turn and args.log_passrate
+    if hasattr(args, "rollout_all_samples_process_path"):  # an attribute only where slime has the flag
+        assert vars(args).get("rollout_all_samples_process_path") in (None, "generate_with_search.process_all_groups")

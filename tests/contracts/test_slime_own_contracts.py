@@ -16,7 +16,11 @@ PATHS = [SLIME_DIR, str(ROOT), os.environ.get("PYTHONPATH", "")]
 CONTRACTS = Path(SLIME_DIR) / "tests" / "plugin_contracts"
 HOOKS = {
     "test_plugin_generate_contracts.py": {"CUSTOM_GENERATE_FUNCTION_PATH": "generate"},
-    "test_plugin_path_loading_contracts.py": {"CUSTOM_RM_PATH": "reward_func"},
+    "test_plugin_path_loading_contracts.py": {
+        "CUSTOM_RM_PATH": "reward_func",
+        "DYNAMIC_SAMPLING_FILTER_PATH": "keep_group",
+        "ROLLOUT_ALL_SAMPLES_PROCESS_PATH": "process_all_groups",
+    },
     "test_plugin_runtime_hook_contracts.py": {
         "CUSTOM_ROLLOUT_LOG_FUNCTION_PATH": "log_rollout",
         "CUSTOM_EVAL_ROLLOUT_LOG_FUNCTION_PATH": "log_eval_rollout",

@@ -36,6 +36,11 @@ SPECIFIED = {  # by the README's "Key parameters", and by the issue
     "--custom-reward-post-process-path": "generate_with_search.reward_post_process",
     "--custom-rollout-log-function-path": "generate_with_search.log_rollout",
     "--custom-eval-rollout-log-function-path": "generate_with_search.log_eval_rollout",
+    "--dynamic-sampling-filter-path": "generate_with_search.keep_group",
+    "--rollout-all-samples-process-path": "generate_with_search.process_all_groups",
+    "--log-multi-turn": "",
+    "--log-passrate": "",
+    "--router-policy": "consistent_hashing",
     "--prompt-data": "/root/nq_search/train.parquet",
     "--label-key": "reward_model",
     "--get-mismatch-metrics": "",
@@ -106,6 +111,9 @@ def test_every_path_and_number_can_be_given(checkout: Checkout) -> None:
         "NUM_ROLLOUT": ("--num-rollout", "5"),
         "ROLLOUT_BATCH_SIZE": ("--rollout-batch-size", "16"),
         "N_SAMPLES_PER_PROMPT": ("--n-samples-per-prompt", "4"),
+        "OVER_SAMPLING_BATCH_SIZE": ("--over-sampling-batch-size", "24"),
+        "PARTIAL_ROLLOUT": ("--partial-rollout", ""),
+        "ROUTER_POLICY": ("--router-policy", "cache_aware"),
         "KL_LOSS_COEF": ("--kl-loss-coef", "0.001"),
         "EPS_CLIP": ("--eps-clip", "0.1"),
         "EPS_CLIP_HIGH": ("--eps-clip-high", "0.3"),
@@ -113,9 +121,60 @@ def test_every_path_and_number_can_be_given(checkout: Checkout) -> None:
         "ROLLOUT_TEMPERATURE": ("--rollout-temperature", "0.9"),
         "ROLLOUT_MAX_RESPONSE_LEN": ("--rollout-max-response-len", "700"),
     }
-    flags, _ = job(checkout, **{name: value for name, (_, value) in wanted.items()})
+    flags, _ = job(checkout, **{name: value or "1" for name, (_, value) in wanted.items()})
     assert {flag: flags[flag] for flag, _ in wanted.values()} == dict(wanted.values())
     assert flags["--global-batch-size"] == "64"  # 16 x 4: one update a step, unless it is given
+
+
+def test_no_prompt_is_generated_beyond_the_batch_unless_asked_for(checkout: Checkout) -> None:
+    flags, _ = job(checkout)
+    assert "--over-sampling-batch-size" not in flags and "--partial-rollout" not in flags
+
+
+@pytest.mark.parametrize("variables", [{"GROUP_FILTER": "reward"}, {"OVER_SAMPLING_BATCH_SIZE": "64"}])
+def test_a_surplus_that_is_thrown_away_is_reported(checkout: Checkout, variables: dict[str, str]) -> None:
+    assert "PARTIAL_ROLLOUT=1 resumes it" in checkout.run(RUN, "--dry-run", **variables).stderr
+    assert "PARTIAL_ROLLOUT=1" not in checkout.run(RUN, "--dry-run", PARTIAL_ROLLOUT="1", **variables).stderr
+    assert "PARTIAL_ROLLOUT=1" not in checkout.run(RUN, "--dry-run").stderr
+
+
+def test_less_than_a_batch_cannot_be_over_sampling(checkout: Checkout) -> None:
+    assert "OVER_SAMPLING_BATCH_SIZE=31 is less than ROLLOUT_BATCH_SIZE=32" in error_of(
+        checkout, OVER_SAMPLING_BATCH_SIZE="31"
+    )
+    assert "must be a whole number" in error_of(checkout, OVER_SAMPLING_BATCH_SIZE="many")
+
+
+def test_what_an_older_slime_lacks_is_left_out_with_a_line_for_each(checkout: Checkout) -> None:
+    checkout.slime_arguments.write_text('parser.add_argument("--log-passrate")\n')
+    checkout.slime_rollout.unlink()
+    run = checkout.run(RUN, "--dry-run")
+    notes = [line for line in run.stderr.splitlines() if "left out" in line]
+    assert notes == [
+        "note: this slime sends no session keys: --router-policy is left out.",
+        "note: this slime has no --dynamic-sampling-filter-path: it is left out.",
+        "note: this slime has no --rollout-all-samples-process-path: it is left out.",
+        "note: this slime has no --log-multi-turn: it is left out.",
+    ]
+    for note in notes:
+        assert f"{note.partition('--')[2].partition(':')[0].split()[0]} " not in run.stdout
+
+
+def test_a_policy_that_the_installed_router_would_refuse_is_left_out(checkout: Checkout) -> None:
+    checkout.install_router("round_robin", "manual")
+    run = checkout.run(RUN, "--dry-run")
+    assert "--router-policy" not in run.stdout
+    assert "sglang-router has no policy consistent_hashing (round_robin manual)" in run.stderr
+    assert job(checkout, ROUTER_POLICY="manual")[0]["--router-policy"] == "manual"
+
+
+def test_a_router_that_cannot_be_asked_is_told_the_policy(checkout: Checkout) -> None:
+    (checkout.path / "sglang_router" / "launch_router.py").write_text("raise ImportError\n")
+    assert job(checkout)[0]["--router-policy"] == "consistent_hashing"
+
+
+def test_a_router_of_our_own_is_told_no_policy(checkout: Checkout) -> None:
+    assert "--router-policy" not in job(checkout, TOKEN_TRACKING_MODE="router_radix")[0]
 
 
 def test_arguments_after_two_dashes_come_last_and_win(checkout: Checkout) -> None:

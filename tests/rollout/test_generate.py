@@ -190,8 +190,8 @@ async def test_without_log_probs_the_ids_still_come_from_the_engine(monkeypatch)
     assert sample.reward == 1.0
 
 
-async def test_a_session_is_named_to_the_router_only_under_consistent_hashing(monkeypatch):
-    for policy, expected in (("consistent_hashing", "abc"), ("cache_aware", None)):
+async def test_a_session_is_named_to_the_router_only_where_its_policy_goes_by_a_key(monkeypatch):
+    for policy, expected in (("consistent_hashing", "abc"), ("manual", "abc"), ("cache_aware", None)):
         engine = scripted(ANSWER)
         async with plugin(monkeypatch, TOKENIZER, engine, router_policy=policy) as (args, _):
             await roll_out(args, make_sample(session_id="abc"))
