@@ -42,6 +42,7 @@ main() {
   check_trajectories
   keep_one_update_a_step "$@"
   collect_train_args "$@"
+  avoid_proxies
   runtime_env="$(make_runtime_env)" || exit 1 # it has printed why
   [[ "$what" != --check ]] || exit 0
   JOB_ADDRESS="${RAY_ADDRESS:-http://127.0.0.1:$RAY_DASHBOARD_PORT}"
@@ -301,13 +302,14 @@ make_runtime_env() { # JSON
     PYTHONUNBUFFERED=1 \
     CUDA_DEVICE_MAX_CONNECTIONS=1 \
     "TENSORBOARD_DIR=$TENSORBOARD_DIR/$RUN_PROJECT/$RUN_NAME/$(date +%Y%m%d-%H%M%S)" \
-    "no_proxy=127.0.0.1,localhost,$MASTER_ADDR,$(own_addresses)${no_proxy:+,$no_proxy}"
+    "no_proxy=$no_proxy" "NO_PROXY=$no_proxy"
 }
 
-own_addresses() { # of this node, where slime puts router and engines
-  local addresses
-  read -ra addresses <<<"$(hostname) $(hostname -I 2>/dev/null || true)"
-  (IFS=, && echo "${addresses[*]}")
+avoid_proxies() { # for this node: Ray's dashboard, and at the node's own addresses slime's router and engines
+  local addresses others="${no_proxy:-${NO_PROXY:-}}"
+  read -ra addresses <<<"127.0.0.1 localhost $MASTER_ADDR $(hostname) $(hostname -I 2>/dev/null || true) $others"
+  no_proxy="$(IFS=, && echo "${addresses[*]}")"
+  export no_proxy NO_PROXY="$no_proxy" # some programs read one of them, some the other
 }
 
 # --- the job ---
