@@ -307,10 +307,12 @@ make_runtime_env() { # JSON
 
 avoid_proxies() { # for this node: Ray's dashboard, and at the node's own addresses slime's router and engines
   local addresses others="${no_proxy:-${NO_PROXY:-}}"
-  read -ra addresses <<<"127.0.0.1 localhost $MASTER_ADDR $(hostname) $(hostname -I 2>/dev/null || true) $others"
+  read -ra addresses <<<"$(own_addresses) $others"
   no_proxy="$(IFS=, && echo "${addresses[*]}")"
   export no_proxy NO_PROXY="$no_proxy" # some programs read one of them, some the other
 }
+
+own_addresses() { echo "127.0.0.1 localhost $MASTER_ADDR $(hostname) $(hostname -I 2>/dev/null || true)"; }
 
 # --- the job ---
 
@@ -344,8 +346,11 @@ clean_up() {
 }
 
 forget_cluster() { # Ray's note of it, for which the next plain ray.init() would wait in vain
-  local note="${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray/ray_current_cluster"
-  [[ "$(cat "$note" 2>/dev/null)" != "$MASTER_ADDR:$RAY_PORT" ]] || rm -f "$note"
+  local note="${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray/ray_current_cluster" noted address
+  noted="$(cat "$note" 2>/dev/null)" || return 0
+  for address in $(own_addresses); do # Ray writes the node's address there, whatever MASTER_ADDR calls it
+    [[ "$noted" != "$address:$RAY_PORT" ]] || rm -f "$note"
+  done
 }
 
 use_ray_token() { # once Ray has written one, it asks for it

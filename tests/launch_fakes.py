@@ -83,7 +83,8 @@ def token_exists() -> bool:
 def ray_start(args: argparse.Namespace) -> int:
     note = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
     note.parent.mkdir(exist_ok=True)
-    note.write_text(f"{args.node_ip_address}:{args.port}")
+    own = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
+    note.write_text(f"{(own or [args.node_ip_address])[0]}:{args.port}")  # not 127.0.0.1, as the real one
     if os.environ.get("RAY_FAILS"):
         print("some traceback of Ray", file=sys.stderr)
         return 1
