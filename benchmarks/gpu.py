@@ -96,9 +96,8 @@ def prepare(folder: Path, python: str) -> None:
             for file in (index, index.with_name(index.name + ".json")):
                 if file.exists():
                     archive.add(file, f"cache/{file.name}")
-        sums = cut(packed, folder)
-    (folder / "parts.json").write_text(json.dumps(sums, indent=1) + "\n")
-    print(f"{folder}: {len(sums)} parts and parts.json; bring all of them")
+        count = cut(packed, folder)
+    print(f"{folder}: {count} parts and parts.json; bring all of them")
 
 
 def download(folder: Path, python: str) -> None:
@@ -111,24 +110,25 @@ def download(folder: Path, python: str) -> None:
         raise RuntimeError(f"pip could not download the wheels: {done.stderr.strip().splitlines()[-1]}")
 
 
-def cut(packed: Path, folder: Path) -> dict[str, str]:
-    """Cuts a file into parts of at most PART_BYTES; returns their SHA-256 sums by name."""
+def cut(packed: Path, folder: Path, part_bytes: int = PART_BYTES) -> int:
+    """Cuts a file into parts, and writes their SHA-256 sums to parts.json; returns how many there are."""
     sums: dict[str, str] = {}
     for old in folder.glob("part-*"):
         old.unlink()
     with packed.open("rb") as file:
-        while piece := file.read(PART_BYTES):
+        while piece := file.read(part_bytes):
             name = f"part-{len(sums):02}"
             (folder / name).write_bytes(piece)
             sums[name] = hashlib.sha256(piece).hexdigest()
-    return sums
+    (folder / "parts.json").write_text(json.dumps(sums, indent=1) + "\n")
+    return len(sums)
 
 
 # --- there: unpacked and measured ------------------------------------------------------------------------------------
 
 
-def unpack(parts: Path, folder: Path) -> None:
-    """Puts the parts together and installs their wheels into `folder`/site. Raises ValueError, RuntimeError."""
+def joined(parts: Path) -> io.BytesIO:
+    """The archive that was cut. Raises ValueError, which names the part that is missing or damaged."""
     if not (parts / "parts.json").is_file():
         raise ValueError(f"there is no parts.json in {parts}: bring it with the parts that --prepare wrote.")
     packed = io.BytesIO()
@@ -138,6 +138,12 @@ def unpack(parts: Path, folder: Path) -> None:
             raise ValueError(f"{parts / name} is missing or damaged: bring it again.")
         packed.write(piece)
     packed.seek(0)
+    return packed
+
+
+def unpack(parts: Path, folder: Path) -> None:
+    """Unpacks the parts and installs their wheels into `folder`/site. Raises ValueError, RuntimeError."""
+    packed = joined(parts)
     shutil.rmtree(folder, ignore_errors=True)
     with tarfile.open(fileobj=packed) as archive:
         archive.extractall(folder, filter="data")
