@@ -62,7 +62,7 @@ main() {
   clean_up_at_exit
   [[ -n "$RAY_ADDRESS" ]] || start_ray "${start[@]}"
   JOB_RUNS=1
-  interruptible "${submit[@]}" || die "the job could not be submitted to $JOB_ADDRESS (see above)."
+  submit_job "${submit[@]}"
   follow_job
 }
 
@@ -378,6 +378,19 @@ dashboard_answers() { # 401: it wants a token, which we do not show to whoever l
   local status
   status="$(curl --silent --max-time 2 --noproxy '*' --output /dev/null --write-out '%{http_code}' "$JOB_ADDRESS/api/version")"
   [[ "$status" == 200 || "$status" == 401 ]]
+}
+
+submit_job() { # COMMAND …: Ray's dashboard may answer a while before the agent that takes jobs is there
+  local errors tries
+  errors="$(mktemp)"
+  for ((tries = 0; tries < 30; tries++)); do
+    if interruptible "$@" 2>"$errors"; then rm -f "$errors" && return 0; fi
+    grep -q "No available agent" "$errors" || break
+    sleep 4
+  done
+  cat "$errors" >&2
+  rm -f "$errors"
+  die "the job could not be submitted to $JOB_ADDRESS (see above)."
 }
 
 follow_job() { # shows the job's log until it ends; dies unless it succeeds

@@ -123,6 +123,9 @@ def ray_start(args: argparse.Namespace) -> int:
 
 def ray_job(command: str, args: argparse.Namespace) -> int:
     if command == "job submit":
+        if os.environ.get("RAY_AGENT_IS_LATE") and len(list(Path(os.environ["RECORDS"]).glob("ray-job-submit-*"))) < 2:
+            print("RuntimeError: status code 500: No available agent to submit job, please try later.", file=sys.stderr)
+            return 1
         variables = json.loads(args.runtime_env_json)["env_vars"]
         ask(args.address, "", {"id": args.submission_id, "command": args.rest, "env_vars": variables})
         return 0

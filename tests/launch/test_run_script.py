@@ -336,6 +336,12 @@ def test_a_ray_that_asks_for_its_token_gets_it(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
+def test_a_ray_whose_agent_is_not_there_yet_is_asked_again(checkout: Checkout) -> None:
+    assert checkout.run(RUN, RAY_AGENT_IS_LATE="1").returncode == 0
+    assert len(checkout.calls("ray-job-submit")) == 2
+
+
+@pytest.mark.slow
 def test_rays_note_of_our_cluster_is_removed_and_no_others(checkout: Checkout) -> None:
     note = checkout.temporary / "ray" / "ray_current_cluster"
     assert checkout.run(RUN).returncode == 0

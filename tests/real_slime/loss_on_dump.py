@@ -52,6 +52,7 @@ def pretend_a_gpu() -> None:
     torch.cuda.get_device_properties = lambda *_, **__: h100  # type: ignore[assignment]
     torch.cuda.get_device_capability = lambda *_, **__: (9, 0)  # type: ignore[assignment]
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment,return-value]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
     ray.put = ray.get = lambda value, **_: value
     with contextlib.suppress(ImportError):  # slime's HEAD has a module that is asked instead
         from slime.utils import accelerator
