@@ -110,11 +110,12 @@ def training_data(args: argparse.Namespace, samples: list[Any]) -> dict[str, Any
     manager.custom_convert_samples_to_train_data_func = None
     manager.train_parallel_config = {"dp_size": 1, "cp_size": 1, "vpp_size": 1, "microbatch_group_size_per_vp_stage": 1}
     parts = manager._split_train_data_by_dp(manager._convert_samples_to_train_data(samples))
+    partition = list(parts[0].inner["partition"])  # which slime's own reading takes away in some versions
     data = MegatronTrainRayActor._get_rollout_data(types.SimpleNamespace(args=args), parts)
     if args.use_kl_loss:  # the reference model's; its coefficient is 0
         data["ref_log_probs"] = [torch.zeros(length) for length in data["response_lengths"]]
     compute_advantages_and_returns(args, data)
-    return data
+    return {**data, "partition": partition}
 
 
 def gradients(args: argparse.Namespace, data: dict[str, Any]) -> list[dict[str, Any]]:
