@@ -3,6 +3,7 @@
 ## make test    the tests, 3 minutes on two cores; only some: make test ARGS="tests/search -x"
 ## make test-slow      the long ones: whole programs, outages, processes killed at random (5 minutes)
 ## make test-sglang    one real model behind the demo's engine and behind SGLang on the CPU, which it installs (6 GB)
+## make test-slime SLIME_DIR=... MEGATRON_DIR=...   real jobs of slime's on the CPU, packages installed (7 GB)
 ## make check   ruff, mypy, shellcheck
 ## make docs    the documentation site, in build/docs/site
 ## make bench   all benchmarks (benchmarks/RESULTS.md)
@@ -16,7 +17,7 @@ STAMP := .venv/.installed
 PYTEST := .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 SHELL_SCRIPTS := .ci/run $(shell find . -name "*.sh" -not -path "./.venv*/*")
 
-.PHONY: help install demo demo-chat test test-slow test-sglang check docs bench clean
+.PHONY: help install demo demo-chat test test-slow test-sglang test-slime check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,15 +46,20 @@ demo-chat: $(STAMP)
 
 test: $(STAMP)
 	@echo "one dot per test; about 3 minutes on two cores; make test-slow runs the rest"
-	@$(PYTEST) -m "not slow and not engine" $(ARGS)
+	@$(PYTEST) -m "not slow and not engine and not real_slime" $(ARGS)
 
 test-slow: $(STAMP)
 	@echo "one dot per test; about 5 minutes on two cores"
-	@$(PYTEST) -m "slow and not engine" $(ARGS)
+	@$(PYTEST) -m "slow and not engine and not real_slime" $(ARGS)
 
 test-sglang: $(STAMP)
 	@PYTHON=$(PYTHON) tests/engine/install_sglang_cpu.sh || echo "its tests are skipped; the demo's engine is tested"
 	.venv/bin/python -m pytest tests/engine -rs $(ARGS)
+
+# Each job takes minutes, and one after the other is what two cores can do.
+test-slime: $(STAMP)
+	@PYTHON=$(PYTHON) tests/real_slime/install.sh
+	SLIME_DIR="$(SLIME_DIR)" MEGATRON_DIR="$(MEGATRON_DIR)" .venv/bin/python -m pytest tests/real_slime -rs --durations=0 $(ARGS)
 
 check: $(STAMP)
 	.venv/bin/ruff check .
@@ -79,4 +85,4 @@ bench: $(STAMP)
 	  .venv/bin/python -m benchmarks.bench_$$script || exit; done
 
 clean:
-	rm -rf .venv .venv-sglang .cache build
+	rm -rf .venv .venv-sglang .venv-slime .cache build

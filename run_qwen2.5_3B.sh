@@ -42,6 +42,7 @@ main() {
   check_trajectories
   keep_one_update_a_step "$@"
   collect_train_args "$@"
+  avoid_proxies
   runtime_env="$(make_runtime_env)" || exit 1 # it has printed why
   [[ "$what" != --check ]] || exit 0
   JOB_ADDRESS="${RAY_ADDRESS:-http://127.0.0.1:$RAY_DASHBOARD_PORT}"
@@ -61,7 +62,7 @@ main() {
   clean_up_at_exit
   [[ -n "$RAY_ADDRESS" ]] || start_ray "${start[@]}"
   JOB_RUNS=1
-  interruptible "${submit[@]}" || die "the job could not be submitted to $JOB_ADDRESS (see above)."
+  submit_job "${submit[@]}"
   follow_job
 }
 
@@ -342,14 +343,17 @@ make_runtime_env() { # JSON
     PYTHONUNBUFFERED=1 \
     CUDA_DEVICE_MAX_CONNECTIONS=1 \
     "TENSORBOARD_DIR=$TENSORBOARD_DIR/$RUN_PROJECT/$RUN_NAME/$(date +%Y%m%d-%H%M%S)" \
-    "no_proxy=127.0.0.1,localhost,$MASTER_ADDR,$(own_addresses)${no_proxy:+,$no_proxy}"
+    "no_proxy=$no_proxy" "NO_PROXY=$no_proxy"
 }
 
-own_addresses() { # of this node, where slime puts router and engines
-  local addresses
-  read -ra addresses <<<"$(hostname) $(hostname -I 2>/dev/null || true)"
-  (IFS=, && echo "${addresses[*]}")
+avoid_proxies() { # for this node: Ray's dashboard, and at the node's own addresses slime's router and engines
+  local addresses others="${no_proxy:-${NO_PROXY:-}}"
+  read -ra addresses <<<"$(own_addresses) $others"
+  no_proxy="$(IFS=, && echo "${addresses[*]}")"
+  export no_proxy NO_PROXY="$no_proxy" # some programs read one of them, some the other
 }
+
+own_addresses() { echo "127.0.0.1 localhost $MASTER_ADDR $(hostname) $(hostname -I 2>/dev/null || true)"; }
 
 # --- the job ---
 
@@ -383,8 +387,11 @@ clean_up() {
 }
 
 forget_cluster() { # Ray's note of it, for which the next plain ray.init() would wait in vain
-  local note="${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray/ray_current_cluster"
-  [[ "$(cat "$note" 2>/dev/null)" != "$MASTER_ADDR:$RAY_PORT" ]] || rm -f "$note"
+  local note="${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray/ray_current_cluster" noted address
+  noted="$(cat "$note" 2>/dev/null)" || return 0
+  for address in $(own_addresses); do # Ray writes the node's address there, whatever MASTER_ADDR calls it
+    [[ "$noted" != "$address:$RAY_PORT" ]] || rm -f "$note"
+  done
 }
 
 use_ray_token() { # once Ray has written one, it asks for it
@@ -412,6 +419,19 @@ dashboard_answers() { # 401: it wants a token, which we do not show to whoever l
   local status
   status="$(curl --silent --max-time 2 --noproxy '*' --output /dev/null --write-out '%{http_code}' "$JOB_ADDRESS/api/version")"
   [[ "$status" == 200 || "$status" == 401 ]]
+}
+
+submit_job() { # COMMAND …: Ray's dashboard may answer a while before the agent that takes jobs is there
+  local errors tries
+  errors="$(mktemp)"
+  for ((tries = 0; tries < 30; tries++)); do
+    if interruptible "$@" 2>"$errors"; then rm -f "$errors" && return 0; fi
+    grep -q "No available agent" "$errors" || break
+    sleep 4
+  done
+  cat "$errors" >&2
+  rm -f "$errors"
+  die "the job could not be submitted to $JOB_ADDRESS (see above)."
 }
 
 follow_job() { # shows the job's log until it ends; dies unless it succeeds

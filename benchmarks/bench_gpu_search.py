@@ -1,6 +1,6 @@
 """Exact search on a GPU over as many vectors as wiki-18 has: queries/s, and the fraction of memory bandwidth reached.
 
-    python -m benchmarks.bench_gpu_search [--rows 21015324] [--dim 768] [--json FILE]
+    python -m benchmarks.bench_gpu_search [--rows 21015324] [--dim 768] [--cpu] [--json FILE]
 
 Random vectors in fp16, made on the GPU (32 GB for wiki-18), searched by the retriever's own code, without its rescoring
 from the file. A pass over all vectors is bounded by memory bandwidth, which is measured here by a copy.
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from benchmarks.reporting import finish, parser, print_table
-from local_dense_retriever.exact_index import coarse_search
+from local_dense_retriever.exact_index import coarse_search, half_dtype
 
 WIKI_18_ROWS, E5_DIM, CANDIDATES = 21_015_324, 768, 64
 BATCHES = (1, 64, 256)
@@ -24,40 +24,47 @@ COPY_BYTES = 4 << 30
 
 def seconds(work: Callable[[], object]) -> float:
     """Mean of REPEATS runs, after one to warm up."""
+
+    def wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
     work()
-    torch.cuda.synchronize()
+    wait()
     began = time.perf_counter()
     for _ in range(REPEATS):
         work()
-    torch.cuda.synchronize()
+    wait()
     return (time.perf_counter() - began) / REPEATS
 
 
-def bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a copy."""
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+def bandwidth(device: torch.device, size: int) -> float:
+    """Bytes a second, read and written, of a copy of `size` bytes."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / seconds(lambda: target.copy_(source))
+    return 2 * size / seconds(lambda: target.copy_(source))
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rows", type=int, default=WIKI_18_ROWS, help="vectors (default: wiki-18's 21,015,324)")
     options.add_argument("--dim", type=int, default=E5_DIM, help="numbers of a vector (default: 768)")
+    options.add_argument("--cpu", action="store_true", help="measure this machine's CPU instead, in bfloat16")
     args = options.parse_args()
-    if not torch.cuda.is_available():
+    if not args.cpu and not torch.cuda.is_available():
         print("no GPU is visible to torch: nothing measured")
         return
-    device = torch.device("cuda", 0)
+    device = torch.device("cpu") if args.cpu else torch.device("cuda", 0)
+    name = "CPU" if args.cpu else torch.cuda.get_device_name(device)
     size = args.rows * args.dim * 2
-    free = torch.cuda.mem_get_info(device)[0]
-    if size + 2 * COPY_BYTES > free:
-        print(f"{args.rows} vectors and room to work need {(size + 2 * COPY_BYTES) / 1e9:.0f} GB of GPU memory and "
+    copied = min(COPY_BYTES, size)
+    if not args.cpu and size + 2 * copied > (free := torch.cuda.mem_get_info(device)[0]):
+        print(f"{args.rows} vectors and room to work need {(size + 2 * copied) / 1e9:.0f} GB of GPU memory and "
               f"{free / 1e9:.0f} are free: give fewer --rows")  # fmt: skip
         return
-    reached = bandwidth(device)
+    reached = bandwidth(device, copied)
     torch.cuda.empty_cache()
-    vectors = torch.empty(args.rows, args.dim, dtype=torch.float16, device=device).normal_()
+    vectors = torch.empty(args.rows, args.dim, dtype=half_dtype(device), device=device).normal_()
     rows, figures = [], []
     for batch in BATCHES:
         queries = torch.randn(batch, args.dim)
@@ -65,11 +72,9 @@ def main() -> None:
         share = size / took / reached
         rows.append((batch, f"{took * 1e3:.1f}", f"{batch / took:.0f}", f"{share:.2f}"))
         figures.append({"batch": batch, "seconds": took, "queries_per_s": batch / took, "of_bandwidth": share})
-    print(
-        f"{torch.cuda.get_device_name(device)}: {args.rows} x {args.dim} fp16, a copy reaches {reached / 1e9:.0f} GB/s"
-    )
+    print(f"{name}: {args.rows} x {args.dim} in {vectors.dtype}, a copy reaches {reached / 1e9:.0f} GB/s")
     print_table(("batch", "ms a pass", "queries/s", "of bandwidth"), rows)
-    machine = {"gpu": torch.cuda.get_device_name(device), "rows": args.rows, "dim": args.dim}
+    machine = {"device": name, "rows": args.rows, "dim": args.dim}
     finish(args, {**machine, "copy_bytes_per_s": reached, "batches": figures}, [])
 
 

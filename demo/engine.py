@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from demo.admission_order import PATIENCE_S, AdmissionOrder, request_key
-from demo.numerics import output_logits, precision
+from demo.numerics import computing, output_logits
 from demo.slot_cache import ATTENTION, SlotCache
 
 logger = logging.getLogger(__name__)
@@ -114,12 +114,13 @@ class Engine:
         self.weight_version = "0"
         self._dtype = dtype
         self._model = _inference_copy(model, dtype)
-        self._cache = SlotCache(model.config, slots=slots, max_length=max_length, dtype=dtype)
-        self._slot_ids = torch.full((slots, max_length), -1)  # (slots, max_length) which token each key belongs to
+        device = model.device
+        self._cache = SlotCache(model.config, slots=slots, max_length=max_length, dtype=dtype, device=device)
+        self._slot_ids = torch.full((slots, max_length), -1, device=device)  # which token each key belongs to
         self._running: dict[int, Request] = {}  # slot -> request
         self._waiting: deque[Request] = deque()
         self._eos_ids = _eos_ids(model, tokenizer)
-        self._random = torch.Generator().manual_seed(seed)
+        self._random = torch.Generator(device).manual_seed(seed)
         self._order: AdmissionOrder | None = None
         self._changed = threading.Condition()
         self._closing = False
@@ -193,7 +194,7 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        with torch.inference_mode(), precision(self._dtype):
+        with torch.inference_mode(), computing(self._model, self._dtype):
             while True:
                 with self._changed:
                     self._retire()  # before the wait: what is due may be what follows a finished request

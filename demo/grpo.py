@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from demo.numerics import output_logits, precision
+from demo.numerics import computing, output_logits
 
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 MAX_GRAD_NORM = 1.0
@@ -59,13 +59,13 @@ def masked_log_probs(
     model: PreTrainedModel, batch: Sequence[TrainSample], dtype: torch.dtype, temperature: float = 1.0
 ) -> torch.Tensor:
     """(N,) log-probabilities of every token with mask 1, sample after sample."""
-    sequences = [torch.tensor(sample.tokens) for sample in batch]
+    sequences = [torch.tensor(sample.tokens, device=model.device) for sample in batch]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, T) right-padded: causal, so unseen
     trained = torch.zeros_like(ids, dtype=torch.bool)
     for row, sample in zip(trained, batch, strict=True):
         end = len(sample.tokens)
         row[end - len(sample.loss_mask) : end] = torch.tensor(sample.loss_mask, dtype=torch.bool)
-    with precision(dtype):
+    with computing(model, dtype):
         hidden = model.model(ids, use_cache=False).last_hidden_state  # (B, T, D)
         # A token's distribution comes from the position before it; only trained tokens need the output layer.
         logits = output_logits(model, hidden[:, :-1][trained[:, 1:]])  # (N, V)
@@ -88,6 +88,7 @@ def train_step(
         advantages = torch.tensor([sample.advantage for sample in batch]).repeat_interleave(counts)
         old = torch.cat([_masked(sample.rollout_log_probs, sample.loss_mask) for sample in batch])
         weights = (1.0 / counts / len(samples)).repeat_interleave(counts)  # sample means, then their mean
+        advantages, old, weights = (values.to(log_probs.device) for values in (advantages, old, weights))
         loss = (clipped_loss(log_probs, old, advantages) * weights).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():

@@ -80,12 +80,17 @@ def keep_tokenizer(model: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(model, local_files_only=True).save_pretrained(folder)
 
 
-def load_policy(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A causal language model in float32 and its tokenizer. Raises ValueError if `folder` does not hold them."""
+def load_policy(folder: Path, device: str = "cpu") -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """A causal language model in float32 and its tokenizer.
+
+    Raises ValueError if `folder` does not hold them, or if there is no such device.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch sees no GPU: leave --device out to train on the CPU.")
     logging.disable_progress_bar()  # a bar for half a second
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a Hugging Face model folder: it has no config.json.")
@@ -97,7 +102,7 @@ def load_policy(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBa
         raise ValueError(f"The model in {folder} cannot be loaded: {reason}") from error
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
         raise ValueError(f"{folder} holds a {type(model).__name__}; the demo trains decoders of Llama's shape only.")
-    return model, tokenizer
+    return model.to(device), tokenizer
 
 
 def _export_encoder(folder: Path) -> None:

@@ -81,6 +81,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "how the model searches: generate = XML tags, chat = messages and tool calls",
         choices=["generate", "chat"],
     )
+    option("--device", "cpu", "where engine and trainer compute", choices=["cpu", "cuda"])
     option("--dtype", "bfloat16", "arithmetic of engine and trainer", choices=["bfloat16", "float32"])
     option("--warm-start-steps", 16, "supervised steps on synthetic traces", type=_positive(int))
     option("--questions-per-step", 8, "questions (groups) per GRPO step", type=_positive(int))
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         from demo.world_facts import build_world, load_questions, write_world
 
         model_folder = args.model or policy_folder(args.cache)
-        model, tokenizer = load_policy(model_folder)
+        model, tokenizer = load_policy(model_folder, args.device)
         world = args.world or args.cache / "world"
         if args.world is None:
             write_world(build_world(), world)

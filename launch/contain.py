@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     received = listen_for_signals()
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # descendants whose own parent ends become our children, not process 1's
     environment = read_environment(args.environment) if args.environment else None
-    command = [args.command, *args.arguments]
+    command = args.command
     if args.log is None:
         status = contain(command, received, args.grace, environment)
     else:
@@ -58,9 +58,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--grace", type=float, default=60.0, metavar="SECONDS", help="time to end after SIGTERM (default: %(default)s)"
     )
-    parser.add_argument("command")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
-    return parser.parse_args(argv)
+    # One list: argparse would take a `--` right behind a positional of its own for itself.
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="the command with its arguments")
+    args = parser.parse_args(argv)
+    if not args.command:
+        parser.error("there is no command to run")
+    return args
 
 
 def listen_for_signals() -> list[int]:

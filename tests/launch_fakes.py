@@ -83,7 +83,8 @@ def token_exists() -> bool:
 def ray_start(args: argparse.Namespace) -> int:
     note = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
     note.parent.mkdir(exist_ok=True)
-    note.write_text(f"{args.node_ip_address}:{args.port}")
+    own = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
+    note.write_text(f"{(own or [args.node_ip_address])[0]}:{args.port}")  # not 127.0.0.1, as the real one
     if os.environ.get("RAY_FAILS"):
         print("some traceback of Ray", file=sys.stderr)
         return 1
@@ -122,6 +123,9 @@ def ray_start(args: argparse.Namespace) -> int:
 
 def ray_job(command: str, args: argparse.Namespace) -> int:
     if command == "job submit":
+        if os.environ.get("RAY_AGENT_IS_LATE") and len(list(Path(os.environ["RECORDS"]).glob("ray-job-submit-*"))) < 2:
+            print("RuntimeError: status code 500: No available agent to submit job, please try later.", file=sys.stderr)
+            return 1
         variables = json.loads(args.runtime_env_json)["env_vars"]
         ask(args.address, "", {"id": args.submission_id, "command": args.rest, "env_vars": variables})
         return 0

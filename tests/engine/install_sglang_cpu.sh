@@ -3,13 +3,13 @@
 # another torch than .venv. It downloads about 2.8 GB and fills 6.3 GB: the torch that SGLang runs on is a CUDA build,
 # which computes on a CPU as well. A second call finds everything there; a changed version builds it again.
 #
-#     tests/engine/install_sglang_cpu.sh       PYTHON=python3.11 chooses the interpreter
+#     tests/engine/install_sglang_cpu.sh       PYTHON=python3.11 chooses the interpreter, SGLANG_VENV the folder
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 python=${PYTHON:-python3}
-venv=.venv-sglang
+venv=${SGLANG_VENV:-.venv-sglang}
 log=$venv/install.log
 lock=tests/engine/sglang_requirements.txt
 need_gb=8       # a step's downloads stand beside what is installed already

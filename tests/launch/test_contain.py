@@ -34,6 +34,17 @@ def test_the_exit_status_is_the_commands() -> None:
     assert subprocess.run([*CONTAIN, "sh", "-c", "kill -KILL $$"], check=False).returncode == 137
 
 
+@pytest.mark.parametrize("options", [[], ["--grace", "5"]], ids=["plain", "with an option"])
+def test_two_dashes_right_behind_the_command_are_its_own(options: list[str]) -> None:
+    run = subprocess.run([*CONTAIN, *options, "echo", "--", "-x"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "-- -x\n")
+
+
+def test_a_missing_command_is_an_error() -> None:
+    run = subprocess.run([*CONTAIN, "--grace", "5"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and "there is no command to run" in run.stderr
+
+
 def test_a_command_that_is_not_there_is_named() -> None:
     run = subprocess.run([*CONTAIN, "/no/such"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (127, "error: cannot run /no/such: No such file or directory\n")

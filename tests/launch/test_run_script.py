@@ -395,6 +395,12 @@ def test_a_ray_that_asks_for_its_token_gets_it(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
+def test_a_ray_whose_agent_is_not_there_yet_is_asked_again(checkout: Checkout) -> None:
+    assert checkout.run(RUN, RAY_AGENT_IS_LATE="1").returncode == 0
+    assert len(checkout.calls("ray-job-submit")) == 2
+
+
+@pytest.mark.slow
 def test_rays_note_of_our_cluster_is_removed_and_no_others(checkout: Checkout) -> None:
     note = checkout.temporary / "ray" / "ray_current_cluster"
     assert checkout.run(RUN).returncode == 0
@@ -590,9 +596,20 @@ def test_runs_are_named_after_the_model(checkout: Checkout) -> None:
 
 
 def test_the_jobs_own_node_is_reached_without_a_proxy(checkout: Checkout) -> None:
-    without = job(checkout, no_proxy="mine.test")[1]["no_proxy"].split(",")
     own = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
-    assert {"127.0.0.1", "localhost", "mine.test", socket.gethostname(), *own} <= set(without)
+    for name in ("no_proxy", "NO_PROXY"):  # some programs read one of them, some the other
+        environment = job(checkout, **{name: "mine.test"})[1]
+        assert {"127.0.0.1", "localhost", "mine.test", socket.gethostname(), *own} <= set(
+            environment["no_proxy"].split(",")
+        )
+        assert environment["NO_PROXY"] == environment["no_proxy"]
+
+
+@pytest.mark.slow
+def test_rays_own_commands_reach_its_dashboard_without_a_proxy(checkout: Checkout) -> None:
+    assert checkout.run(RUN, http_proxy="http://127.0.0.1:9").returncode == 0
+    for call in checkout.calls("ray"):
+        assert {"127.0.0.1", "localhost"} <= set(call["environment"]["no_proxy"].split(","))
 
 
 @pytest.mark.slow

@@ -1,0 +1,64 @@
+"""Questions that SmolLM2-135M, untrained, answers by searching: three worked examples stand before each of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from search_rollout.protocols.prompts import CHAT_INSTRUCTIONS, SEARCH_TOOL, XML_INSTRUCTIONS, PromptMode
+
+EXAMPLES = {"France": "Paris", "Japan": "Tokyo", "Peru": "Lima"}
+ASKED = {"Chad": "N'Djamena", "Kenya": "Nairobi", "Italy": "Rome", "Spain": "Madrid"}
+ASKED |= {"Egypt": "Cairo", "Mali": "Bamako", "Nepal": "Kathmandu", "Ghana": "Accra"}
+
+
+def write_prompt_data(path: Path, mode: PromptMode) -> None:
+    """slime's prompt data: a row per country of ASKED."""
+    instructions = CHAT_INSTRUCTIONS if mode == "chat" else XML_INSTRUCTIONS
+    rows = [
+        {
+            "prompt": [{"role": "system", "content": instructions}, *_examples(mode), _question(country)],
+            "reward_model": {"style": "rule", "ground_truth": {"target": [capital]}},
+            "data_source": "capitals",
+            "metadata": {"id": country, "data_source": "capitals"},
+            **({"tools": json.dumps([SEARCH_TOOL])} if mode == "chat" else {}),
+        }
+        for country, capital in ASKED.items()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_corpus(path: Path) -> None:
+    """A passage per capital, those of the examples included."""
+    passages = (
+        {"id": str(number), "contents": f'"{country} capital"\nThe capital of {country} is {capital}.'}
+        for number, (country, capital) in enumerate({**ASKED, **EXAMPLES}.items())
+    )
+    path.write_text("".join(json.dumps(passage) + "\n" for passage in passages), encoding="utf-8")
+
+
+def _question(country: str) -> dict[str, str]:
+    return {"role": "user", "content": f"What is the capital of {country}?"}
+
+
+def _examples(mode: PromptMode) -> list[dict[str, Any]]:
+    return [turn for country, capital in EXAMPLES.items() for turn in _example(mode, country, capital)]
+
+
+def _example(mode: PromptMode, country: str, capital: str) -> list[dict[str, Any]]:
+    query = f"capital of {country}"
+    found = f'Doc 1(Title: "{country} capital") The capital of {country} is {capital}.'
+    thought = "<think>I need to search.</think>\n"
+    answer = f"<think>It is {capital}.</think>\n<answer>{capital}</answer>"
+    if mode != "chat":
+        searched = f"{thought}<search>{query}</search>\n\n<information>{found}</information>\n\n{answer}"
+        return [_question(country), {"role": "assistant", "content": searched}]
+    call = json.dumps({"name": "search", "arguments": {"queries": [query]}})
+    return [
+        _question(country),
+        {"role": "assistant", "content": f"{thought}<tool_call>\n{call}\n</tool_call>"},
+        {"role": "user", "content": f"<tool_response>\n{found}\n</tool_response>"},
+        {"role": "assistant", "content": answer},
+    ]

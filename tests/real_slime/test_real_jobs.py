@@ -1,0 +1,120 @@
+"""slime's real job in every mode: it ends well, leaves nothing behind, and its dumps hold what training needs."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch_helpers import eventually
+from slime_job import MANUAL, SCRIPT, WRAPPER, Job, Workplace, arguments_for, samples_of
+from transformers import AutoTokenizer
+
+from evaluation import view
+from search_rollout.config import VALID_PAIRS
+
+BY_ROUTER = [pair for pair in VALID_PAIRS if pair[1] != "manual"]
+# Settings and further arguments to try in a real job, and what its log must then show: one line each.
+EXTRA: dict[str, tuple[dict[str, str], list[str], str]] = {
+    "over-sampling": ({}, ["--over-sampling-batch-size", "4"], r"over_sampling_batch_size \.* 4\b"),
+}
+
+
+def check_dumps(workplace: Workplace, dumps: Path, steps: int = 1) -> None:
+    """Every step was kept, something was searched, and each sample is what slime trains on."""
+    tokenizer = AutoTokenizer.from_pretrained(workplace.model)
+    files = [dumps / f"{number}.pt" for number in range(steps)]
+    samples = [sample for file in files for sample in samples_of(file)]
+    assert len(samples) == 8 * steps
+    for sample in samples:
+        check_sample(sample, tokenizer)
+    masked = "".join(environment_text(sample, tokenizer) for sample in samples)
+    assert re.search("information>|tool_response>", masked), "nothing was searched"
+    page = dumps / "view.html"
+    assert view.main([*map(str, files), "--tokenizer", str(workplace.model), "--output", str(page)]) in (0, None)
+    assert page.stat().st_size > 10_000
+
+
+def check_sample(sample: dict[str, Any], tokenizer: Any) -> None:
+    """Lengths, mask, log-probabilities and text of one sample agree."""
+    length, mask, log_probs = sample["response_length"], sample["loss_mask"], sample["rollout_log_probs"]
+    response = sample["tokens"][-length:]
+    assert len(sample["tokens"]) > length > 0
+    assert len(mask) == len(log_probs) == length
+    assert set(mask) <= {0, 1} and 1 in mask
+    assert all(value <= 0.0 for value in log_probs)
+    assert all(value == 0.0 for value, trained in zip(log_probs, mask, strict=True) if not trained)
+    assert tokenizer.decode(response) == sample["response"]
+    assert isinstance(sample["reward"], int | float)
+    assert sample["metadata"]["search_r1"]["stop_reason"]
+
+
+def environment_text(sample: dict[str, Any], tokenizer: Any) -> str:
+    """What is not trained of a response."""
+    response: Sequence[int] = sample["tokens"][-sample["response_length"] :]
+    return tokenizer.decode(
+        [token for token, trained in zip(response, sample["loss_mask"], strict=True) if not trained]
+    )
+
+
+def check_nothing_is_left(workplace: Workplace) -> None:
+    eventually(lambda: workplace.processes() == [], timeout_s=90)  # behind a tmux session they end in their own time
+    note = workplace.temporary / "ray" / "ray_current_cluster"
+    assert not note.exists(), "the next plain ray.init() would wait for the cluster that is gone"
+    workplace.remove_rays_files()
+
+
+def test_a_job_by_the_training_script(workplace: Workplace, manual_job: Job) -> None:
+    assert manual_job.status == 0, manual_job.output[-6000:]
+    assert re.search(r"rollout 1: .*rollout/search_r1/searches", manual_job.output)
+    assert list(manual_job.folder.glob("curves/slime-search-r1/my-run/*/events.*"))
+    check_dumps(workplace, manual_job.folder, steps=2)
+    check_nothing_is_left(workplace)
+
+
+def test_a_ray_that_asks_for_its_token(workplace: Workplace, tmp_path: Path) -> None:
+    token = workplace.temporary / ".ray" / "auth_token"  # any plain ray.init() writes it
+    token.parent.mkdir()
+    token.write_text("0123456789abcdef" * 4)
+    token.chmod(0o600)
+    (tmp_path / "train.py").write_text("import ray\nray.init('auto')\nprint('in the cluster')\n")  # not slime: quick
+    job = workplace.run(SCRIPT, "--", "--any", **workplace.variables_of(MANUAL[0]), SLIME_DIR=str(tmp_path))
+    assert job.returncode == 0, job.stdout[-6000:]
+    assert "in the cluster" in job.stdout
+    check_nothing_is_left(workplace)
+
+
+@pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
+def test_further_flags(
+    workplace: Workplace, retriever: str, tmp_path: Path, extra: tuple[dict[str, str], list[str], str]
+) -> None:
+    settings, flags, shown = extra
+    variables = workplace.variables_of(MANUAL[0]) | {"RETRIEVAL_SERVER_URL": retriever} | settings
+    job = workplace.run(SCRIPT, *arguments_for(tmp_path), *flags, **variables)
+    assert job.returncode == 0, job.stdout[-6000:]
+    assert re.search(shown, job.stdout)
+    check_dumps(workplace, tmp_path)
+    check_nothing_is_left(workplace)
+
+
+@pytest.mark.parametrize("pair", BY_ROUTER, ids="+".join)
+def test_a_job_by_the_tmux_wrapper(workplace: Workplace, tmp_path: Path, pair: tuple[str, str]) -> None:
+    variables = workplace.variables_of(pair) | {"LOG_DIR": str(tmp_path / "logs")}
+    up = workplace.run(WRAPPER, "up", *arguments_for(tmp_path), **variables)
+    assert up.returncode == 0, up.stdout[-6000:]
+    workplace.await_session_end()
+    log = next(tmp_path.glob("logs/training_*.log")).read_text(errors="replace")
+    assert "training ended" in log and "exit status 0 ==" in log, log[-6000:]
+    check_dumps(workplace, tmp_path)
+    check_nothing_is_left(workplace)
+
+
+def test_down_stops_a_job_in_the_middle(workplace: Workplace, tmp_path: Path) -> None:
+    settings = {"LOG_DIR": str(tmp_path / "logs"), "NUM_ROLLOUT": "500"}
+    variables = workplace.variables_of(("chat", "router_handler")) | settings
+    up = workplace.run(WRAPPER, "up", *arguments_for(tmp_path), **variables)
+    assert up.returncode == 0, up.stdout[-6000:]
+    workplace.await_file(tmp_path / "0.pt")
+    assert workplace.run(WRAPPER, "status", **variables).stdout.count(": ready\n") == 2
+    assert workplace.run(WRAPPER, "down", **variables).returncode == 0
+    check_nothing_is_left(workplace)
