@@ -245,7 +245,7 @@ def throughput() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
             for kind, (make, few, many) in kinds.items():
                 runs.setdefault((kind, "plain"), []).append(asyncio.run(load(plain, make(few), 64)))
                 runs.setdefault((kind, "ours"), []).append(asyncio.run(load(ours, make(many), 64)))
-            for _ in range(2):  # the machine's mood changes: short turns
+            for _ in range(4):  # the machine's mood changes: short turns
                 direct_pipe.send(distinct(512))
                 straight.append(512 / direct_pipe.recv())
                 by_plugin.append(asyncio.run(plugin_load(ours, distinct(1024), 256)))
