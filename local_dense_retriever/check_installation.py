@@ -59,12 +59,18 @@ def check_files(paths: list[str], sums: bool) -> None:
 
 
 def missing_packages() -> list[str]:
-    """Those of requirements.txt that are neither installed nor optional; any build of FAISS will do."""
+    """Those of requirements.txt that are not installed, nor optional, nor replaced; any build of FAISS will do."""
     installed = {_normal(found.metadata["Name"] or "") for found in importlib.metadata.distributions()}
     faiss = any(name.startswith("faiss-") for name in installed)
     lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
-    wanted = [match[0] for line in lines if "# optional" not in line and (match := re.match(r"[\w.-]+", line))]
-    return [name for name in wanted if _normal(name) not in installed and not (faiss and name.startswith("faiss-"))]
+    missing = []
+    for line in lines:
+        name, other = (re.search(pattern, line) for pattern in (r"^[\w.-]+", r"(?<=# or )[\w-]+"))
+        if name is None or "# optional" in line or (faiss and name[0].startswith("faiss-")):
+            continue
+        if not {_normal(found[0]) for found in (name, other) if found} & installed:
+            missing.append(name[0])
+    return missing
 
 
 def _normal(name: str) -> str:

@@ -198,6 +198,15 @@ def test_packages_that_nothing_needs_are_not_missed(monkeypatch: pytest.MonkeyPa
     assert check_installation.missing_packages() == ["tqdm"]
 
 
+def test_torch_is_not_missed_where_onnxruntime_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["onnxruntime", "tokenizers", "faiss-cpu", "numpy", "fastapi", "uvicorn", "tqdm"]
+    found = [SimpleNamespace(metadata={"Name": name}) for name in names]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+    assert check_installation.missing_packages() == []
+    del found[:2]
+    assert check_installation.missing_packages() == ["torch", "transformers"]
+
+
 def test_the_launcher_gives_no_index_file_if_the_vectors_are_in_milvus(tmp_path: Path) -> None:
     python = tmp_path / "python3"
     python.write_text('#!/bin/sh\necho "$@"\n')
