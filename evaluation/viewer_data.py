@@ -158,14 +158,16 @@ def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: 
 
 
 def searches_of(rollout: RolloutRecord | None) -> list[Json]:
-    """Turn, query, error and (title, text) of the passages of each search that a rollout made."""
+    """Turn, query, error, and the passages of each search that a rollout made: (title, text) and scores."""
     turns = rollout.turns if rollout else []
     return [_search(result, number) for number, turn in enumerate(turns, 1) for result in turn.results]
 
 
 def _search(result: SearchResult, turn: int) -> Json:
     documents = [[str(passage.title), str(passage.text)] for passage in result.passages]
-    return {"turn": turn, "query": str(result.query), "error": _plain(result.error), "documents": documents}
+    scores = [passage.score for passage in result.passages]  # apart, so that a document is stored once
+    asked = {"turn": turn, "query": str(result.query), "error": _plain(result.error)}
+    return {**asked, "documents": documents, "scores": scores}
 
 
 # --- values of any origin ----------------------------------------------------------------------------------------

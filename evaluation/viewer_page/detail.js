@@ -219,10 +219,10 @@ function looseSearches(row, record) {
 
 /** A search, its passages as cards, the tokens that the model read, and the way to go on from there otherwise. */
 function searchBlock(row, record, index, read) {
-  const { query, error, documents } = record.searches[index];
+  const { query, error, documents, scores } = record.searches[index];
   const outcome = error ? ` failed: ${visible(error)}` : ` → ${plural(documents.length, "document")}`;
   const title = make("summary", {}, `Search ${index + 1}: “`, said(query), `”${outcome}`);
-  const cards = documents.map((document, rank) => passageCard(document, rank + 1, row.gold));
+  const cards = documents.map((document, rank) => passageCard(document, scores[rank], rank + 1, row.gold));
   const none = error ? null : make("p", { className: "muted" }, "No document came back.");
   const list = cards.length ? make("ol", { className: "passages" }, ...cards) : none;
   const block = make("details", { className: "block env search-block" }, title, list, read, forkButton(row, record, index));
@@ -230,12 +230,13 @@ function searchBlock(row, record, index, read) {
   return block;
 }
 
-/** A passage with its rank; what may be the gold answer is marked. */
-function passageCard([title, text], rank, gold) {
+/** A passage with its rank and score; what may be the gold answer is marked. */
+function passageCard([title, text], score, rank, gold) {
   const pattern = goldPattern(gold);
   const found = pattern !== null && text.search(pattern) >= 0;
   const head = make("h4", {}, make("span", { className: "rank" }, String(rank)), said(title || "(no title)"));
   if (found) head.append(make("span", { className: "badge good" }, "gold answer"));
+  if (score !== null) head.append(make("small", { className: "muted" }, ` score ${score}`));
   return make("li", { dir: "auto" }, head, make("p", {}, ...markedText(text, pattern)));
 }
 

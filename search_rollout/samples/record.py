@@ -210,7 +210,7 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
 
 def _result_json(result: SearchResult) -> dict[str, Any]:
     return {
-        "passages": [list(passage) for passage in result.passages],
+        "passages": [passage.as_row() for passage in result.passages],
         "error": result.error,
         "seconds": round(result.seconds, 4),
         "origin": result.origin,
@@ -245,7 +245,7 @@ def _read_turn(found: Mapping[str, Any]) -> Turn:
 
 
 def _read_result(query: str, found: Mapping[str, Any]) -> SearchResult:
-    passages = list(map(Passage._make, found["passages"]))
+    passages = [Passage(*row) for row in found["passages"]]
     return SearchResult(query, passages, found["error"], float(found["seconds"]), found["origin"])
 
 

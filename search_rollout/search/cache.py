@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOCK_WAIT_S = 10.0  # for other processes to finish writing
+SHAPES = ([str, str], [str, str, float])  # of a row
 SCHEMA = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS answers (
@@ -62,16 +63,16 @@ class SearchCache:
             raise CacheError(f"{path} cannot be used as the search cache: {error}") from error
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search-cache")
 
-    async def get(self, query: str) -> list[list[str]] | None:
-        """The stored passages of a normalised query, as [title, text] rows; None if they are missing or expired."""
+    async def get(self, query: str) -> list[list[Any]] | None:
+        """The stored rows of a normalised query (`Passage.as_row`); None if they are missing or expired."""
         try:
             return await self._in_thread(self._get, query)
         except (sqlite3.Error, ValueError, RecursionError) as error:
             self._log(error)
             return None
 
-    async def put(self, query: str, rows: Sequence[Sequence[str]]) -> None:
-        """Stores the passages of a normalised query."""
+    async def put(self, query: str, rows: Sequence[Sequence[str | float]]) -> None:
+        """Stores the rows of a normalised query."""
         try:
             await self._in_thread(self._put, query, rows)
         except sqlite3.Error as error:
@@ -113,7 +114,7 @@ class SearchCache:
             raise
         return database
 
-    def _get(self, query: str) -> list[list[str]] | None:
+    def _get(self, query: str) -> list[list[Any]] | None:
         oldest = 0.0 if self._read_only else time.time() - self._max_age_s
         found = self._database.execute(
             "SELECT answer FROM answers WHERE namespace = ? AND query = ? AND stored >= ?",
@@ -121,7 +122,7 @@ class SearchCache:
         ).fetchone()
         return _checked_rows(json.loads(found[0])) if found else None
 
-    def _put(self, query: str, rows: Sequence[Sequence[str]]) -> None:
+    def _put(self, query: str, rows: Sequence[Sequence[str | float]]) -> None:
         self._database.execute(
             "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
             (self._namespace, query, json.dumps(rows), time.time()),
@@ -139,8 +140,8 @@ class SearchCache:
             logger.error("the search cache %s fails (logged once): %s", self.path, error)
 
 
-def _checked_rows(answer: Any) -> list[list[str]]:
-    """The answer, if it is a list of titles with their texts. Raises ValueError on anything else."""
-    if isinstance(answer, list) and all(isinstance(row, list) and [*map(type, row)] == [str, str] for row in answer):
+def _checked_rows(answer: Any) -> list[list[Any]]:
+    """The answer, if it is a list of rows of title, text and perhaps a score. Raises ValueError on anything else."""
+    if isinstance(answer, list) and all(isinstance(row, list) and [*map(type, row)] in SHAPES for row in answer):
         return answer
     raise ValueError("an answer is not a list of titles and texts")

@@ -5,6 +5,7 @@ request: nobody waits for company, but while all MAX_REQUESTS are on their way, 
 """
 
 import asyncio
+import math
 from collections import deque
 from typing import Any
 
@@ -108,4 +109,9 @@ def _passage(item: dict[str, Any]) -> Passage:
     contents = document["contents"] if "contents" in document else f"{document.get('title', '')}\n{document['text']}"
     if not isinstance(contents, str):
         raise TypeError("a document's contents are not a string")
-    return Passage.from_contents(contents)
+    score = item.get("score")
+    return Passage.from_contents(contents)._replace(score=round(float(score), 4) if _is_finite(score) else None)
+
+
+def _is_finite(score: Any) -> bool:
+    return isinstance(score, int | float) and math.isfinite(score)

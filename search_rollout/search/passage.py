@@ -11,12 +11,17 @@ class Passage(NamedTuple):
 
     title: str
     text: str
+    score: float | None = None  # by which its retriever ranked it, larger is better; None: it gave none
 
     @classmethod
     def from_contents(cls, contents: str) -> "Passage":
         """From a corpus line's `contents`: a title on the first line, usually in quotes, and text below it."""
         title, _, text = contents.partition("\n")
         return cls(title.strip().strip('"'), text.strip())
+
+    def as_row(self) -> list[str | float]:
+        """Its fields for JSON, without a score that is None: `Passage(*row)` is the passage again."""
+        return [field for field in self if field is not None]
 
 
 @dataclass

@@ -166,7 +166,7 @@ class Searcher:
         if self._cache is not None:
             rows = await self._cache.get(key)
             if rows is not None:
-                return [Passage(title, text) for title, text in rows], "cache"
+                return [Passage(*row) for row in rows], "cache"
             if self._replay:
                 raise NotInCache(f"SEARCH_CACHE_MODE=replay: {self._cache.path} has no answer to {query!r}")
         with span(SEARCH_SLOT):
@@ -175,9 +175,9 @@ class Searcher:
             passages = await self._persist(query, time.monotonic() + self._timeout_s)
         finally:
             self._semaphore.release()
-        passages = [Passage(passage.title[:MAX_TITLE], passage.text[:MAX_TEXT]) for passage in passages]
+        passages = [found._replace(title=found.title[:MAX_TITLE], text=found.text[:MAX_TEXT]) for found in passages]
         if self._cache is not None:
-            await self._cache.put(key, [(passage.title, passage.text) for passage in passages])
+            await self._cache.put(key, [passage.as_row() for passage in passages])
         return passages, "backend"
 
     async def _persist(self, query: str, deadline: float) -> list[Passage]:

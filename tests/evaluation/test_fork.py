@@ -163,7 +163,7 @@ def test_several_queries_of_a_tool_calling_turn_are_replaced_one_by_one():
             with pytest.raises(ForkError, match="Turn 1 made 2 searches; 1 were given"):
                 await fork(runtime, args, fields, 1, replaced[:1], PARAMS)
         results = forked["metadata"]["search_r1"]["turns"][0]["results"]
-        assert [[title for title, _ in one["passages"]] for one in results] == [["Kenya capital"], ["Peru"]]
+        assert [[row[0] for row in one["passages"]] for one in results] == [["Kenya capital"], ["Peru"]]
         assert forked["metadata"]["search_r1"]["score"]["answer"] == "Lima"
 
     asyncio.run(scenario())

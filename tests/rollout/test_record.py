@@ -23,7 +23,9 @@ from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import StopReason
 
 OLD = Path(__file__).resolve().parents[1] / "evaluation" / "sample_of_0_1.json"
-FOUND = SearchResult("Kenya", [Passage("Kenya", "Its capital is Nairobi."), Passage("", "x")], None, 0.25, "cache")
+FOUND = SearchResult(
+    "Kenya", [Passage("Kenya", "Its capital is Nairobi.", 0.8765), Passage("", "x")], None, 0.25, "cache"
+)
 FAILED = SearchResult("Uganda", [], "no answer", 0.5, "backend")
 RECORD = RolloutRecord(
     StopReason.ANSWERED,

@@ -74,7 +74,7 @@ async def test_nothing_in_the_file_is_a_pickle(path):
     async with FakeRetriever() as retriever, searcher(retriever.url, cache=path) as client:
         await client.search("kenya")
     ((answer,),) = sqlite3_rows(path, "SELECT answer FROM answers")
-    assert answer == '[["Kenya capital", "The capital of Kenya is Nairobi."]]'
+    assert answer == '[["Kenya capital", "The capital of Kenya is Nairobi.", 1.0]]'
     with pytest.raises(pickle.UnpicklingError):
         pickle.loads(answer.encode())
 
