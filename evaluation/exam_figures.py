@@ -14,6 +14,7 @@ from evaluation.metrics import resampled_means
 from evaluation.report import aligned
 from qa_em_format import any_holds_gold
 from search_rollout.samples.record import METADATA_KEY, RolloutRecord, read_record
+from search_rollout.search.passage import Passage
 
 Records = Mapping[str, Mapping[str, Any]]  # question id → a line of trajectories.jsonl
 
@@ -116,7 +117,7 @@ def _columns(arms: Mapping[str, Records], shared: Sequence[str]) -> dict[str, np
 
 def repeated_searches(record: RolloutRecord) -> int:
     """How many searches brought no passage that the model had not read already: empty and failed ones among them."""
-    read: set[tuple[str, str]] = set()
+    read: set[Passage] = set()
     count = 0
     for result in record.searches:
         count += read.issuperset(result.passages)

@@ -110,8 +110,6 @@ def _passage(item: dict[str, Any]) -> Passage:
     if not isinstance(contents, str):
         raise TypeError("a document's contents are not a string")
     score = item.get("score")
-    return Passage.from_contents(contents)._replace(score=round(float(score), 4) if _is_finite(score) else None)
-
-
-def _is_finite(score: Any) -> bool:
-    return isinstance(score, int | float) and math.isfinite(score)
+    if not isinstance(score, int | float) or not math.isfinite(score):
+        return Passage.from_contents(contents)
+    return Passage.from_contents(contents, round(float(score), 4))

@@ -1,27 +1,28 @@
 """What a search finds: passages, or an error."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 Origin = Literal["backend", "cache", "shared"]
 
 
-class Passage(NamedTuple):
-    """One document of the corpus."""
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One document of the corpus. Two are equal if title and text are, whatever their scores for a query."""
 
     title: str
     text: str
-    score: float | None = None  # by which its retriever ranked it, larger is better; None: it gave none
+    score: float | None = field(default=None, compare=False)  # the retriever's, larger is better; None: it gave none
 
     @classmethod
-    def from_contents(cls, contents: str) -> "Passage":
+    def from_contents(cls, contents: str, score: float | None = None) -> "Passage":
         """From a corpus line's `contents`: a title on the first line, usually in quotes, and text below it."""
         title, _, text = contents.partition("\n")
-        return cls(title.strip().strip('"'), text.strip())
+        return cls(title.strip().strip('"'), text.strip(), score)
 
     def as_row(self) -> list[str | float]:
         """Its fields for JSON, without a score that is None: `Passage(*row)` is the passage again."""
-        return [field for field in self if field is not None]
+        return [self.title, self.text] if self.score is None else [self.title, self.text, self.score]
 
 
 @dataclass

@@ -175,7 +175,7 @@ class Searcher:
             passages = await self._persist(query, time.monotonic() + self._timeout_s)
         finally:
             self._semaphore.release()
-        passages = [found._replace(title=found.title[:MAX_TITLE], text=found.text[:MAX_TEXT]) for found in passages]
+        passages = [Passage(found.title[:MAX_TITLE], found.text[:MAX_TEXT], found.score) for found in passages]
         if self._cache is not None:
             await self._cache.put(key, [passage.as_row() for passage in passages])
         return passages, "backend"

@@ -82,7 +82,7 @@ def records(folder: Path, arm: str) -> dict[str, dict[str, Any]]:
 def passages(record: dict[str, Any]) -> list[str]:
     turns = record["metadata"]["search_r1"]["turns"]
     return [
-        f'"{title}"\n{text}' for turn in turns for one in turn.get("results", []) for title, text in one["passages"]
+        f'"{title}"\n{text}' for turn in turns for one in turn.get("results", []) for title, text, *_ in one["passages"]
     ]
 
 

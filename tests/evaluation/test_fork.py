@@ -127,7 +127,7 @@ def test_the_same_passages_give_the_same_trajectory():
             fields = await rolled_out(runtime, args, make_sample())
             for turn in (1, 2):
                 recorded = fields["metadata"]["search_r1"]["turns"][turn - 1]
-                same = [Passage._make(one) for one in recorded["results"][0]["passages"]]
+                same = [Passage(*one) for one in recorded["results"][0]["passages"]]
                 forked = await fork(runtime, args, fields, turn, [Replacement(recorded["queries"][0], same)], PARAMS)
                 for name in ("tokens", "loss_mask", "response", "reward", "label", "prompt"):
                     assert forked[name] == fields[name], name
