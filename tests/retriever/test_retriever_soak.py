@@ -28,6 +28,7 @@ from local_dense_retriever import retrieval_server
 from search_rollout.http_client import JsonClient, RequestFailed
 
 SOAK_S = float(os.environ.get("SOAK_S", "20"))
+GROWTH_BYTES = 20e6 if SOAK_S >= 120 else 80e6  # of a server's memory in the last two thirds; a short life warms up
 SEARCH_TIMEOUT_S = 30.0
 GOOD, LEAVING, RUBBISH, SLOW = 48, 6, 5, 5  # clients
 PASSAGES, QUERIES, TOPK = 20_000, 1000, 3
@@ -182,7 +183,7 @@ async def test_good_clients_get_the_right_answers_whatever_others_do_and_though_
     assert counts["failed"] == 0  # a restart takes a few seconds of SEARCH_TIMEOUT_S
     assert all(count > SOAK_S / 2 for kind, count in counts.items() if kind != "failed")
     for seen in level.values():
-        assert seen[-1] < seen[len(seen) // 3] + 20e6
+        assert seen[-1] < seen[len(seen) // 3] + GROWTH_BYTES
 
 
 def wait_until_ready_again(url: str) -> None:
@@ -194,5 +195,5 @@ def wait_until_ready_again(url: str) -> None:
 
 
 if __name__ == "__main__":
-    encoder_module.Encoder = HashEncoder  # type: ignore[misc, assignment]
+    encoder_module.load_encoder = HashEncoder  # type: ignore[assignment]
     retrieval_server.run()
