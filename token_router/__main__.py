@@ -2,9 +2,9 @@
 
     python -m token_router --port 30000 --tokenizer MODEL_DIR --upstream http://127.0.0.1:30001
 
-Stands between a rollout and its SGLang workers. Later turns send a worker the same ids that it sampled, and
+The router sits between a rollout and its SGLang workers. Later turns send a worker exactly the ids that were sampled;
 /retrieve_from_text and /retrieve_from_messages_template return them with their mask and log-probabilities. The request
-header X-Search-R1-Trajectory names a request's trajectory. Workers may also register themselves: POST /workers, or
+header X-Search-R1-Trajectory names the trajectory. Workers may also register themselves with POST /workers or
 POST /add_worker?url=. Every other request is passed to a worker unchanged.
 """
 
@@ -61,7 +61,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m token_router", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=whole_number(0, 65535), required=True, help="0 takes any free port")
+    parser.add_argument(
+        "--port", type=whole_number(0, 65535), required=True, help="port to listen on; 0 picks a free one"
+    )
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="the model's folder")
     parser.add_argument(
         "--upstream", type=_url, nargs="+", action="extend", default=[], metavar="URL", help="first workers"
@@ -83,15 +85,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=whole_number(1, 10**12),
         default=20_000_000,
         metavar="N",
-        help="tokens to keep, about 20 bytes each; then what was used longest ago is dropped. A turn counts as "
-        f"{2 * PIECE_TOKENS} more (default: %(default)s)",
+        help="maximum tokens to keep, about 20 bytes each; beyond it the least recently used are dropped. Each turn "
+        f"counts as {2 * PIECE_TOKENS} extra tokens (default: %(default)s)",
     )
     parser.add_argument(
         "--max-body-mb",
         type=whole_number(1, 10**5),
         default=16,
         metavar="MB",
-        help="largest request; others wait while one is parsed (default: %(default)s)",
+        help="maximum request size; parsing a large one delays the others (default: %(default)s)",
     )
     parser.add_argument("--debug", action="store_true", help="log every request")
     return parser.parse_args(argv)
@@ -138,7 +140,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def choose_tool_format(tokenizer: Any, name: str) -> ToolFormat | None:
-    """The format of that name, or the one detected from the tokenizer's template; None if none is."""
+    """The format of that name, or the one detected from the tokenizer's template; None if none is detected."""
     with contextlib.suppress(ValueError):
         return tool_format(tokenizer, name)
     return None

@@ -1,4 +1,4 @@
-"""The router's HTTP application: its routes, the list of workers, and everything else passed on."""
+"""The router's HTTP application: its routes, the list of workers, and the relay for every other request."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,7 +15,7 @@ from token_router.token_trie import TokenTrie
 from token_router.upstream import Upstream
 from token_router.workers import Workers
 
-PROBE_PAUSE_S = 5.0  # between two looks at a worker that failed
+PROBE_PAUSE_S = 5.0  # between two health checks of a failed worker
 SHUTDOWN_TIMEOUT_S = 1.0  # for requests in flight
 
 
@@ -47,12 +47,12 @@ def create_app(
     app.router.add_post("/retrieve_from_text", retrieve.from_text)
     app.router.add_post("/retrieve_from_messages_template", retrieve.from_messages)
     _add_worker_routes(app, WorkerRoutes(workers, store))
-    app.router.add_route("*", "/{path:.*}", pass_on)  # last: what none of the others takes
+    app.router.add_route("*", "/{path:.*}", pass_on)  # last: it matches everything
     return app
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
-    """A runner that ends a generation when its caller hangs up, and passes bodies on without unpacking them."""
+    """A runner that cancels a generation when its caller hangs up, and passes on bodies still compressed."""
     return web.AppRunner(app, handler_cancellation=True, auto_decompress=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
 
 
@@ -67,14 +67,14 @@ def _add_worker_routes(app: web.Application, routes: "WorkerRoutes") -> None:
 
 
 class WorkerRoutes:
-    """How engines register and leave: `/workers` as slime does it now, the others as it did in 2025."""
+    """How engines register and leave: slime now uses `/workers`; in 2025 it used the other routes."""
 
     def __init__(self, workers: Workers, store: TokenTrie) -> None:
         self._workers = workers
         self._store = store
 
     async def health(self, _: web.Request) -> web.Response:
-        """GET /health: 503 until there is a worker that is not known to be dead."""
+        """GET /health: 503 while every worker is known to be dead, or none is registered."""
         healthy = sum(worker.is_healthy for worker in self._workers)
         body = {
             "status": "ok" if healthy else "no healthy worker",

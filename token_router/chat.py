@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: earlier turns go to the worker as the ids they were sampled as, never rendered again."""
+"""OpenAI's chat completions: earlier turns go to the worker as the sampled ids, never rendered again."""
 
 import json
 from array import array
@@ -19,12 +19,12 @@ from token_router.upstream import Upstream, generate_call, namespace_of
 
 
 class ChatRoute:
-    """One request:
+    """Handles one request in three steps:
 
-    1. The longest stored beginning of the messages that ends in a sampled assistant message gives its ids; what the
-       template writes for the messages behind it is added. Without one, the template writes everything.
-    2. A worker's `/generate` gets the ids.
-    3. The reply is stored under the messages and the assistant message that the caller gets.
+    1. Find the longest stored prefix of the messages that ends in a sampled assistant message. Use its ids, and render
+       the messages after it with the template. If nothing is stored, render all of them.
+    2. Send the ids to a worker's `/generate`.
+    3. Store the reply under the messages plus the assistant message that the caller gets.
     """
 
     def __init__(self, tokenizer: Any, store: TokenTrie, upstream: Upstream, tool_format: ToolFormat | None) -> None:
@@ -48,7 +48,7 @@ class ChatRoute:
         try:
             reply = read_reply(answer.body)
         except UnusableReply as error:
-            raise ApiError(502, "bad_reply", f"The worker's reply is of no use: {error}") from error
+            raise ApiError(502, "bad_reply", f"The worker's reply cannot be used: {error}") from error
         text = decode(self._tokenizer, reply.ids)
         thinking = prompt.pieces[-1].text.rstrip().endswith("<think>")
         message = assistant_message(strip_end(self._tokenizer, text), form, think_opened=thinking)
@@ -60,14 +60,13 @@ class ChatRoute:
     def _form(self) -> ToolFormat:
         if self._tool_format is None:
             raise bad_request(
-                "The model's chat template shows no way of calling tools that is known here; start the router with "
-                "--tool-call-format.",
+                "The model's chat template uses no known tool-call format; start the router with --tool-call-format.",
                 "no_tool_format",
             )
         return self._tool_format
 
     def _prompt(self, conversation: Conversation, keys: list[str]) -> Path:
-        """The prompt as pieces, the last of them what the template wrote now."""
+        """The prompt as pieces; the template has just rendered the last one."""
         known, rest = self._known(conversation.messages, keys)
         kwargs = conversation.template_kwargs
         with template_errors():
@@ -80,7 +79,7 @@ class ChatRoute:
         return Path((*known.pieces, Piece(text, array("i", ids))))
 
     def _known(self, messages: list[dict[str, Any]], keys: list[str]) -> tuple[Path, list[dict[str, Any]]]:
-        """The longest stored beginning of the messages, and those behind it."""
+        """The longest stored prefix of the messages, and the messages after it."""
         for end in range(len(messages), 0, -1):
             path = self._store.by_key(keys[end - 1])
             if path is not None:

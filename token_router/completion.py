@@ -12,9 +12,9 @@ from search_rollout.protocols.tool_formats import ToolCall, ToolFormat, parse_tu
 
 
 def assistant_message(text: str, form: ToolFormat | None, *, think_opened: bool) -> dict:
-    """The message that a turn's text is, end marks left out; with a form, its readable calls become `tool_calls`.
+    """The assistant message for a turn's text, without end marks; with a form, its calls become `tool_calls`.
 
-    If a call is not readable the whole text stays content, so that nothing the model said is lost.
+    If any call cannot be parsed, the whole text stays in `content`, so that nothing the model said is lost.
     """
     turn = parse_turn(form, text, think_opened=think_opened) if form else None
     calls = [call for call in turn.calls if call.arguments is not None] if turn else []
@@ -55,7 +55,7 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 
 def _token_log_probs(tokenizer: Any, reply: Reply) -> list[dict[str, Any]]:
-    """OpenAI's list of tokens; `bytes` stay null, since a token may be half a character."""
+    """OpenAI's list of tokens. `bytes` is null, because a token may hold part of a character."""
     return [
         {
             "token": decode(tokenizer, [token]) if text is None else text,

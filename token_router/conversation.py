@@ -10,7 +10,7 @@ from typing import Any
 from token_router.errors import bad_request
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# What transformers' apply_chat_template does not hand to the template. `chat_template` itself would run here.
+# Arguments that apply_chat_template keeps to itself; a caller's `chat_template` would even be executed here.
 RESERVED = {
     "chat_template",
     "conversation",
@@ -33,12 +33,12 @@ RESERVED = {
 class Conversation:
     """What a chat template renders."""
 
-    messages: list[dict[str, Any]]  # as templates expect them: content is text, arguments of calls are objects
+    messages: list[dict[str, Any]]  # as templates expect them: content is a string, call arguments are objects
     tools: list[dict[str, Any]]
     template_kwargs: dict[str, Any]
 
     def keys(self, namespace: str) -> list[str]:
-        """A key for each message, which names the conversation up to and including it."""
+        """One key per message; it names the conversation up to and including that message."""
         key = _digest([namespace, self.tools, self.template_kwargs])
         return [key := next_key(key, message) for message in self.messages]
 
@@ -69,7 +69,9 @@ def parse_message(message: Any, index: int = 0) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise bad_request(f"messages[{index}] must be an object.", "bad_message")
     if message.get("role") not in ROLES:
-        raise bad_request(f"messages[{index}].role is {message.get('role')!r}; known are {ROLES}.", "unknown_role")
+        raise bad_request(
+            f"messages[{index}].role is {message.get('role')!r}; it must be one of {ROLES}.", "unknown_role"
+        )
     parsed = {**message, "content": _text(message.get("content"), index)}
     if message.get("tool_calls"):
         parsed["tool_calls"] = [_tool_call(call, index) for call in _list(message["tool_calls"])]

@@ -1,4 +1,4 @@
-"""Errors as answers: a status and OpenAI's error object."""
+"""Errors as HTTP responses: a status and OpenAI's error object."""
 
 import logging
 
@@ -24,7 +24,7 @@ def bad_request(message: str, code: str = "bad_request") -> ApiError:
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns any exception of a route into an answer; a fault of ours is logged with its traceback."""
+    """Turns any exception of a route into a response; bugs of the router are logged with their traceback."""
     try:
         return await handler(request)
     except ApiError as error:
@@ -34,9 +34,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         message = f"The body is larger than {request.client_max_size} bytes; --max-body-mb sets the limit."
         return _answer(413, "body_too_large", message)
     except web.RequestPayloadError:
-        return _answer(400, "bad_body", "The body is not what the headers say.")
+        return _answer(400, "bad_body", "The body does not match its headers.")
     except UnicodeError as error:
-        return _answer(400, "bad_text", f"The request holds bytes or characters that are no text: {error}")
+        return _answer(400, "bad_text", f"The request is not valid text: {error}")
     except RecursionError:
         return _answer(400, "too_deep", "The body is nested too deeply.")
     except Exception:

@@ -1,4 +1,4 @@
-"""SGLang's `/generate` for text or ids: earlier turns go to the worker as the ids they were sampled as."""
+"""SGLang's `/generate` for text or ids: earlier turns go to the worker as the ids that were sampled."""
 
 import json
 import logging
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class GenerateRoute:
-    """One request with text:
+    """Handles one request with text in three steps:
 
-    1. The longest stored beginning of the text that ends in a reply gives its ids; the tokenizer encodes the rest.
-    2. The worker gets `input_ids` in place of `text`, and everything else as it came.
-    3. Its reply is stored under the text and the reply's text, and passed on as it came.
+    1. Find the longest stored prefix of the text that ends in a reply. Use its ids, and encode the rest.
+    2. Send the worker `input_ids` instead of `text`, and every other field unchanged.
+    3. Store its reply under the text plus the reply's text, and return it unchanged.
 
-    With `input_ids` the first step compares ids; the path's text is then what they decode to.
+    With `input_ids`, the first step compares ids, and the text is what they decode to.
     """
 
     def __init__(self, tokenizer: Any, store: TokenTrie, upstream: Upstream) -> None:
@@ -49,7 +49,7 @@ class GenerateRoute:
         return answer.response()
 
     def _prompt(self, namespace: str, body: dict[str, Any]) -> Path | None:
-        """The prompt as pieces; None if it is not one text or one list of ids, and so none of the router's business."""
+        """The prompt as pieces; None if it is not one text or one list of ids: the request is then only relayed."""
         text, ids = body.get("text"), body.get("input_ids")
         if text is not None and ids is not None:
             raise bad_request("Give text or input_ids, not both.")
@@ -79,7 +79,7 @@ class GenerateRoute:
         try:
             reply = read_reply(answer.body)
         except UnusableReply as error:
-            logger.warning("a reply to /generate is passed on but not stored: %s", error)
+            logger.warning("passed on a /generate reply without storing it: %s", error)
             return
         if reply.finish != "abort":
             text = decode(self._tokenizer, reply.ids) if reply.text is None else reply.text
@@ -87,7 +87,7 @@ class GenerateRoute:
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text from outside; raises ApiError if it is no text."""
+    """The ids of a caller's text. Raises ApiError if it is not valid text."""
     try:
         return encode(tokenizer, text)
     except (TypeError, UnicodeError) as error:  # half a surrogate pair

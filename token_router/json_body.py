@@ -7,11 +7,11 @@ from aiohttp import web
 
 from token_router.errors import bad_request
 
-MAX_BRACKETS = 200_000  # parsing a million lists takes a second, in which no other request is served
+MAX_BRACKETS = 200_000  # parsing a million lists blocks all other requests for a second
 
 
 async def json_object(request: web.Request) -> dict[str, Any]:
-    """Raises ApiError if the body is something else."""
+    """The body's JSON object. Raises ApiError if the body is anything else."""
     raw = await request.read()
     if raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
         raise bad_request(f"The body has more than {MAX_BRACKETS} opening brackets.", "too_complex")
@@ -20,7 +20,7 @@ async def json_object(request: web.Request) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise bad_request(f"The body is not JSON: {error}", "not_json") from error
     if not isinstance(body, dict):
-        raise bad_request(f"The body must be a JSON object, and is a {type(body).__name__}.", "not_an_object")
+        raise bad_request(f"The body must be a JSON object, not a {type(body).__name__}.", "not_an_object")
     return body
 
 

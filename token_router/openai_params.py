@@ -1,4 +1,4 @@
-"""The fields of a chat request that say how to sample, in SGLang's names."""
+"""Translates a chat request's sampling fields to SGLang's names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ UNCHANGED = (
     "json_schema",
     "ebnf",
 )
-# Fields that change a reply and that the router does not know how to pass on, with the values that ask for nothing.
+# Fields that the router cannot pass on although they change the reply, each with the values that change nothing.
 REFUSED = {
     "n": (1,),
     "top_logprobs": (0,),
@@ -41,7 +41,7 @@ REFUSED = {
 
 
 def worker_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What a worker's `/generate` gets beside the ids. Raises ApiError on what cannot be translated."""
+    """The other fields of a worker's `/generate` request. Raises ApiError for a field that cannot be translated."""
     fields: dict[str, Any] = {"sampling_params": sampling_params(body)}
     if body.get("logprobs"):
         fields["return_logprob"] = True
@@ -51,10 +51,10 @@ def worker_fields(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling_params(body: Mapping[str, Any]) -> dict[str, Any]:
-    """SGLang's sampling parameters; raises ApiError on what cannot be translated.
+    """SGLang's sampling parameters. Raises ApiError for a field that cannot be translated.
 
-    Without a limit from the caller there is none: SGLang's `/generate` would stop after 128 tokens, which nobody who
-    asks for a chat completion expects.
+    If the caller sets no token limit, neither does the router: the default of SGLang's `/generate`, 128 tokens, would
+    surprise a caller of chat completions.
     """
     for field, harmless in REFUSED.items():
         if body.get(field) is not None and body[field] not in harmless:

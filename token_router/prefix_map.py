@@ -1,4 +1,4 @@
-"""A map from texts, or from lists of ids, that finds every key a given one begins with."""
+"""A map keyed by texts or lists of ids that finds every key that is a prefix of a given one."""
 
 from array import array
 from bisect import bisect_left, bisect_right
@@ -10,13 +10,13 @@ V = TypeVar("V")
 
 
 class PrefixMap(Generic[K, V]):
-    """Sorted keys: a look-up among ten thousand is a few binary searches. A key may have several values."""
+    """Keeps its keys sorted: finding one among ten thousand takes a few binary searches. A key may have many values."""
 
     __slots__ = ("_keys", "_values")
 
     def __init__(self) -> None:
         self._keys: list[K] = []
-        self._values: list[list[V]] = []  # beside each key, in the order they came
+        self._values: list[list[V]] = []  # parallel to the keys; each list in insertion order
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -42,10 +42,10 @@ class PrefixMap(Generic[K, V]):
         return self._values[at] if at < len(self._keys) and self._keys[at] == key else []
 
     def prefixes_of(self, whole: K) -> Iterator[tuple[K, V]]:
-        """Every key that `whole` begins with, with each of its values; longest key first.
+        """Every key that is a prefix of `whole`, with each of its values; longest key first.
 
-        The last key that does not come after `whole` is such a key, or shares a beginning with `whole` that every such
-        key is a prefix of. Either way `whole` can be cut down to what they share, and the search goes on from there.
+        Take the last key that does not sort after `whole`. Either it is a prefix of `whole`, or every prefix that is
+        left is also a prefix of what the two share. In both cases, cut `whole` to the shared part and repeat.
         """
         while at := bisect_right(self._keys, whole):
             key = self._keys[at - 1]
@@ -60,7 +60,7 @@ class PrefixMap(Generic[K, V]):
 
 
 def _shared_length(one: K, other: K) -> int:
-    """How far two sequences are the same from their start."""
+    """The length of the longest common prefix."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

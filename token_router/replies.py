@@ -1,4 +1,4 @@
-"""A worker's reply as what the token store keeps."""
+"""Converts a worker's reply to the form in which the token store keeps it."""
 
 import json
 from array import array
@@ -12,7 +12,7 @@ class UnusableReply(Exception):
 
 
 def read_reply(body: bytes) -> Reply:
-    """The reply in the body of an answer. Raises UnusableReply on anything that does not add up."""
+    """Parses the body of a worker's response. Raises UnusableReply if it is malformed or inconsistent."""
     try:
         return parse_reply(json.loads(body))
     except (ValueError, RecursionError, EngineError) as error:
@@ -20,7 +20,7 @@ def read_reply(body: bytes) -> Reply:
 
 
 def piece_of(reply: Reply, text: str) -> Piece:
-    """The reply, to be stored and found by this text."""
+    """The reply as a piece that is stored and found by this text."""
     return Piece(
         text,
         array("i", reply.ids),

@@ -1,4 +1,4 @@
-"""The stored ids handed out: by text, or by messages."""
+"""Returns stored ids, looked up by text or by messages."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from token_router.upstream import TRAJECTORY_HEADER, namespace_of
 
 
 class RetrieveRoutes:
-    """Both endpoints give the whole trajectory, or 404: ids are never guessed."""
+    """Both endpoints return the whole trajectory or 404; they never guess ids."""
 
     def __init__(self, tokenizer: Any, store: TokenTrie) -> None:
         self._tokenizer = tokenizer
@@ -43,7 +43,7 @@ class RetrieveRoutes:
         return self._record(path, opening)
 
     def _record(self, path: Path, opening: list[int]) -> web.Response:
-        """`opening` are ids behind the path with which a next turn would begin."""
+        """The response; `opening` holds the ids after the path that would begin the next turn."""
         ids = path.ids() + opening
         mask = path.mask() + [0] * len(opening)
         log_probs = path.log_probs()

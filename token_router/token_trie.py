@@ -1,8 +1,8 @@
-"""What the router remembers: the exact ids of every trajectory, found again by text, by ids, or by a key.
+"""The router's memory: the exact ids of every trajectory, found by text, by ids or by a key.
 
-A trajectory is a path of pieces, each written by one side: the engine, or what came before and between its replies.
-Trajectories of one namespace that begin alike share those pieces, so a namespace is a tree. A piece is matched whole or
-not at all: half a text has no ids.
+A trajectory is a path of pieces. The engine sampled some of them; the others come before and between its replies.
+Trajectories of one namespace share their common first pieces, so a namespace is a tree. A piece matches only as a
+whole, because part of a text has no ids of its own.
 """
 
 from array import array
@@ -13,17 +13,17 @@ from itertools import count
 
 from token_router.prefix_map import K, PrefixMap
 
-PIECE_TOKENS = 80  # a piece takes about 1,600 bytes besides the 20 of each id, with its text and log-probability
+PIECE_TOKENS = 80  # overhead of a piece: about 1,600 bytes, and an id with its text and log-probability takes 20
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text and the ids it is, as one side wrote them. The ids are the truth; the text only finds them again."""
+    """One side's text and its ids. The ids are authoritative; the text is only for finding them."""
 
     text: str
     ids: "array[int]"
     sampled: bool = False  # by the engine: loss mask 1
-    log_probs: "array[float] | None" = None  # one an id, of sampled pieces; None if the engine did not tell
+    log_probs: "array[float] | None" = None  # one per id of a sampled piece; None if the engine sent none
     weight_version: str | None = None  # of the weights that sampled it
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Path:
         return [int(piece.sampled) for piece in self.pieces for _ in piece.ids]
 
     def log_probs(self) -> list[float] | None:
-        """One for each id, 0.0 where the mask is 0; None if the engine did not tell all."""
+        """One per id, 0.0 where the mask is 0; None if the engine left any out."""
         values: list[float] = []
         for piece in self.pieces:
             if piece.sampled and piece.log_probs is None:
@@ -59,7 +59,7 @@ class Path:
         return values
 
     def extended(self, piece: Piece) -> "Path":
-        """The path with a piece more, unless it holds nothing."""
+        """The path with the piece appended, unless the piece is empty."""
         return Path((*self.pieces, piece)) if piece.text or piece.ids else self
 
     def prompt_length(self) -> int:
@@ -73,7 +73,7 @@ class Path:
 
 
 class _Node:
-    """One piece in a tree; a root holds an empty one."""
+    """One piece in a tree; a root holds an empty piece."""
 
     __slots__ = ("by_ids", "by_text", "keys", "namespace", "parent", "piece", "stored_at")
 
@@ -103,10 +103,10 @@ class _Node:
 
 
 class TokenTrie:
-    """All trajectories. A piece counts as its ids and `piece_tokens` more; while all pieces together count more than
-    `max_tokens`, the path that was used longest ago loses its last piece.
+    """All trajectories, limited to `max_tokens`. A piece counts as its ids plus `piece_tokens`; above the limit, the
+    least recently used paths lose their last pieces.
 
-    Where the same text stands for different ids, or the same key for different paths, the one stored last is found.
+    If one text has several encodings, or one key several paths, the one stored last is found.
     """
 
     def __init__(self, max_tokens: int, *, piece_tokens: int = PIECE_TOKENS) -> None:
@@ -122,11 +122,11 @@ class TokenTrie:
 
     @property
     def trajectories(self) -> int:
-        """How many namespaces have something stored."""
+        """The number of namespaces with stored pieces."""
         return len(self._roots)
 
     def add(self, namespace: str, pieces: Iterable[Piece], key: str | None = None) -> None:
-        """Stores a path, sharing what is there already; `key` names its end."""
+        """Stores a path, sharing pieces that are already stored; `key` names its end."""
         pieces = list(pieces)
         if not pieces:
             return
@@ -140,15 +140,15 @@ class TokenTrie:
             self._forget(self._recency.popitem(last=False)[0])
 
     def longest_by_text(self, namespace: str, text: str) -> Path:
-        """The longest stored beginning of the text that ends in a sampled piece; an empty path if there is none.
+        """The longest stored prefix of the text that ends in a sampled piece; an empty path if there is none.
 
-        (What was not sampled is not worth finding: encoding it again gives the same ids, or better ones where a short
-        prompt happens to be the beginning of a longer one.)
+        Paths that end in unsampled text are not worth finding: encoding the text again gives the same ids, or better
+        ones if a short prompt happens to be a prefix of a longer one.
         """
         return self._longest(namespace, text, _by_text)
 
     def longest_by_ids(self, namespace: str, ids: Sequence[int]) -> Path:
-        """The same, of ids."""
+        """The longest stored prefix of the ids that ends in a sampled piece; an empty path if there is none."""
         return self._longest(namespace, array("i", ids), _by_ids)
 
     def whole_text(self, namespace: str, text: str) -> Path | None:
@@ -219,7 +219,7 @@ def _by_ids(node: _Node) -> "PrefixMap[array[int], _Node]":
 
 
 def _matches(root: _Node, whole: K, children: Callable[[_Node], PrefixMap[K, _Node]]) -> Iterator[tuple[_Node, int]]:
-    """Every node whose path is the beginning of `whole`, with the length of that path."""
+    """Every node whose path is a prefix of `whole`, with the length of that path."""
     open_ends = [(root, 0)]
     while open_ends:
         node, length = open_ends.pop()

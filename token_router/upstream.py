@@ -1,4 +1,4 @@
-"""Requests on their way to a worker, to another one if that fails, and back as the worker answered."""
+"""Sends requests to a worker, or to another one if that fails, and returns the answer unchanged."""
 
 import asyncio
 import contextlib
@@ -22,8 +22,8 @@ ROUTING_HEADER = "X-SMG-Routing-Key"  # slime's own
 
 CONNECT_TIMEOUT_S = 10.0  # a generation itself may take as long as the caller waits
 PROBE_TIMEOUT_S = 5.0
-KEEP_ALIVE_S = 2.0  # uvicorn closes idle connections after 5: one that it may just be closing is never used again
-_TROUBLE = (aiohttp.ClientError, OSError, asyncio.TimeoutError)  # a worker's, as aiohttp reports it
+KEEP_ALIVE_S = 2.0  # below uvicorn's 5 s, so that we never reuse a connection that it is closing
+_TROUBLE = (aiohttp.ClientError, OSError, asyncio.TimeoutError)  # what aiohttp raises when a worker fails
 
 _HOP_BY_HOP = {
     "connection",
@@ -47,7 +47,7 @@ class Call(NamedTuple):
     path: str  # with the query, exactly as it came
     headers: CIMultiDict[str]
     body: bytes | None
-    key: str  # requests with the same one go to the same worker
+    key: str  # requests with the same key go to the same worker
 
 
 class Answer(NamedTuple):
@@ -58,12 +58,12 @@ class Answer(NamedTuple):
     body: bytes
 
     def response(self) -> web.Response:
-        """The same for the caller."""
+        """The response for the caller."""
         return web.Response(status=self.status, headers=self.headers, body=self.body)
 
 
 class Upstream:
-    """Sends calls to workers, and asks those that failed whether they are back."""
+    """Sends calls to workers, and checks whether failed workers have recovered."""
 
     def __init__(self, workers: Workers, *, probe_pause_s: float) -> None:
         self.workers = workers
@@ -71,7 +71,7 @@ class Upstream:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Holds the connections."""
+        """Keeps the connections open while the context lasts."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
@@ -92,11 +92,11 @@ class Upstream:
         return await self._send(call, _read)
 
     async def relay(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        """The caller's request to a worker and the answer back, byte for byte, while it comes."""
+        """Forwards the caller's request to a worker, and streams the answer back byte for byte."""
         return await self._send(same_call(request, body), lambda answer: _stream(request, answer))
 
     async def _send(self, call: Call, receive: Callable[[aiohttp.ClientResponse], Awaitable[T]]) -> T:
-        """What `receive` makes of the first answer that comes, each worker tried once at most."""
+        """Passes the first answer to `receive` and returns its result. Each worker is tried at most once."""
         tried: dict[Worker, BaseException] = {}
         while worker := self.workers.choose(call.key, tried):
             worker.load += 1
@@ -134,7 +134,7 @@ class Upstream:
 
 
 def same_call(request: web.Request, body: bytes) -> Call:
-    """The caller's request as it came."""
+    """The caller's request, unchanged."""
     if not request.raw_path.startswith("/"):
         raise bad_request("The request line must name a path.")
     headers = _end_to_end(request.headers)
@@ -144,7 +144,7 @@ def same_call(request: web.Request, body: bytes) -> Call:
 
 
 def generate_call(request: web.Request, body: bytes) -> Call:
-    """A call of `/generate` on behalf of the caller, whose answer must be readable here."""
+    """A call to `/generate` for the caller; the router must be able to read its answer."""
     headers = same_call(request, body).headers
     headers["Content-Type"] = "application/json"
     headers["Accept-Encoding"] = "identity"
@@ -157,12 +157,12 @@ def namespace_of(request: web.Request) -> str:
 
 
 def routing_key(request: web.Request) -> str:
-    """What the choice of a worker sticks to."""
+    """The key that keeps related requests on one worker."""
     return request.headers.get(ROUTING_HEADER) or namespace_of(request)
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The headers without those that are about one connection."""
+    """The headers without those that concern a single connection (hop-by-hop)."""
     named = {name.strip().lower() for value in headers.getall("Connection", ()) for name in value.split(",")}
     dropped = _HOP_BY_HOP | named
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
@@ -175,7 +175,7 @@ async def _read(answer: aiohttp.ClientResponse) -> Answer:
 
 
 async def _stream(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    """Passes an answer on. If one end breaks off in the middle, the other is broken off too."""
+    """Streams an answer to the caller. If either side disconnects midway, the other is disconnected too."""
     response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
     try:
         await response.prepare(request)

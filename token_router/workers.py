@@ -1,4 +1,4 @@
-"""The SGLang workers: which there are, how busy they are, and which one takes the next request."""
+"""The list of SGLang workers, their load, and the choice of one for each request."""
 
 import uuid
 from collections import OrderedDict
@@ -12,22 +12,22 @@ MAX_STICKY_KEYS = 100_000
 
 @dataclass(eq=False)
 class Worker:
-    """One worker, as it stands."""
+    """One worker and its current state."""
 
     url: str
     worker_type: str = "regular"
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    is_healthy: bool = True  # it is not known to be dead
+    is_healthy: bool = True  # False: known to be dead
     load: int = 0  # requests in flight
-    chosen: int = 0  # how often it was
+    chosen: int = 0  # how often it was chosen
 
     def as_json(self) -> dict[str, str | bool | int]:
-        """As slime reads it."""
+        """The worker in the format that slime reads."""
         return {name: getattr(self, name) for name in ("id", "url", "worker_type", "is_healthy", "load")}
 
 
 class Workers:
-    """All workers, in the order in which they came."""
+    """All workers, in the order in which they registered."""
 
     def __init__(self) -> None:
         self._by_url: dict[str, Worker] = {}
@@ -40,13 +40,13 @@ class Workers:
         return len(self._by_url)
 
     def add(self, url: str, worker_type: str = "regular") -> Worker:
-        """Adds one, healthy until it shows otherwise; the same one if its URL is known. Raises ValueError on no URL."""
+        """Adds a worker, assumed healthy, or returns the one with this URL. Raises ValueError if it is not a URL."""
         worker = self._by_url.setdefault(worker_url(url), Worker(worker_url(url)))
         worker.worker_type, worker.is_healthy = worker_type, True
         return worker
 
     def remove(self, id_or_url: str) -> bool:
-        """Removes one; what it is working on goes on. False if there is no such worker."""
+        """Removes a worker; its requests in flight continue. Returns False if there is no such worker."""
         for worker in self:
             if id_or_url in (worker.id, worker.url) or id_or_url.rstrip("/") == worker.url:
                 del self._by_url[worker.url]
@@ -54,9 +54,9 @@ class Workers:
         return False
 
     def choose(self, key: str, tried: Container[Worker]) -> Worker | None:
-        """The worker that this key had last; else the one with fewest requests in flight. None if all were tried.
+        """The last worker used for this key, else the one with the fewest requests in flight; None if all were tried.
 
-        Those known to be dead come last: a try costs little, and the worker may be back.
+        Workers known to be dead come last: a try costs little, and they may have recovered.
         """
         untried = [worker for worker in self if worker not in tried]
         ready = [worker for worker in untried if worker.is_healthy] or untried

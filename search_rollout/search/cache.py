@@ -1,4 +1,4 @@
-"""Search answers in a SQLite file, as JSON: shared by processes, kept between runs.
+"""Stores search answers as JSON in a SQLite file that processes share and that outlives a run.
 
 Use one file per corpus: its keys name the kind of backend, not the documents. Keep the file on a local disk: SQLite's
 locks do not work on most network file systems.
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOCK_WAIT_S = 10.0  # for other processes to finish writing
+LOCK_WAIT_S = 10.0  # how long to wait for another process's write
 SHAPES = ([str, str], [str, str, float])  # of a row
 SCHEMA = """
 BEGIN IMMEDIATE;
@@ -37,7 +37,7 @@ class CacheError(ValueError):
 
 
 def calls_made(path: str) -> int:
-    """The calls of the budget that the file has counted; 0 if there is no file yet."""
+    """The budget calls counted in the file; 0 if it does not exist yet."""
     if not Path(path).is_file():
         return 0
     with contextlib.closing(sqlite3.connect(path, timeout=LOCK_WAIT_S)) as database:
@@ -79,7 +79,7 @@ class SearchCache:
             self._log(error)
 
     async def take_call(self, budget: int) -> int | None:
-        """Counts a call; returns the calls of all processes, or None if that would be more than `budget`."""
+        """Counts a call. Returns the calls of all processes so far, or None if `budget` is spent."""
         try:
             return await self._in_thread(self._take_call, budget)
         except sqlite3.Error as error:
@@ -87,7 +87,7 @@ class SearchCache:
             return None  # if calls cannot be counted, none are made
 
     async def close(self) -> None:
-        """Closes the file, after the work under way."""
+        """Finishes pending work and closes the file."""
         await self._in_thread(self._database.close)
         self._thread.shutdown()
 
@@ -104,7 +104,9 @@ class SearchCache:
         try:
             if self._read_only:
                 database.execute("PRAGMA query_only = ON")
-                database.execute("SELECT count(*) FROM answers WHERE namespace = ''")  # it is one of ours
+                database.execute(
+                    "SELECT count(*) FROM answers WHERE namespace = ''"
+                )  # fails if it is not a search cache
             else:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = NORMAL")

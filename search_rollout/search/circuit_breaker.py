@@ -1,15 +1,15 @@
-"""Keeps calls away from a service while it is down, so that they cost nothing."""
+"""Blocks calls to a service while it is down, so that they fail fast."""
 
 import math
 import time
 
 FAILURES = 5  # in a row
-FAILING_S = 1.0  # and for this long: a burst that meets one hiccup must not stop all other calls
+FAILING_S = 1.0  # and for at least this long: one hiccup that hits a burst must not block all other calls
 OPEN_S = 1.0  # between two probes
 
 
 class CircuitBreaker:
-    """Closed: every call is allowed. Open: one call every `open_s` seconds is, as a probe; a success closes it.
+    """Closed: every call is allowed. Open: one probe call is allowed every `open_s` seconds; a success closes it.
 
     A cancelled probe is harmless: another is sent after `open_s` seconds.
     """
@@ -28,7 +28,7 @@ class CircuitBreaker:
         return self._next_probe is not None
 
     def allows(self) -> bool:
-        """Whether a call is allowed now; True from an open breaker allows this one call."""
+        """Whether a call is allowed now. If the breaker is open, True allows only this call, as a probe."""
         if self._next_probe is None:
             return True
         if time.monotonic() < self._next_probe:
@@ -41,7 +41,7 @@ class CircuitBreaker:
         self._in_a_row, self.failing_since, self._next_probe = 0, math.inf, None
 
     def failed(self, began: float) -> None:
-        """Records a call without an answer that began at `began`, by time.monotonic()."""
+        """Records a failed call that began at `began`, by time.monotonic()."""
         self._in_a_row += 1
         self.failing_since = min(self.failing_since, began)
         if self._in_a_row >= self._failures and time.monotonic() - self.failing_since >= self._failing_s:

@@ -1,4 +1,4 @@
-"""An answer of serper.dev's Google results API as passages, in the form in which the local retriever's come."""
+"""Converts an answer of serper.dev's Google results API to passages like the local retriever's."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,26 +6,26 @@ from typing import Any, NamedTuple
 from search_rollout.http_client import RequestFailed
 from search_rollout.search.passage import Passage
 
-_PARTS = {"organic", "answerBox", "knowledgeGraph", "searchParameters"}  # an answer has one of these at least
+_PARTS = {"organic", "answerBox", "knowledgeGraph", "searchParameters"}  # an answer has at least one of these
 
 
 class Hit(NamedTuple):
-    """A passage, and the page that it is from where there may be more of it."""
+    """A passage, and the URL of its page if that may hold more text."""
 
     passage: Passage
     link: str | None = None
 
 
 def read_answer(answer: Any) -> list[Hit]:
-    """Answer box, knowledge graph and organic results, those that there are, in this order; no text comes twice.
+    """The answer box, knowledge graph and organic results that are present, in this order and without duplicates.
 
-    A result without a snippet has an empty text. Raises RequestFailed if it is not an answer of the API.
+    A result without a snippet has an empty text. Raises RequestFailed if `answer` does not come from the API.
     """
     if not isinstance(answer, dict) or not _PARTS & set(answer):
-        raise RequestFailed("The search API answered in a shape that is not its own: no results, and no query.")
+        raise RequestFailed("The search API sent an unexpected answer: it has neither results nor a query.")
     box, graph, organic = answer.get("answerBox"), answer.get("knowledgeGraph"), answer.get("organic") or []
     if not isinstance(organic, list):
-        raise RequestFailed("The search API answered in a shape that is not its own: `organic` is no list.")
+        raise RequestFailed("The search API sent an unexpected answer: `organic` is not a list.")
     hits = [
         *([_answer_box(box)] if isinstance(box, dict) else []),
         *([_knowledge_graph(graph)] if isinstance(graph, dict) else []),
@@ -41,19 +41,19 @@ def contents(title: str, text: str) -> str:
 
 
 def passage(title: str, text: str) -> Passage:
-    """As the client of the local retriever would read it."""
+    """The passage that the local retriever's client would read from these contents."""
     return Passage.from_contents(contents(title, text))
 
 
 def _answer_box(box: Mapping[str, Any]) -> Hit:
-    """The short answer, if there is one, and what it is from."""
+    """The short answer, if present, and its source."""
     answer, snippet = _line(box.get("answer")), _line(box.get("snippet")) or _line(box.get("snippetHighlighted"))
     text = snippet if answer in snippet else f"{answer}. {snippet}" if snippet else answer
     return Hit(passage(_line(box.get("title")) or "Google's answer", text))
 
 
 def _knowledge_graph(graph: Mapping[str, Any]) -> Hit:
-    """Its type, its description, and a line for each of its facts."""
+    """The entity's type, its description, and one line per fact."""
     facts = graph.get("attributes")
     lines = [_line(graph.get("type")), _line(graph.get("description"))]
     if isinstance(facts, dict):

@@ -1,7 +1,7 @@
 """Client of one retriever server's `POST /retrieve`.
 
-A rollout asks in bursts, and a request costs more than a query. So queries that wait at the same time go out in one
-request: nobody waits for company, but while all MAX_REQUESTS are on their way, those who come later gather.
+A rollout searches in bursts, and a request costs more than a query. Queries are sent immediately; once MAX_REQUESTS
+are in flight, later queries are batched into one request.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from typing import Any
 from search_rollout.http_client import JsonClient, RequestFailed, ServiceRefused
 from search_rollout.search.passage import Passage
 
-MAX_REQUESTS = 16  # on their way at once
-MAX_QUERIES = 16  # of a request
-ONE_QUERYS_FAULT = (400, 413, 414, 422, 500)  # what a server may say to many because of one
+MAX_REQUESTS = 16  # in flight at once
+MAX_QUERIES = 16  # in one request
+ONE_QUERYS_FAULT = (400, 413, 414, 422, 500)  # one bad query can fail its batch with these
 
 Waiting = tuple[str, asyncio.Future[list[Passage]]]
 
 
 class LocalRetriever:
-    """See `PassageSource`. Tries everything once; `timeout_s` bounds a request."""
+    """See `PassageSource`. It never retries; `timeout_s` bounds one request."""
 
     def __init__(self, url: str, *, topk: int, timeout_s: float, api_key: str = "") -> None:
         self.url = url.rstrip("/").removesuffix("/retrieve")
@@ -43,7 +43,7 @@ class LocalRetriever:
         return await answer
 
     async def close(self) -> None:
-        """Ends what is under way and closes the connections."""
+        """Cancels requests in flight and closes the connections."""
         for request in self._requests:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
@@ -52,13 +52,13 @@ class LocalRetriever:
     def _schedule(self) -> None:
         if self._waiting and not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._send)  # behind whoever else searches in this turn of the loop
+            asyncio.get_running_loop().call_soon(self._send)  # after all searches of this loop iteration
 
     def _send(self) -> None:
         self._scheduled = False
         while self._waiting and len(self._requests) < MAX_REQUESTS:
             together = [self._waiting.popleft() for _ in range(min(MAX_QUERIES, len(self._waiting)))]
-            wanted = [(query, answer) for query, answer in together if not answer.done()]  # else called off
+            wanted = [(query, answer) for query, answer in together if not answer.done()]  # the others were cancelled
             if wanted:
                 request = asyncio.create_task(self._answer(wanted))
                 self._requests.add(request)
@@ -69,13 +69,13 @@ class LocalRetriever:
         self._schedule()
 
     async def _answer(self, wanted: list[Waiting]) -> None:
-        """Gives each its passages, or the failure."""
+        """Gives each waiting query its passages or its failure."""
         try:
             found = await self._retrieve([query for query, _ in wanted])
             for (_, answer), passages in zip(wanted, found, strict=True):
                 if not answer.done():
                     answer.set_result(passages)
-        except Exception as failure:  # whatever it is, it belongs to those who wait
+        except Exception as failure:  # any failure goes to the waiting queries
             if len(wanted) > 1 and isinstance(failure, RequestFailed) and failure.status in ONE_QUERYS_FAULT:
                 await asyncio.gather(*(self._answer([one]) for one in wanted))
             for _, answer in wanted:
@@ -83,7 +83,7 @@ class LocalRetriever:
                     answer.set_exception(failure)
         finally:
             for _, answer in wanted:
-                answer.cancel()  # nothing, unless this client is being closed
+                answer.cancel()  # no effect unless this client is closing
 
     async def _retrieve(self, queries: list[str]) -> list[list[Passage]]:
         body = {"queries": queries, "topk": self._topk, "return_scores": True}
@@ -99,12 +99,12 @@ class LocalRetriever:
                 raise ValueError(f"{len(results)} results for {len(queries)} queries")
             return [[_passage(item) for item in result[: self._topk]] for result in results]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as wrong:
-            message = f"{self.url}/retrieve answered in a shape that is not /retrieve's: {wrong!r}"
+            message = f"{self.url}/retrieve sent an unexpected answer: {wrong!r}"
             raise RequestFailed(message[:300]) from wrong
 
 
 def _passage(item: dict[str, Any]) -> Passage:
-    """From `{"document": {…}, "score": …}` or the document itself, with `contents` or `title` and `text`."""
+    """Reads `{"document": {…}, "score": …}` or a bare document; a document has `contents`, or `title` and `text`."""
     document = item.get("document", item)
     contents = document["contents"] if "contents" in document else f"{document.get('title', '')}\n{document['text']}"
     if not isinstance(contents, str):

@@ -1,7 +1,7 @@
-"""Pages fetched from the public web, within limits, and never from this machine or the network around it.
+"""Fetches pages from the public web, within limits, and never from this machine or its private network.
 
-Strangers choose the links of search results. So every address is looked at before a connection is made, also behind a
-redirect, and the connection goes to the address that was looked at: a name is resolved once.
+Strangers choose the links in search results. So every address is checked before connecting, also after a redirect, and
+the connection goes to the checked address: each name is resolved once.
 """
 
 import asyncio
@@ -46,11 +46,11 @@ _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 
 
 class PageFailed(Exception):
-    """A page cannot be had; the message says why."""
+    """Raised when a page cannot be fetched or read; the message says why."""
 
 
 class AddressRefused(OSError):
-    """The address is not on the public web. An OSError, as that is what a resolver may raise."""
+    """The address is not on the public web. It is an OSError because a resolver may raise only that."""
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EACCES, message)
@@ -58,10 +58,10 @@ class AddressRefused(OSError):
 
 @dataclass(frozen=True)
 class PageLimits:
-    """What one page may cost."""
+    """Limits on fetching one page."""
 
-    seconds: float = 10.0  # of everything, waiting for a connection included
-    max_bytes: int = 2**20  # read, before and after decompression; the rest of a page is left
+    seconds: float = 10.0  # in total, including the wait for a connection
+    max_bytes: int = 2**20  # to read, both before and after decompression; the rest of a page is ignored
     redirects: int = 5
     per_host: int = 4  # connections at once
     connections: int = 64  # to all hosts
@@ -69,14 +69,14 @@ class PageLimits:
 
 
 class Page(NamedTuple):
-    """A page as it came."""
+    """A fetched page, not yet decoded."""
 
     body: bytes
-    charset: str | None  # by its header
+    charset: str | None  # from the header
 
 
 def is_public(address: Address) -> bool:
-    """True for an address of the public internet; what an IPv6 address embeds in IPv4 is looked at as such."""
+    """True for an address of the public internet. An IPv4 address embedded in an IPv6 one is checked as IPv4."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _SPECIAL_V4)
     if embedded := address.ipv4_mapped or address.sixtofour:
@@ -87,7 +87,7 @@ def is_public(address: Address) -> bool:
 
 
 class CheckedResolver(AbstractResolver):
-    """A resolver that gives no address of which `is_allowed` is false; aiohttp connects to no other than it gives."""
+    """A resolver that returns only addresses accepted by `is_allowed`; aiohttp connects to no others."""
 
     def __init__(self, inner: AbstractResolver, is_allowed: Callable[[Address], bool]) -> None:
         self._inner = inner
@@ -120,8 +120,8 @@ class PageFetcher:
             async with asyncio.timeout(self._limits.seconds):
                 return await self._follow(URL(url))
         except TimeoutError:
-            raise PageFailed(f"{url[:200]}: not there within {self._limits.seconds:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:  # ValueError: no URL that can be read
+            raise PageFailed(f"{url[:200]}: no answer within {self._limits.seconds:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:  # ValueError: a malformed URL
             raise PageFailed(f"{url[:200]}: {str(error)[:200] or type(error).__name__}") from error
 
     async def close(self) -> None:
@@ -140,16 +140,16 @@ class PageFetcher:
                 try:
                     return await self._read(response)
                 finally:
-                    response.close()  # what was not read of it is never read
+                    response.close()  # discards the rest of the body
         raise PageFailed(f"{str(url)[:200]}: more than {self._limits.redirects} redirects")
 
     def _check(self, url: URL) -> None:
-        """Raises PageFailed if no request may go there; a host's name is left to the resolver."""
+        """Raises PageFailed if the URL is not allowed. The resolver checks host names."""
         host = url.raw_host or ""
         if url.scheme not in ("http", "https") or not host or url.user is not None or url.password is not None:
             raise PageFailed(f"{str(url)[:200]} is not a plain http or https URL")
         if url.port not in self._limits.ports:
-            raise PageFailed(f"{str(url)[:200]}: port {url.port} is not one of the web's")
+            raise PageFailed(f"{str(url)[:200]}: port {url.port} is not a web port")
         # A literal address, which aiohttp connects to without its resolver. Systems read 2130706433, 0x7f.1 and 127.1
         # as addresses as well, ipaddress does not.
         if ":" in host or _NUMERIC_LABEL.fullmatch(host.rstrip(".").rpartition(".")[2]):
@@ -163,7 +163,7 @@ class PageFetcher:
         if "Content-Type" in response.headers and response.content_type not in _CONTENT_TYPES:
             raise PageFailed(f"{response.url} is {response.content_type[:80]}, not text or HTML")
         if encoding not in ("identity", "gzip", "x-gzip"):
-            raise PageFailed(f"{response.url} is compressed by {encoding[:80]}, which was not asked for")
+            raise PageFailed(f"{response.url} is compressed with {encoding[:80]}, which was not requested")
         unzip = None if encoding == "identity" else zlib.decompressobj(wbits=31)  # 31: gzip
         most = self._limits.max_bytes
         body, read = bytearray(), 0

@@ -1,8 +1,8 @@
-"""A page's bytes as the passage around a search result's snippet; run as a program, a worker that does so for many.
+"""Finds the passage around a search result's snippet in a page's bytes. Run as a program, it is a worker:
 
     python -m search_rollout.search.page_reader     requests on stdin, answers on stdout; see `main`
 
-Needs `trafilatura` and `chardet`. Pages are anything: the worker is a process of its own so that it can be killed.
+It needs `trafilatura` and `chardet`. It runs in its own process so that it can be killed: a page may hold anything.
 """
 
 import codecs
@@ -18,12 +18,12 @@ from collections import Counter
 import chardet
 import trafilatura
 
-PASSAGE_WORDS = 120  # about a passage of the Wikipedia corpus, 100 words, and a sentence more
-PASSAGE_CHARACTERS = 2000  # where "words" are longer than words are
-PIECE_WORDS = 40  # what has no full stop for longer is cut
-SHARED = 0.5  # of the snippet's words, without which the page is not what was searched for: a login, a notice
+PASSAGE_WORDS = 120  # a passage of the Wikipedia corpus, 100 words, plus a sentence
+PASSAGE_CHARACTERS = 2000  # limits passages whose "words" are very long
+PIECE_WORDS = 40  # longer sentences are split
+SHARED = 0.5  # a page with fewer of the snippet's words is not the one searched for: a login page, a notice
 CHARDET_BYTES = 2**16
-MISREAD = 0.01  # characters that cannot be decoded; with more, the charset is a wrong one
+MISREAD = 0.01  # with a larger share of undecodable characters, the charset is wrong
 MEMORY_BYTES = 2**31  # address space of a worker
 
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"  # written without spaces: each sign counts as a word
@@ -42,13 +42,13 @@ _WIDER = {  # what these names mean on the web
 
 
 def read_page(body: bytes, charset: str | None, hint: str) -> str | None:
-    """The page's passage nearest to `hint`; None if it has no text, or none that is near. `charset`: by the header."""
+    """The passage nearest to `hint`; None if the page has none that is near. `charset` comes from the header."""
     text = main_text(decode(body, charset))
     return best_passage(text, hint) if text else None
 
 
 def decode(body: bytes, charset: str | None) -> str:
-    """The text of bytes: by their byte order mark, else the first charset of header, page, UTF-8, chardet that fits."""
+    """Decodes bytes by their byte order mark, else by the first charset that fits: header, page, UTF-8, chardet."""
     for mark, codec in _MARKS:
         if body.startswith(mark):
             return body.decode(codec, "replace")
@@ -62,7 +62,7 @@ def decode(body: bytes, charset: str | None) -> str:
 
 
 def _decode_by(name: str | None, body: bytes) -> str | None:
-    if not name or not _CHARSET.match(name):  # Python knows codecs that are no charsets, some of them slow
+    if not name or not _CHARSET.match(name):  # some of Python's codecs are not charsets, and slow
         return None
     try:
         known = codecs.lookup(name).name
@@ -72,22 +72,22 @@ def _decode_by(name: str | None, body: bytes) -> str | None:
 
 
 def main_text(page: str) -> str | None:
-    """The text of an HTML page without menus and notices, or a plain text as it is; never markup."""
+    """The text of an HTML page without menus and notices; plain text is returned unchanged. Never markup."""
     if _HTML.search(page):
         return trafilatura.extract(page, include_comments=False)
     return page.strip() or None
 
 
 def best_passage(text: str, hint: str) -> str | None:
-    """The stretch of whole sentences, `PASSAGE_WORDS` at most, that shares most words with `hint`.
+    """The run of whole sentences, at most `PASSAGE_WORDS` words, that shares the most words with `hint`.
 
-    Where several share as many, the middle one, so that there is text on both sides. None if none shares enough.
+    Among equals it returns the middle one, to have context on both sides; None if none shares enough.
     """
     wanted = set(_words(hint))
     pieces = _pieces(text)
     words = [_words(piece) for piece in pieces]
     found: Counter[str] = Counter()
-    windows: list[tuple[int, int, int]] = []  # shared words, first piece, the one behind the last
+    windows: list[tuple[int, int, int]] = []  # shared words, first piece, end (exclusive)
     size = end = 0
     for start in range(len(pieces)):
         while end < len(pieces) and (end == start or size + len(words[end]) <= PASSAGE_WORDS):
@@ -113,7 +113,7 @@ def _words(text: str) -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text's sentences, those of more than `PIECE_WORDS` words in parts."""
+    """The text's sentences; those longer than `PIECE_WORDS` words are split."""
     pieces = []
     for sentence in _SENTENCE_END.split(text):
         starts = [word.start() for word in _WORD.finditer(sentence)][PIECE_WORDS::PIECE_WORDS]
@@ -123,7 +123,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Answers requests until stdin ends, which it does when the parent does.
+    """Answers requests until stdin closes, which happens when the parent exits.
 
     A request: one line of JSON, `{"bytes": n, "charset": … or null, "hint": …}`, and n bytes, the page. An answer: one
     line of JSON, `{"passage": … or null}` or `{"error": …}`.
@@ -136,7 +136,7 @@ def main() -> None:
         body = sys.stdin.buffer.read(request["bytes"])
         try:
             answer = {"passage": read_page(body, request["charset"], request["hint"])}
-        except Exception as error:  # of a parser on whatever the web holds; the caller is told
+        except Exception as error:  # a parser may fail in any way on a web page; the caller gets the error
             answer = {"error": repr(error)[:200]}
         print(json.dumps(answer), flush=True)
 

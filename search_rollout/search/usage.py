@@ -1,11 +1,11 @@
-"""What searching has cost so far, in figures that a metrics log can read."""
+"""Counts what searching has cost so far, as figures for a metrics log."""
 
 import threading
 from collections import Counter
 
 
 class SearchUsage:
-    """Counters of one process; its event loops, which may run in several threads, share them."""
+    """The counters of one process. Event loops in several threads may share them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -15,18 +15,18 @@ class SearchUsage:
         self._usd = 0.0
 
     def count(self, origin: str, *, failed: bool) -> None:
-        """One query has its result."""
+        """Counts a finished query."""
         with self._lock:
             self._queries["failed" if failed else origin] += 1
 
     def count_call(self, usd: float) -> None:
-        """One call goes to a backend; `usd` is what it costs if it is answered."""
+        """Counts a call to a backend, which costs `usd` if it is answered."""
         with self._lock:
             self._calls += 1
             self._usd += usd
 
     def take_call(self, budget: int) -> int | None:
-        """How many calls of the budget are used, this one included; None if there are none left."""
+        """Takes one call from the budget. Returns the calls used so far, or None if the budget is spent."""
         with self._lock:
             if self._budgeted >= budget:
                 return None
@@ -34,7 +34,7 @@ class SearchUsage:
             return self._budgeted
 
     def snapshot(self) -> dict[str, float]:
-        """The figures by name. The cost is an upper estimate: repeats and failed calls count as well."""
+        """The figures by name. The cost is an upper bound: it includes retries and failed calls."""
         with self._lock:
             queries = sum(self._queries.values())
             cached, shared = self._queries["cache"], self._queries["shared"]

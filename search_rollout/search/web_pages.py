@@ -1,4 +1,4 @@
-"""The passage of a web page around a search result's snippet: the page fetched, and read by a process of its own."""
+"""Fetches a web page and finds the passage around a search result's snippet; a separate process parses the page."""
 
 import asyncio
 import contextlib
@@ -18,16 +18,16 @@ from search_rollout.search.page_fetcher import Address, Page, PageFailed, PageFe
 logger = logging.getLogger(__name__)
 
 _ROOT = str(Path(__file__).resolve().parents[2])
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD")  # variables that who reads strangers' pages need not have
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD")  # never passed to the process that parses untrusted pages
 
-READERS = 2  # processes at most: reading pages is CPU work, and goes at low priority
-TOLD_AFTER = 20  # pages that all failed: then full pages do not work here, and somebody should know
+READERS = 2  # maximum processes: parsing is CPU work, run at low priority
+TOLD_AFTER = 20  # if this many pages fail and none succeeds, warn that full pages do not work here
 
 
 class WebPages:
     """Full pages for search results; belongs to one event loop.
 
-    Raises ConfigError when the packages that it needs are missing. `is_allowed` says which addresses may be asked.
+    Raises ConfigError if required packages are missing. `is_allowed` decides which addresses may be contacted.
     """
 
     def __init__(self, limits: PageLimits | None = None, *, is_allowed: Callable[[Address], bool] = is_public) -> None:
@@ -40,7 +40,7 @@ class WebPages:
         self._read = self._failed = 0
 
     async def passage(self, url: str, hint: str) -> str | None:
-        """The passage of the page at `url` that is nearest to `hint`; None if there is none, for whatever reason."""
+        """The passage nearest to `hint` in the page at `url`; None if there is none or the page cannot be read."""
         try:
             async with asyncio.timeout(self._limits.seconds):
                 passage = await self._readers.read(await self._fetcher.fetch(url), hint)
@@ -63,7 +63,7 @@ class WebPages:
         logger.debug("page not read: %s", reason)
         if self._failed == TOLD_AFTER and not self._read:
             logger.warning(
-                "full pages: none of the first %d could be read, snippets are used instead; the last one: %s",
+                "full pages: none of the first %d could be read; using snippets instead. Last failure: %s",
                 TOLD_AFTER,
                 reason,
             )
@@ -82,7 +82,7 @@ class PageReaders:
             worker = self._idle.pop() if self._idle else await _start()
             try:
                 answer = await _ask(worker, page, hint)
-            except BaseException:  # a cancellation too, as when the page's time is over: the worker is in the middle
+            except BaseException:  # also a cancellation, such as a timeout: the worker is in mid-page
                 await _end(worker)
                 raise
             self._idle.append(worker)
