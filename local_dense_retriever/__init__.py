@@ -1,7 +1,7 @@
-"""Dense passage retrieval over HTTP: its own environment, and nothing of the rest of this repository."""
+"""Dense passage retrieval over HTTP. It has its own environment and imports nothing else of this repository."""
 
 import os
 
-# OpenMP's threads (torch, FAISS) then sleep while they wait. By default they spin, and beside another busy process the
-# server is several times slower. It is read when the library is loaded, so it is set before anything imports one.
+# Makes OpenMP's threads (torch, FAISS) sleep while they wait. By default they spin, which makes the server several
+# times slower beside another busy process. The variable is read on loading, so it is set before any such import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -20,11 +20,11 @@ from local_dense_retriever.searcher import UnavailableError
 from local_dense_retriever.service import LoadingError, Service
 
 MAX_TOPK = 100
-MAX_QUERIES = 512  # of one request
+MAX_QUERIES = 512  # in one request
 MAX_QUERY_CHARACTERS = 10_000
-MAX_BODY_BYTES = 2 * 2**20  # parsing one stops all others: for 0.2 s at worst
-BODY_TIMEOUT_S = 30.0  # for all of a body to arrive
-MAX_PROBLEMS = 10  # of those in a refused body, how many the reply lists
+MAX_BODY_BYTES = 2 * 2**20  # parsing one blocks all others, for 0.2 s at worst
+BODY_TIMEOUT_S = 30.0  # for a whole body to arrive
+MAX_PROBLEMS = 10  # maximum problems that a reply lists
 Result = TypeVar("Result")
 
 CLIENT_GONE = 499  # for the metrics only: the client has hung up
@@ -86,7 +86,9 @@ def refusal(status: int, detail: str | list[dict[str, Any]], **headers: str) -> 
 
 def create_app(service: Service, default_topk: int = 3, api_key: str | None = None) -> FastAPI:
     """The server's routes. With an API key, /retrieve and /metrics ask for it as `Authorization: Bearer <key>`."""
-    app = FastAPI(title="local dense retriever", docs_url=None, redoc_url=None)  # theirs load scripts from a CDN
+    app = FastAPI(
+        title="local dense retriever", docs_url=None, redoc_url=None
+    )  # FastAPI's own pages load scripts from a CDN
     locks = [] if api_key is None else [Depends(_lock(api_key))]
 
     @app.get("/health")
@@ -96,7 +98,7 @@ def create_app(service: Service, default_topk: int = 3, api_key: str | None = No
 
     @app.get("/ready", responses={503: {"description": "still loading"}})
     async def ready(response: Response) -> dict[str, Any]:
-        """Everything is loaded; until then 503, and what is being loaded."""
+        """Answers 200 once everything is loaded; until then 503 with what is being loaded."""
         if service.loading is not None:
             response.status_code = 503
             return {"loading": service.loading}
@@ -119,10 +121,10 @@ def create_app(service: Service, default_topk: int = 3, api_key: str | None = No
         """Figures for Prometheus."""
         text = service.metrics.text()
         if text is None:
-            return refusal(501, "the server counts nothing without the package prometheus-client: install it")
+            return refusal(501, "metrics need the package prometheus-client: pip install prometheus-client")
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    # The body is read and validated here and not by FastAPI: that bounds its size and takes half the time.
+    # Reading and validating the body here instead of in FastAPI bounds its size and takes half the time.
     body = {"required": True, "content": {"application/json": {"schema": RetrieveRequest.model_json_schema()}}}
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Refusal} for status in (401, 408, 413, 422, 500, 503)
@@ -169,13 +171,13 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
         return refusal(503, "too many queries are waiting: try again", Retry_After="1")
     except QueryFailedError as error:
         at = ("body", "queries", asked.queries.index(error.query))
-        problem = "this query cannot be searched, though others can; the server's log says why"
+        problem = "this query fails while others succeed; the server's log says why"
         return refusal(422, [{"loc": at, "msg": problem, "type": "search_failed"}])
     except UnavailableError:
         return refusal(503, "the index does not answer; the server's log says why: try again", Retry_After="5")
     except SearchFailedError:
         return refusal(500, "the search failed; the server's log says why")
-    except asyncio.CancelledError:  # only by the server, which has waited as long as it may
+    except asyncio.CancelledError:  # only the server cancels it, after its stop timeout
         return refusal(503, "the server is stopping", Retry_After="5")
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
@@ -195,7 +197,7 @@ async def _read_body(request: Request) -> bytes:
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled, with ClientDisconnect, if the client hangs up meanwhile."""
+    """The result of `work`. If the client hangs up, cancels `work` and raises ClientDisconnect."""
 
     async def hang_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -213,7 +215,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
 
 
 def _problems(error: ValidationError) -> list[dict[str, Any]]:
-    """As FastAPI's own, but without repeating the input: it may be long, or no valid Unicode."""
+    """FastAPI's problem list without the input, which may be long or invalid Unicode."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return [{**problem, "loc": ("body", *problem["loc"])} for problem in found[:MAX_PROBLEMS]]
 
@@ -225,10 +227,10 @@ def _lock(api_key: str) -> Any:
     async def require_key(
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
     ) -> None:
-        sent = b"" if given is None else given.credentials.encode("latin-1")  # the header's bytes, as they came
+        sent = b"" if given is None else given.credentials.encode("latin-1")  # the header's raw bytes
         if not hmac.compare_digest(sent, expected):  # in constant time
             raise HTTPException(
-                401, "this server asks for a key: Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"}
+                401, "this server needs a key: send Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"}
             )
 
     return require_key

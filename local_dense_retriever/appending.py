@@ -1,14 +1,14 @@
-"""New passages for a corpus and its flat index; the old ones are not encoded again.
+"""Appends passages to a corpus and its flat index, encoding only the new ones.
 
     python local_dense_retriever/build_index.py --append more.jsonl --corpus_path wiki.jsonl --index_path e5_Flat.index
 
-1  <corpus>.appended    the corpus with the new passages behind it, checked line by line
-2  <index>.partial      the old vectors copied, the new ones encoded (embedding.py)
-3  both files get their final names, the corpus first
+1  write <corpus>.appended: the corpus followed by the new passages, checked line by line
+2  write <index>.partial: copy the old vectors, encode the new passages (embedding.py)
+3  rename both files to their final names, the corpus first
 
-Corpus and index stay as they are until step 3, and a server may run on them. A killed append continues when the same
-command is run again; when nothing is left to do it says so. The result has the bytes of an index built from the longer
-corpus with the same --batch_size: no batch crosses a chunk's border, so encoding starts at the last border.
+Corpus and index do not change until step 3, so a server may keep using them. Running the same command again continues
+a killed append, or reports that nothing is left to do. The result is byte for byte the index that would be built from
+the longer corpus with the same --batch_size: no batch crosses a chunk's border, so encoding starts at the last border.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from local_dense_retriever.index_note import IndexNote, read_note, write_note
 if TYPE_CHECKING:  # imports torch
     from local_dense_retriever.encoder import Encoder
 
-COPY_ROWS = 65_536  # vectors copied between two notes of progress
-COPY_BYTES = 1 << 24  # of the corpus, read and written at a time
-KNOWN_ROWS = 32  # old passages encoded again, to see that the encoder is the index's own
-LEAST_COSINE = 0.99  # between their vectors
+COPY_ROWS = 65_536  # vectors copied between two progress notes
+COPY_BYTES = 1 << 24  # bytes of the corpus copied at a time
+KNOWN_ROWS = 32  # old passages encoded again to check that the encoder is the index's
+LEAST_COSINE = 0.99  # minimum, between the stored and the new vector of such a passage
 
 
 def append(args: argparse.Namespace) -> None:
     """Adds the passages of args.append to corpus and index. Raises InputError if they cannot be added."""
     if not args.corpus_path or args.overwrite or args.index_type != "Flat":
-        raise InputError("--append needs --corpus_path, and goes without --from_index, --index_type and --overwrite")
+        raise InputError("--append needs --corpus_path; leave out --from_index, --index_type and --overwrite")
     corpus_path, index_path = Path(args.corpus_path).resolve(), index_file(args.index_path).resolve()
     if not corpus_path.is_file():
         raise InputError(f"there is no corpus file {args.corpus_path}: check --corpus_path")
@@ -58,21 +58,21 @@ def append(args: argparse.Namespace) -> None:
         check_fits(old, note, corpus, more, is_new)
         is_done = not is_new and old.rows == len(corpus)
         if is_done:
-            print(f"nothing to do: {corpus_path} and {index_path} have these {len(more)} passages already")
+            print(f"nothing to do: {corpus_path} and {index_path} already have these {len(more)} passages")
         else:
             check_space(corpus, more, old, is_new)
             longer = write_longer(corpus, more, copy) if is_new else corpus
             extend(args, old, longer, corpus_path)
         tidy(corpus_path, index_path)
     if not is_done:
-        print(f"appended {len(longer) - old.rows} passages: {corpus_path} and {index_path} have {len(longer)} now")
-        print("a server that runs on them serves the old ones until it is restarted")
+        print(f"appended {len(longer) - old.rows} passages: {corpus_path} and {index_path} now have {len(longer)}")
+        print("restart the servers that use them: they serve the old files until then")
         report_outdated(args, index_path, corpus_path, note)
 
 
 @contextmanager
 def only_append_to(corpus_path: Path) -> Iterator[IO[bytes]]:
-    """The file <corpus>.appended, locked against other appends. Nothing is left of it if nothing was written."""
+    """Opens <corpus>.appended, locked against other appends, and removes it at the end if it is empty."""
     path = longer_path(corpus_path)
     with path.open("ab") as file:
         if not lock(file, path):
@@ -92,19 +92,19 @@ def longer_path(corpus_path: Path) -> Path:
 
 
 def appendable(index_path: Path) -> FlatFile:
-    """The flat index. Raises InputError, saying what to do instead, if it is none."""
+    """The flat index at `index_path`. Raises InputError, with the remedy, for any other kind of index."""
     if not index_path.exists():
         raise InputError(f"there is no index {index_path} to append to: build it first, or correct --index_path")
     if index_path.is_dir():
         raise InputError(
-            f"{index_path} is a BM25 index, which is always built as a whole: --append to the flat index of the same "
-            "corpus (or add the lines to the corpus yourself), then build this one again with --overwrite"
+            f"{index_path} is a BM25 index, which cannot grow: --append to the flat index of the same corpus (or add "
+            "the lines to the corpus yourself), then build this one again with --overwrite"
         )
     flat = read_flat_header(index_path)
     if flat is None:
         raise InputError(
-            f"{index_path} is compressed and cannot grow: --append to the flat index that it was made from, then "
-            "convert that again with --from_index and --overwrite"
+            f"{index_path} is compressed and cannot grow: --append to the flat index it was made from, then convert "
+            "that again with --from_index and --overwrite"
         )
     return flat
 
@@ -119,14 +119,15 @@ def check_same_encoder(index_path: Path, note: IndexNote | None, args: argparse.
 
 
 def lacks(corpus: Corpus, more: Corpus) -> bool:
-    """True if the corpus has none of these passages, False if it has all of them, with the same text.
+    """True if the corpus has none of these passages, False if it has all of them with the same text.
 
-    Raises InputError if an id is in `more` twice, or in the corpus with another text, or only some are in the corpus.
+    Raises InputError if `more` repeats an id, if the corpus has one of its ids with another text, or if it has only
+    some of the passages.
     """
     rows: dict[str, int] = {}
     for row, passage in enumerate(more):
         if rows.setdefault(passage.id, row) != row:
-            raise InputError(f"{more.path} has the id {passage.id} twice: give every passage an id of its own")
+            raise InputError(f"{more.path} has the id {passage.id} twice: give each passage its own id")
     found: set[int] = set()
     for passage in tqdm(corpus, total=len(corpus), unit=" passages", desc="comparing ids", delay=2):
         row = rows.get(passage.id, -1)
@@ -139,21 +140,21 @@ def lacks(corpus: Corpus, more: Corpus) -> bool:
     if found and len(found) < len(rows):
         example = more.passages([min(found)])[0].id
         raise InputError(
-            f"{len(found)} of the {len(rows)} passages of {more.path} are in {corpus.path} already, such as {example}: "
+            f"{len(found)} of the {len(rows)} passages of {more.path} are already in {corpus.path}, such as {example}: "
             "leave them out"
         )
     return not found
 
 
 def check_fits(old: FlatFile, note: IndexNote | None, corpus: Corpus, more: Corpus, is_new: bool) -> None:
-    """Raises InputError unless the index is of this corpus, or of the beginning that it had before `more`."""
+    """Raises InputError unless the index was built from this corpus, with or without `more` at its end."""
     if old.rows == len(corpus):
         fits = note is None or note.corpus_digest == corpus.digest
     elif is_new or old.rows > len(corpus):
         fits = False
     elif note is None:
         fits = old.rows == len(corpus) - len(more)
-    else:  # the note is the first thing that step 3 does to the index
+    else:  # step 3 writes the note before it touches the index
         fits = note.corpus_digest == corpus.digest or corpus.begins_with(old.rows, note.corpus_digest)
     if not fits:
         raise InputError(
@@ -163,11 +164,11 @@ def check_fits(old: FlatFile, note: IndexNote | None, corpus: Corpus, more: Corp
 
 
 def check_space(corpus: Corpus, more: Corpus, old: FlatFile, is_new: bool) -> None:
-    """Raises InputError if old and new do not fit on the disk side by side."""
+    """Raises InputError if the disk has no room for the old and the new files together."""
     rows = len(corpus) + len(more) * is_new
     needed = {old.path: HEADER.size + rows * old.dim * 4 - _size(partial(old.path))}
     if is_new:
-        sizes = corpus.start(len(corpus)) + more.start(len(more)) + 8 * rows  # the last for the offsets
+        sizes = corpus.start(len(corpus)) + more.start(len(more)) + 8 * rows  # the last term: offsets
         needed[corpus.path] = sizes - _size(longer_path(corpus.path))
     by_disk: Counter[int] = Counter()
     for path, size in needed.items():
@@ -176,8 +177,8 @@ def check_space(corpus: Corpus, more: Corpus, old: FlatFile, is_new: bool) -> No
         free, need = shutil.disk_usage(path.parent).free, by_disk[path.stat().st_dev]
         if free < need:
             raise InputError(
-                f"{path.parent} has {free / 1e9:.1f} GB free and --append needs {need / 1e9:.1f} GB, because old and "
-                "new lie side by side until it is done: make room, then run the same command again"
+                f"{path.parent} has {free / 1e9:.1f} GB free and --append needs {need / 1e9:.1f} GB, because it keeps "
+                "the old files until the new ones are complete: make room, then run the same command again"
             )
 
 
@@ -186,12 +187,14 @@ def _size(path: Path) -> int:
 
 
 def check_known_rows(encoder: Encoder, old: FlatFile, corpus: Corpus) -> None:
-    """Raises InputError if the encoder makes other vectors of the last old passages than the index has."""
+    """Raises InputError if the encoder's vectors for the last old passages differ from those in the index."""
     rows = range(max(0, old.rows - KNOWN_ROWS), old.rows)
     made = encoder.encode_passages([passage.contents for passage in corpus.passages(rows)])
     stored = old.read(rows.start, rows.stop)
     if made.shape != stored.shape:
-        raise InputError(f"the index {old.path} has vectors of {old.dim} numbers and the encoder makes {made.shape[1]}")
+        raise InputError(
+            f"the index {old.path} has vectors of dimension {old.dim}, but the encoder makes {made.shape[1]}"
+        )
     lengths = np.linalg.norm(made, axis=1) * np.linalg.norm(stored, axis=1)
     cosines = (made * stored).sum(axis=1) / np.maximum(lengths, 1e-9)
     if not (worst := float(cosines.min())) >= LEAST_COSINE:
@@ -205,9 +208,9 @@ def check_known_rows(encoder: Encoder, old: FlatFile, corpus: Corpus) -> None:
 
 
 def write_longer(corpus: Corpus, more: Corpus, copy: IO[bytes]) -> Corpus:
-    """Writes <corpus>.appended, and checks it as every corpus."""
+    """Writes <corpus>.appended, and checks every line of it."""
     print(f"copying {corpus.path} and {len(more)} new passages", flush=True)
-    copy.truncate(0)  # what a killed run left
+    copy.truncate(0)  # discards what a killed run left
     with corpus.path.open("rb") as old:
         shutil.copyfileobj(old, copy, COPY_BYTES)
         old.seek(-1, os.SEEK_END)
@@ -222,9 +225,9 @@ def write_longer(corpus: Corpus, more: Corpus, copy: IO[bytes]) -> Corpus:
 
 
 def extend(args: argparse.Namespace, old: FlatFile, longer: Corpus, corpus_path: Path) -> None:
-    """Makes the index of the longer corpus, and gives both their final names."""
+    """Builds the index of the longer corpus and renames both files to their final names."""
     print(f"encoding with {args.retriever_model}", flush=True)
-    from local_dense_retriever.devices import gpus  # the checks above need not wait for torch or onnxruntime
+    from local_dense_retriever.devices import gpus  # imported late: the checks above need no torch or onnxruntime
     from local_dense_retriever.encoder import load_encoder
 
     encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
@@ -236,15 +239,15 @@ def extend(args: argparse.Namespace, old: FlatFile, longer: Corpus, corpus_path:
         flat = unfinished.finish()
         if longer.path != corpus_path:
             os.replace(longer.path, corpus_path)
-            with suppress(FileNotFoundError):  # in a folder where no sidecar can be written
+            with suppress(FileNotFoundError):  # in a read-only folder there is no sidecar
                 os.replace(offsets_path(longer.path), offsets_path(corpus_path))
-        write_note(old.path, note)  # no server takes the old index for the new one: it has fewer rows
+        write_note(old.path, note)  # a server cannot mistake the old index for the new one: it has fewer rows
         os.replace(flat.path, old.path)
         unfinished.forget()
 
 
 def copy_rows(old: FlatFile, unfinished: PartialEmbeddings) -> None:
-    """The old vectors up to the last border of a chunk: behind it, the new passages change the batches."""
+    """Copies the old vectors up to the last chunk border; after it, the new passages change the batches."""
     stop = old.rows // embedding.CHUNK_ROWS * embedding.CHUNK_ROWS
     with tqdm(
         total=stop, initial=min(unfinished.rows_done, stop), unit=" vectors", desc="copying", delay=2
@@ -256,7 +259,7 @@ def copy_rows(old: FlatFile, unfinished: PartialEmbeddings) -> None:
 
 
 def tidy(corpus_path: Path, index_path: Path) -> None:
-    """What follows the last rename, and what a kill during them leaves."""
+    """Cleans up after the renames, also when an earlier run was killed during them."""
     offsets_path(longer_path(corpus_path)).unlink(missing_ok=True)
     if not partial(index_path).exists():
         progress_note(index_path).unlink(missing_ok=True)
@@ -265,10 +268,10 @@ def tidy(corpus_path: Path, index_path: Path) -> None:
 
 
 def report_outdated(args: argparse.Namespace, index_path: Path, corpus_path: Path, old: IndexNote | None) -> None:
-    """Prints how to bring up to date the other indexes of the old corpus, in the folders of corpus and index."""
+    """Prints how to update other indexes of the old corpus found in the folders of the corpus and the index."""
     for path in sorted({*index_path.parent.glob("*.json"), *corpus_path.parent.glob("*.json")}):
         other = path.with_suffix("")
-        with suppress(InputError):  # a JSON file of something else
+        with suppress(InputError):  # a JSON file that is not a note
             note = read_note(other)
             if old and note and note.corpus_digest == old.corpus_digest and other != index_path:
                 command = ["build_index.py", *remedy(args, note, old, index_path), "--index_path", str(other)]

@@ -1,21 +1,21 @@
-"""What a corpus holds for the questions of evaluation sets: their answers, and the pages they need.
+"""Checks whether a corpus holds the answers of evaluation questions and the pages they need.
 
     python -m local_dense_retriever.audit --corpus_path wiki-18.jsonl --data hotpotqa/dev.jsonl musique/dev.jsonl
 
 For each set it prints
 
-    answer in a passage   the share of questions with a gold answer, normalised as exact match does, in some passage.
-                          A hint and no bound: a passage may hold "Paris" by chance, and a model may know what no
-                          passage says, or work it out. Yes and no are not looked up.
-    all needed pages      the share of questions that have all pages which their row names in the corpus. Where every
-                          row names its pages, exact match by reading them cannot exceed this share. What is above it
+    answer in a passage   share of questions with a gold answer, normalised as for exact match, in some passage. It is
+                          a hint, not a bound: a passage may mention "Paris" by chance, and a model may know or work
+                          out what no passage says. Yes/no questions are skipped.
+    all needed pages      share of questions for which the corpus has every page that their row names. If all rows name
+                          their pages, exact match by reading those pages cannot exceed this share; anything above it
                           comes from other passages, from memory or from luck.
 
-A page counts as held if one passage has its title: the sentence that matters may still be missing.
+A page counts as present if one passage has its title, even if the sentence that matters is missing.
 
-FlashRAG's rows name their pages (HotpotQA, 2Wiki and MuSiQue), and so do those of the demo. The corpus is read once,
-line by line; what is found stays beside it as <corpus>.audit.json, so that the same audit is not made twice, and so
-that the server, preflight and evaluations can report it.
+FlashRAG's HotpotQA, 2Wiki and MuSiQue rows name their pages, and so do the demo's. The corpus is read once, line by
+line. The result is stored beside it as <corpus>.audit.json: the same audit is never repeated, and the server,
+preflight and evaluations report it.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from local_dense_retriever.errors import InputError
 from local_dense_retriever.gold_pages import Asked, Page, read_asked, title_key
 from qa_em_format import normalize_answer
 
-SHOWN = 5  # missing pages of a set
+SHOWN = 5  # missing pages printed per set
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing is kept of this audit", file=sys.stderr)
+        print("\ninterrupted: this audit was not saved", file=sys.stderr)
         return 130
     return 0
 
@@ -67,20 +67,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="FILE",
-        help=".jsonl or .parquet files of questions; a set is called by the rows' data_source, or by the folder's name",
+        help=".jsonl or .parquet files of questions; a set is named by its rows' data_source, or by the file's folder",
     )
-    parser.add_argument("--missing", type=Path, metavar="FILE", help="write all that is missing there, as JSON lines")
+    parser.add_argument(
+        "--missing", type=Path, metavar="FILE", help="write everything that is missing to this file, as JSON lines"
+    )
     return parser.parse_args(argv)
 
 
 def audit(corpus: Corpus, files: Iterable[Path]) -> list[SetAudit]:
-    """What the corpus holds for each set of questions. Reads it only if that is not known yet."""
+    """Audits the corpus for each set of questions; skips reading it if a stored audit covers them."""
     by_set: defaultdict[str, list[Asked]] = defaultdict(list)
     for file in files:
         for question in read_asked(file):
             by_set[question.data_set].append(question)
     if not by_set:
-        raise InputError("the files of --data hold no questions")
+        raise InputError("the files given to --data have no questions")
     known = {audit.name: audit for audit in read_audits(corpus)}
     new = {name: questions for name, questions in by_set.items() if not _is_known(known.get(name), questions)}
     if new:
@@ -99,13 +101,13 @@ def _is_known(audit: SetAudit | None, questions: Sequence[Asked]) -> bool:
 
 
 def digest(questions: Sequence[Asked]) -> str:
-    """Of everything about the questions that an audit depends on."""
+    """A digest of everything about the questions that an audit depends on."""
     text = "\n".join(repr((one.id, one.golds, sorted(one.answers), sorted(one.pages))) for one in questions)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class Search:
-    """Pages and answers still to be found: those that a passage has are taken off."""
+    """The pages and answers not found yet; each passage removes those that it has."""
 
     def __init__(self, questions: Iterable[Asked]) -> None:
         self.pages: set[Page] = set()
@@ -113,14 +115,14 @@ class Search:
         for question in questions:
             self.pages.update(question.pages)
             self.answers.update(question.answers)
-        # An answer is compared only with passages that have its rarest word.
+        # Compare an answer only with passages that contain its rarest word.
         uses = Counter(word for answer in self.answers for word in set(answer.split()))
         self._by_word: defaultdict[str, set[str]] = defaultdict(set)
         for answer in self.answers:
             self._by_word[min(answer.split(), key=lambda word: (uses[word], word))].add(answer)
 
     def look_at(self, passage: Passage) -> None:
-        """Takes off what this passage has."""
+        """Removes the pages and answers that this passage has."""
         title = passage.contents.partition("\n")[0]
         self.pages.discard(Page("title", _title_key(title)))
         self.pages.discard(Page("passage_id", passage.id))
@@ -135,11 +137,11 @@ class Search:
                 del self._by_word[word]
 
 
-_title_key = functools.lru_cache(1024)(title_key)  # the passages of a page follow each other
+_title_key = functools.lru_cache(1024)(title_key)  # the passages of a page are consecutive
 
 
 def summary(name: str, questions: Sequence[Asked], left: Search) -> SetAudit:
-    """A set's figures, from what is left of the search."""
+    """A set's figures, from the pages and answers that were not found."""
     looked_up = [question for question in questions if question.answers]
     unanswered = [question for question in looked_up if question.answers <= left.answers]
     named = [question for question in questions if question.pages]
@@ -182,7 +184,7 @@ def table(audits: Sequence[SetAudit]) -> str:
             kind, name = next(iter(page.items()))
             lines.append(f"  missing {kind.replace('_', ' ')} {name!r}, needed by {_count(page['questions'])}")
         if (more := len(audit.missing_pages) - SHOWN) > 0:
-            lines.append(f"  and {more:,} more: --missing FILE writes them all")
+            lines.append(f"  and {more:,} more: use --missing FILE to list them all")
     return "\n".join(lines)
 
 
@@ -191,7 +193,7 @@ def _count(questions: Sequence[str]) -> str:
 
 
 def write_missing(path: Path, audits: Sequence[SetAudit]) -> None:
-    """A JSON line for each missing page, and for each question whose answers stand in no passage."""
+    """Writes a JSON line for each missing page, and for each question whose answers are in no passage."""
     lines = [{"set": audit.name, **entry} for audit in audits for entry in audit.missing_pages + audit.missing_answers]
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     print(f"\n{path}: {len(lines):,} lines")

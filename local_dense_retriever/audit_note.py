@@ -1,6 +1,6 @@
-"""What an audit found, in `<corpus>.audit.json`: written by audit.py, reported by the server's /ready.
+"""The result of an audit, `<corpus>.audit.json`: audit.py writes it, the server's /ready reports it.
 
-The note counts for the corpus that it was made for and for no other: it holds that corpus's digest.
+The note holds the corpus's digest and is valid for that corpus only.
 """
 
 import json
@@ -12,21 +12,21 @@ from local_dense_retriever.corpus import Corpus
 
 
 class SetAudit(NamedTuple):
-    """What a corpus holds for the questions of one set."""
+    """How well a corpus covers the questions of one set."""
 
     name: str
     asked: str  # digest of the questions
     questions: int
-    looked_up: int  # questions whose answer can be looked up: not yes or no
-    answered: int  # of these, have a gold answer in at least one passage
+    looked_up: int  # questions whose answer is not yes or no
+    answered: int  # how many of these have a gold answer in at least one passage
     named: int  # questions that name the pages they need
-    complete: int  # of these, have all of them in the corpus
+    complete: int  # how many of these have all of them in the corpus
     missing_pages: list[dict]  # {"title" or "passage_id": …, "questions": [ids]}
     missing_answers: list[dict]  # {"golds": […], "question": id}
 
     @property
     def bound(self) -> float | None:
-        """The largest exact match by reading what the questions need; None unless all questions say what that is."""
+        """The maximum exact match by reading the needed pages; None unless all questions name theirs."""
         return self.complete / self.questions if self.named == self.questions else None
 
 
@@ -35,10 +35,10 @@ def share(part: int, whole: int) -> str:
 
 
 def sentence(audit: SetAudit) -> str:
-    """One line about a set: "musique: with this corpus …". A bound only where there is one."""
-    hint = f"a gold answer stands in some passage for {share(audit.answered, audit.looked_up)} of those looked up"
+    """One line about a set: "musique: with this corpus …". It states a bound only if all questions name their pages."""
+    hint = f"some passage has a gold answer for {share(audit.answered, audit.looked_up)} of those looked up"
     if audit.bound is None:
-        return f"{audit.name}: {audit.questions:,} questions; {hint}, which is a hint and no bound"
+        return f"{audit.name}: {audit.questions:,} questions; {hint} (a hint, not a bound)"
     if audit.bound == 1.0:
         return f"{audit.name}: this corpus has all pages that its {audit.questions:,} questions need; {hint}"
     return (
@@ -52,7 +52,7 @@ def audit_path(corpus: Path) -> Path:
 
 
 def read_audits(corpus: Corpus) -> list[SetAudit]:
-    """Those of this corpus as it is now; empty if there are none, or none that can be read."""
+    """The audits of this corpus in its current state; empty if there are none or the note cannot be read."""
     try:
         note = json.loads(audit_path(corpus.path).read_text(encoding="utf-8"))
         return [SetAudit(**audit) for audit in note["sets"]] if note["corpus"] == corpus.digest else []

@@ -31,7 +31,7 @@ class QueueFullError(Exception):
 
 
 class SearchFailedError(Exception):
-    """Searching fails, whatever the query; the log has the traceback."""
+    """Searching fails for every query; the log has the traceback."""
 
 
 class QueryFailedError(Exception):
@@ -54,13 +54,13 @@ class Limits:
 class _Entry:
     """A query that is waiting or being searched."""
 
-    topk: int = 0  # the largest that was asked for
-    requests: int = 0  # how many want it
+    topk: int = 0  # the largest requested
+    requests: int = 0  # requests that wait for it
     hits: asyncio.Future[list[Hit]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class _Kept(NamedTuple):
-    topk: int  # what was asked for; fewer hits mean that there are no more
+    topk: int  # as requested; fewer hits mean that there are no more
     hits: list[Hit]
 
 
@@ -68,7 +68,7 @@ class Batcher:
     """Searches in `owner`, an executor of one thread, which must be the only user of what `search` touches."""
 
     def __init__(self, search: Search, owner: Executor, limits: Limits, metrics: Metrics) -> None:
-        """To be called on the event loop that will call `search`."""
+        """Call it on the event loop that will call `search`."""
         self._search = search
         self._owner = owner
         self._limits = limits
@@ -85,8 +85,8 @@ class Batcher:
     async def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """For each query its nearest passages, best first: topk of them, or all if there are fewer.
 
-        Raises QueueFullError, at once, SearchFailedError, QueryFailedError and UnavailableError. If it is cancelled,
-        its queries leave the queue.
+        Raises QueueFullError (without waiting), SearchFailedError, QueryFailedError and UnavailableError. If it is
+        cancelled, its queries leave the queue.
         """
         found = {query: self._kept(query, topk) for query in queries}
         missing = [query for query, hits in found.items() if hits is None]
@@ -112,7 +112,7 @@ class Batcher:
         entries = {query: self._join(query, topk) for query in queries}
         self._arrived.set()
         try:
-            await asyncio.wait([entry.hits for entry in entries.values()])  # unlike gather, leaves them be if cancelled
+            await asyncio.wait([entry.hits for entry in entries.values()])  # unlike gather, it does not cancel them
         finally:
             for query, entry in entries.items():
                 self._leave(query, entry)
@@ -143,7 +143,7 @@ class Batcher:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._limits.window_s):
                         await self._until_waiting(self._limits.max_batch)
-            # Everyone may have left by now.
+            # All callers may have left by now.
             if batch := dict(itertools.islice(self._waiting.items(), self._limits.max_batch)):
                 await self._search_batch(batch)
 
@@ -184,9 +184,9 @@ class Batcher:
         return True
 
     async def _answer_singly(self, batch: dict[str, _Entry]) -> None:
-        """Searches the queries of a failed batch one by one: one query's fault does not fail the others.
+        """Searches the queries of a failed batch one by one, so that a bad query does not fail the others.
 
-        If a query that succeeded before fails now too, all fail at once.
+        If a query that succeeded before now fails too, the whole batch fails at once.
         """
         works = self._good_query is not None and await self._found([self._good_query], 1) is not None
         failed = batch
@@ -195,11 +195,11 @@ class Batcher:
         works = works or len(failed) < len(batch)
         for query, entry in failed.items():
             entry.hits.set_exception(QueryFailedError(query) if works else SearchFailedError())
-            entry.hits.exception()  # asyncio complains about one that nobody looked at; all may have left
+            entry.hits.exception()  # else asyncio complains if all callers have left and nobody retrieves it
 
     async def _found(self, queries: list[str], topk: int) -> list[list[Hit]] | None:
-        """The hits of each query; None, with the reason in the log, if the search raises anything else than that its
-        service is down: then no query can be searched, and asking for them one by one would take as long for each."""
+        """The hits of each query; None, with the reason logged, if the search fails. Raises UnavailableError if its
+        service is down: then searching the queries one by one would only wait for each of them."""
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._owner, self._search, queries, topk)
             if len(found) != len(queries):

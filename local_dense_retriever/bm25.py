@@ -23,11 +23,11 @@ class Bm25Searcher:
     """A BM25 index of a corpus, mapped from disk."""
 
     def __init__(self, path: str | Path) -> None:
-        """Raises InputError if the folder is missing or no BM25 index."""
+        """Raises InputError if the folder is missing or not a BM25 index."""
         self.path = Path(path)
         if not is_bm25_folder(self.path):
             raise InputError(
-                f"{self.path} is no folder of a BM25 index: make one with build_index.py --index_type BM25"
+                f"{self.path} is not the folder of a BM25 index: make one with build_index.py --index_type BM25"
             )
         try:
             self._bm25 = bm25s.BM25.load(self.path, mmap=True, show_progress=False)
@@ -40,7 +40,7 @@ class Bm25Searcher:
         return self._rows
 
     def search(self, queries: Sequence[str], topk: int) -> Found:
-        """Rows without a word of the query are not found; where there are none left the row is -1."""
+        """Finds only rows that share a word with the query; missing hits have row -1."""
         ids = [[self._words[word] for word in words if word in self._words] for words in tokenize(queries)]
         rows = np.full((len(queries), topk), -1, np.int64)
         scores = np.full((len(queries), topk), -np.inf, np.float32)
@@ -58,7 +58,9 @@ class Bm25Searcher:
         all_scores = self._bm25.get_scores_from_ids(words)  # (N,)
         top = min(topk, len(self))
         least = np.partition(all_scores, -top)[-top]
-        best = np.flatnonzero(all_scores >= least)  # with all that tie for the last position, so that rows decide
+        best = np.flatnonzero(
+            all_scores >= least
+        )  # including all ties for the last position, which the row number breaks
         best = best[np.lexsort((best, -all_scores[best]))][:top]  # equal scores in the corpus's order
         scores = all_scores[best].astype(np.float32)
         rows = np.where(scores > 0, best, -1)
@@ -73,7 +75,7 @@ def tokenize(texts: Sequence[str]) -> list[list[str]]:
 
 
 def build_bm25(texts: Iterable[str], path: Path) -> None:
-    """Writes the folder of a BM25 index; it appears only when it is complete. Needs all words in memory.
+    """Writes the folder of a BM25 index, which appears only when complete. All words must fit in memory.
 
     Raises InputError rather than replace a folder of other files.
     """
@@ -89,9 +91,9 @@ def build_bm25(texts: Iterable[str], path: Path) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises InputError if a file or folder at `path` holds anything that bm25s has not written."""
+    """Raises InputError if `path` exists and holds anything that bm25s did not write."""
     if path.exists() and not (path.is_dir() and all(OWN_FILE.fullmatch(file.name) for file in path.iterdir())):
-        raise InputError(f"{path} exists and is no BM25 index: remove it yourself, or give another --index_path")
+        raise InputError(f"{path} exists and is not a BM25 index: remove it yourself, or give another --index_path")
 
 
 def is_bm25_folder(path: Path) -> bool:

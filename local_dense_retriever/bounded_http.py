@@ -1,6 +1,7 @@
 """uvicorn's HTTP protocol with a bound on the size of a request's head.
 
-With httptools uvicorn collects headers of any size before it calls the app; without, h11 has a bound of its own.
+With httptools, uvicorn collects headers of any size before it calls the app. Without it, uvicorn uses h11, which has
+its own bound.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ MAX_HEAD_BYTES = 64 << 10  # request line and headers; h11 has the same bound
 
 
 def http_protocol() -> Any:
-    """What to give uvicorn.Config as `http`."""
+    """The value for uvicorn.Config's `http`."""
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError:

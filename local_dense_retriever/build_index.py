@@ -5,14 +5,14 @@
     python local_dense_retriever/build_index.py --append more.jsonl --corpus_path wiki.jsonl --index_path e5_Flat.index
     python local_dense_retriever/build_index.py --from_index e5_Flat.index --milvus_uri http://milvus:19530
 
-Two files lie beside an unfinished index:
+An unfinished index consists of two files:
 
-    <index>.partial        a flat index file so far: its header, then one row of D float32 per passage
+    <index>.partial        the flat index so far: its header, then one row of D float32 per passage
     <index>.partial.json   what the index is made from, and how many rows are safely on disk
 
-The same command, run again, continues after those rows. A flat index is this file renamed, so building one needs no
-second copy. Any other type is converted from it at the end, or from a finished flat index by --from_index.
-Adding passages to a corpus and its flat index is appending.py.
+The same command, run again, continues after those rows. The finished flat index is the first file renamed, so there is
+never a second copy. Other types are converted from it at the end, or from a finished flat index with --from_index.
+appending.py adds passages to a corpus and its flat index.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def build(args: argparse.Namespace) -> None:
         return
     source = Path(args.corpus_path or args.from_index)
     if source.exists() and index_path.exists() and index_path.samefile(source):
-        raise InputError(f"--index_path {index_path} is what the index is to be made from: give another name")
+        raise InputError(f"--index_path {index_path} is also the input: give another name")
     if not index_path.parent.is_dir():
         raise InputError(f"there is no folder {index_path.parent} to write the index into: create it first")
     if args.from_index:
@@ -103,7 +103,7 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
         check_factory(args.index_type)
     corpus = Corpus(args.corpus_path)
     print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
-    from local_dense_retriever.devices import gpus  # the checks above need not wait for torch or onnxruntime
+    from local_dense_retriever.devices import gpus  # imported late: the checks above need no torch or onnxruntime
     from local_dense_retriever.encoder import load_encoder
 
     encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
@@ -123,7 +123,7 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
 
 
 def convert(args: argparse.Namespace, index_path: Path) -> None:
-    """A flat index as another type."""
+    """Converts a flat index to another type."""
     flat = require_flat(args.from_index, "--from_index")
     if args.index_type in ("Flat", "BM25"):
         raise InputError(f"--index_type {args.index_type} cannot be made from a flat index: give another, such as SQ8")
@@ -136,7 +136,7 @@ def convert(args: argparse.Namespace, index_path: Path) -> None:
 
 
 def build_words(args: argparse.Namespace, index_path: Path) -> None:
-    """The folder of a BM25 index."""
+    """Builds a BM25 index."""
     try:
         from local_dense_retriever.bm25 import build_bm25, check_replaceable
     except ImportError as error:

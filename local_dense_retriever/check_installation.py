@@ -1,4 +1,4 @@
-"""Check that this Python and these files are what the server needs; loads nothing.
+"""Checks that the server's packages, index and corpus are present, without loading them.
 
 python local_dense_retriever/check_installation.py INDEX CORPUS [--verify]
 """
@@ -43,7 +43,7 @@ def check_packages() -> None:
 
 
 def check_files(paths: list[str], sums: bool) -> None:
-    """Raises InputError if one is missing, truncated, or with `sums` damaged. Needs the packages."""
+    """Raises InputError if a file is missing or truncated or, with `sums`, damaged. Needs the packages."""
     from local_dense_retriever.flat_file import read_flat_header
 
     if missing := [path for path in paths if not Path(path).exists()]:
@@ -59,7 +59,7 @@ def check_files(paths: list[str], sums: bool) -> None:
 
 
 def missing_packages() -> list[str]:
-    """Those of requirements.txt that are not installed, nor optional, nor replaced; any build of FAISS will do."""
+    """The required packages of requirements.txt that are missing and have no substitute; any build of FAISS will do."""
     installed = {_normal(found.metadata["Name"] or "") for found in importlib.metadata.distributions()}
     faiss = any(name.startswith("faiss-") for name in installed)
     lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()

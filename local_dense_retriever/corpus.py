@@ -1,12 +1,12 @@
 """A corpus: a jsonl file, one passage a line, read from disk through a memory map.
 
-Two shapes of a line are understood, and the second is turned into the first:
+A line has one of two forms; the second is converted to the first:
 
-    {"id": "7", "contents": "\\"Title\\"\\ntext"}        the shape of Search-R1's wiki-18
+    {"id": "7", "contents": "\\"Title\\"\\ntext"}        as in Search-R1's wiki-18
     {"id": "7", "title": "Title", "text": "text"}
 
-The file `<corpus>.offsets` beside it holds where each passage begins; it is written once, when every line is checked.
-Both files are memory-mapped, so opening a corpus of any size takes neither time nor memory.
+The file `<corpus>.offsets` beside it holds the offset of each passage. It is written once, after checking every line.
+Both files are memory-mapped, so opening a corpus of any size takes hardly any time or memory.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ from local_dense_retriever.errors import InputError
 # Magic, size and time of change (ns) of the corpus, its passages N, a digest of its bytes. (N + 1) int64 follow.
 HEADER = struct.Struct("<8sqqq16s")
 DIGEST_BYTES = 16
-MAGIC = b"offsets2"  # to be changed whenever the check of a line becomes stricter
-JSON_SPACE = b" \t\r\n"  # and nothing else: bytes.strip() also takes what the JSON parser refuses
+MAGIC = b"offsets2"  # change it whenever the check of a line becomes stricter
+JSON_SPACE = b" \t\r\n"  # bytes.strip() also strips characters that the JSON parser rejects
 
 
 class Passage(NamedTuple):
@@ -43,9 +43,9 @@ class Corpus:
     """The passages of one jsonl file, by row: row 0 is the first line that is not blank."""
 
     def __init__(self, path: str | Path) -> None:
-        """Opens it; without a sidecar that fits, reads the file once, checks every line and writes one.
+        """Opens the corpus. Without a valid sidecar, it reads the file once, checks every line and writes one.
 
-        Raises InputError, naming file and line, if anything in it is not a passage.
+        Raises InputError, naming file and line, for a line that is not a passage.
         """
         self.path = Path(path)
         if not self.path.is_file():
@@ -62,18 +62,18 @@ class Corpus:
         return len(self._offsets) - 1
 
     def __iter__(self) -> Iterator[Passage]:
-        """All passages in order, by ordinary reads: unlike mapped pages they never count as this process's memory."""
+        """All passages in order, by ordinary reads, which unlike mapped pages do not count as this process's memory."""
         with self.path.open("rb") as file:
             for line in file:
                 if line.strip(JSON_SPACE):
                     yield parse_passage(line)
 
     def start(self, row: int) -> int:
-        """The byte of the file where a passage begins; for row len(self), the file's size."""
+        """The byte offset of a passage; for row len(self), the file's size."""
         return int(self._offsets[row])
 
     def begins_with(self, rows: int, digest: str) -> bool:
-        """Whether the first `rows` passages are a corpus with this digest. The end of its last line may be missing."""
+        """Whether the first `rows` passages have this digest, with or without a final newline."""
         hashed = hashlib.blake2b(digest_size=DIGEST_BYTES)
         with self.path.open("rb") as file:
             for block in blocks(file, self.start(rows) - 1):
@@ -102,7 +102,7 @@ def offsets_path(corpus: Path) -> Path:
 
 
 def read_offsets(corpus: Path) -> Offsets | None:
-    """The sidecar, mapped; None if there is none, or if it is not of this corpus as it is now."""
+    """The sidecar, mapped; None if it is missing or does not match the corpus's current state."""
     path, now = offsets_path(corpus), corpus.stat()
     try:
         with path.open("rb") as file:
@@ -155,13 +155,13 @@ def _write_offsets(corpus: Path, offsets: Offsets, before: os.stat_result) -> No
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:  # such as a read-only folder: it works, but each start takes as long as this one
+    except OSError as error:  # such as a read-only folder: not fatal, but every start is as slow as this one
         temporary.unlink(missing_ok=True)
-        print(f"cannot write {path} ({error.strerror}): the corpus is read again at each start", file=sys.stderr)
+        print(f"cannot write {path} ({error.strerror}): every start has to read the whole corpus", file=sys.stderr)
 
 
 def parse_passage(line: bytes) -> Passage:
-    """One line of a corpus file as a Passage; ValueError, saying what is wrong, if it is not one."""
+    """Parses one line of a corpus file. Raises ValueError, with the reason, if it is not a passage."""
     try:
         record = json.loads(line)
     except RecursionError as error:
@@ -169,17 +169,17 @@ def parse_passage(line: bytes) -> Passage:
     except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError for bytes that are not UTF-8
         raise ValueError(f"this line is not JSON ({error})") from error
     if not isinstance(record, dict) or not isinstance(record.get("id"), str | int | float):
-        raise ValueError("this line is not an object with a string or number in a field id")
+        raise ValueError("this line is not an object with a string or number as its id")
 
     contents, title, text = (record.get(field) for field in ("contents", "title", "text"))
     if contents is None and isinstance(title, str) and isinstance(text, str):
         contents = f'"{title}"\n{text}'
     if not isinstance(contents, str):
-        raise ValueError("this passage has no string in a field contents, nor strings in title and text")
+        raise ValueError("this passage has neither a string as contents nor strings as title and text")
     passage = Passage(str(record["id"]), contents)
     for field, value in passage._asdict().items():
         try:
-            value.encode()  # half a surrogate pair ("\ud83d") is valid JSON, but no tokenizer or HTTP reply takes it
+            value.encode()  # half a surrogate pair ("\ud83d") is valid JSON, but tokenizers and HTTP replies reject it
         except UnicodeEncodeError as error:
             raise ValueError(f"the field {field} is not valid Unicode ({error.reason})") from error
     return passage

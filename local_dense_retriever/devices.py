@@ -1,4 +1,4 @@
-"""Where vectors are computed. torch is imported by who needs it: a CPU server can do without."""
+"""Finds the devices that compute vectors. torch is imported inside the functions: a CPU server works without it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def visible_devices() -> list[torch.device]:
 
 
 def fast_in_half_precision() -> bool:
-    """Whether torch is installed, and there is a GPU or a CPU with instructions for bfloat16."""
+    """True if torch is installed and there is a GPU or a CPU with bfloat16 instructions."""
     if importlib.util.find_spec("torch") is None:
         return False
     if gpus():

@@ -1,10 +1,10 @@
-"""Download wiki-18's corpus and E5 index (Search-R1's), 79 GB, joined and unpacked on the way.
+"""Downloads Search-R1's wiki-18 corpus and E5 index (79 GB), joining and unpacking while downloading.
 
     python local_dense_retriever/download.py --save_path ./corpus_and_index
 
-The parts of the index are written straight into one file, and the corpus is unpacked as it arrives, so the disk never
-holds more than in the end; `downloaded.py` says what is where. Every part's SHA-256 is checked. An interrupted download
-continues when the command is run again. HF_ENDPOINT names another hub, HF_TOKEN a key for it.
+The parts of the index go straight into one file and the corpus is unpacked as it arrives, so no temporary copies need
+disk space; `downloaded.py` describes the files. Every part's SHA-256 is checked. Run the command again to continue an
+interrupted download. HF_ENDPOINT sets another hub, HF_TOKEN its key.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from local_dense_retriever.errors import InputError, run_resumable
 
 INDEX_FILE, PART_PREFIX = "e5_Flat.index", "part_"
 CORPUS_FILE, PACKED_FILE = "wiki-18.jsonl", "wiki-18.jsonl.gz"
-BLOCK_BYTES = 1 << 18  # of a reply
-TRIES, FIRST_WAIT_S = 6, 1.0  # of one connection: half a minute in all
+BLOCK_BYTES = 1 << 18  # read from a reply at a time
+TRIES, FIRST_WAIT_S = 6, 1.0  # per connection: half a minute in total
 TIMEOUT_S = 30.0
 
 
@@ -43,7 +43,7 @@ class RemoteFile(NamedTuple):
     name: str
     url: str
     size: int
-    sha256: str | None  # the hub has none for small files
+    sha256: str | None  # None: the hub has none for small files
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,11 +83,11 @@ def download(args: argparse.Namespace) -> None:
             if inner.exists():
                 os.replace(inner, partial(inner))
             download_joined(find_files(args.repo_id, PART_PREFIX), inner, note)
-    print(f"{corpus} and {index} are complete: nothing is left to be joined or unpacked")
+    print(f"{corpus} and {index} are complete, already joined and unpacked")
 
 
 class Note:
-    """The file download.json. While it is open no other download.py writes to the folder."""
+    """The file download.json. While it is open, it locks the folder against other download.py processes."""
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / NOTE_FILE).open("a+", encoding="utf-8")
@@ -106,7 +106,7 @@ class Note:
         self._file.close()
 
     def add(self, name: str, pieces: list[Piece]) -> None:
-        """To be called before the file gets its name: a note for a missing file does no harm."""
+        """Notes a file's pieces. Call it before renaming the file: a note for a missing file is harmless."""
         self.pieces[name] = pieces
         self._file.truncate(0)
         json.dump(self.pieces, self._file, indent=1)
@@ -115,7 +115,7 @@ class Note:
 
 
 def is_whole(file: Path, note: Note, sums: bool) -> bool:
-    """Whether a file is there and as the note has it; prints what is wrong."""
+    """True if the file exists and matches the note; prints the problem otherwise."""
     if not file.is_file():
         return False
     if found := damage(file, note.pieces.get(file.name, []), sums):
@@ -124,7 +124,7 @@ def is_whole(file: Path, note: Note, sums: bool) -> bool:
 
 
 def make_folder(index: Path) -> Path:
-    """Makes the index's folder and returns the index's path inside. A plain file of that name becomes its beginning."""
+    """Makes the index's folder; returns the index's path inside. A plain file of that name is moved in and resumed."""
     moving = index.with_name(index.name + ".moving")
     if index.is_file():
         moving.mkdir(exist_ok=True)
@@ -139,7 +139,7 @@ def make_folder(index: Path) -> Path:
 
 
 def download_unpacked(remote: RemoteFile, target: Path, note: Note) -> None:
-    """One gzip file, unpacked as it arrives. Its packed bytes stay until the end: unpacking always starts with them."""
+    """Downloads and unpacks a gzip file. The packed bytes are kept until the end: resuming unpacks them again."""
     packed, unpacked = partial(target.with_name(remote.name)), partial(target)
     digest, size = hashlib.sha256(), 0
     with packed.open("ab+") as file, unpacked.open("wb") as out, _progress(remote.name, remote.size) as progress:
@@ -159,20 +159,20 @@ def download_unpacked(remote: RemoteFile, target: Path, note: Note) -> None:
 
 
 def unzip(packed: Iterable[bytes]) -> Iterator[bytes]:
-    """Gzip's blocks unpacked. Raises zlib.error, or EOFError if they end too early."""
+    """Unpacks gzip blocks. Raises zlib.error, or EOFError if they end too early."""
     member = zlib.decompressobj(wbits=31)
     for block in packed:
         while block:
             yield member.decompress(block)
             block = member.unused_data
-            if member.eof and block:  # a gzip file may be several, one after the other
+            if member.eof and block:  # a gzip file may have several members
                 member = zlib.decompressobj(wbits=31)
     if not member.eof:
         raise EOFError("it ends too early")
 
 
 def download_joined(parts: Sequence[RemoteFile], target: Path, note: Note) -> None:
-    """Several files as one, in this order. A part whose bytes on the disk are wrong is fetched again, alone."""
+    """Joins several files in this order. A part that is damaged on disk is fetched again, alone."""
     unfinished = partial(target)
     unfinished.touch()
     total = sum(part.size for part in parts)
@@ -197,13 +197,13 @@ def download_joined(parts: Sequence[RemoteFile], target: Path, note: Note) -> No
 class DamagedError(Exception):
     def __init__(self, from_disk: bool) -> None:
         super().__init__("arrived damaged (its SHA-256 is wrong)")
-        self.from_disk = from_disk  # some of the bytes were there before
+        self.from_disk = from_disk  # some of the bytes come from an earlier run
 
 
 def complete(
     remote: RemoteFile, file: BinaryIO, start: int, progress: tqdm, trust_disk: bool = True
 ) -> Iterator[bytes]:
-    """All blocks of a remote file: those in `file` from byte `start` on, then the rest, which is written behind them.
+    """All blocks of a remote file: first those in `file` from byte `start` on, then the rest, which is appended to it.
 
     Raises DamagedError if the checksum is wrong.
     """
@@ -254,7 +254,7 @@ def find_files(repo_id: str, prefix: str) -> list[RemoteFile]:
 
 
 def fetch(remote: RemoteFile, start: int) -> Iterator[bytes]:
-    """The bytes from `start` to the end; a broken connection is continued by another one."""
+    """The bytes from `start` to the end; reconnects if the connection breaks."""
     waits = _waits()
     while start < remote.size:
         before, problem = start, "the connection ended early"
@@ -303,7 +303,7 @@ def _open(url: str, start: int | None = None) -> http.client.HTTPResponse:
     try:
         request = urllib.request.Request(url, headers=headers)
         if token := _token():
-            request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for the host that has the bytes
+            request.add_unredirected_header("Authorization", f"Bearer {token}")  # not sent to the host it redirects to
         return urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
@@ -313,14 +313,14 @@ def _open(url: str, start: int | None = None) -> http.client.HTTPResponse:
     except urllib.error.URLError as error:
         raise TransientError(str(error.reason)) from error
     except ValueError as error:
-        raise InputError(f"{url} is no URL: check HF_ENDPOINT") from error
+        raise InputError(f"{url} is not a URL: check HF_ENDPOINT") from error
 
 
 def _token() -> str:
     """Raises InputError, without the value, if HF_TOKEN cannot be sent."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if not (token.isascii() and token.isprintable()) or " " in token:
-        raise InputError("HF_TOKEN holds a space or a character that no token has: set it again")
+        raise InputError("HF_TOKEN has a space or another invalid character: set it again")
     return token
 
 

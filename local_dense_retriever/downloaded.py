@@ -1,11 +1,11 @@
-"""The folder that download.py fills, and whether its files are whole. Imports the standard library only.
+"""The folder that download.py fills, and checks of its files. Imports the standard library only.
 
     wiki-18.jsonl                  the corpus
     e5_Flat.index/e5_Flat.index    the index, in a folder of its own name
     download.json                  sizes and SHA-256 sums of both
 
-Every tool takes `e5_Flat.index` for the file inside. It is a folder because the original download ends with
-`cat part_* > e5_Flat.index`, which would truncate a file, and which a folder refuses.
+Given the folder `e5_Flat.index`, every tool uses the file inside. It is a folder because the original instructions end
+with `cat part_* > e5_Flat.index`: that would truncate a file, but fails on a folder.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ AGAIN = "run download.py again, which fetches what is missing"
 
 
 class Piece(NamedTuple):
-    """A stretch of a file; all pieces together are the whole file."""
+    """A range of a file; the pieces together make up the whole file."""
 
     size: int
     sha256: str | None
@@ -56,9 +56,9 @@ def parse_note(text: str) -> dict[str, list[Piece]]:
 
 
 def damage(file: Path, pieces: list[Piece], sums: bool) -> str | None:
-    """What is wrong with a downloaded file, by its size and with `sums` by its content; None if it is whole.
+    """What is wrong with a downloaded file, judged by its size and, with `sums`, its content; None if it is intact.
 
-    Without pieces, which only a file has that download.py did not make, an empty one is wrong.
+    A file without pieces, which download.py did not make, must only not be empty.
     """
     size, expected = file.stat().st_size, sum(piece.size for piece in pieces)
     if size != expected if pieces else size == 0:
@@ -73,7 +73,7 @@ def damage(file: Path, pieces: list[Piece], sums: bool) -> str | None:
 
 
 def check_downloaded(path: str | Path, sums: bool = False) -> None:
-    """Raises InputError if the file at `path` is not what download.py left there."""
+    """Raises InputError if the file at `path` is not what download.py wrote there."""
     path, file = Path(path), index_file(path)
     note = path.parent / NOTE_FILE
     pieces = parse_note(note.read_text(encoding="utf-8")).get(path.name, []) if note.is_file() else []
@@ -82,7 +82,7 @@ def check_downloaded(path: str | Path, sums: bool = False) -> None:
 
 
 def accept_size(path: Path) -> None:
-    """Makes the size that a downloaded file now has the right one: passages were appended to it. Its sums are dropped.
+    """Accepts a downloaded file's current size after passages were appended to it, and drops its checksums.
 
     `path` is the corpus, or the index inside its folder.
     """

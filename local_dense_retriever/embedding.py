@@ -28,8 +28,8 @@ from local_dense_retriever.index_note import IndexNote
 if TYPE_CHECKING:
     from local_dense_retriever.encoder import Encoder
 
-# Passages between two notes of progress. No batch crosses a chunk's border, so batches and vectors are the same
-# wherever an earlier run was stopped and however many GPUs there are.
+# Passages between two progress notes. No batch crosses a chunk's border, so batches and vectors do not depend on where
+# an earlier run stopped or on the number of GPUs.
 CHUNK_ROWS = 1024
 
 
@@ -55,10 +55,10 @@ class GrowingIndex(Protocol):
 
 
 class PartialEmbeddings:
-    """The embeddings made so far: the beginning of a flat index file. One process at a time may hold it."""
+    """The embeddings made so far: an incomplete flat index file, open in one process at a time."""
 
     def __init__(self, index_path: Path, source: IndexNote) -> None:
-        """Continues what an earlier run left of the same source; starts afresh, saying why, if the source differs."""
+        """Continues an earlier run with the same source; otherwise starts over and prints the reason."""
         self.path = partial(index_path)
         self._note_path = progress_note(index_path)
         self._source = source
@@ -68,11 +68,11 @@ class PartialEmbeddings:
             raise InputError(f"another process is building {index_path}: let it finish, or stop it")
         self.rows_done = self._rows_to_keep()
         if self.rows_done == 0:
-            self._note_path.unlink(missing_ok=True)  # before the file changes: a note never counts rows that are gone
+            self._note_path.unlink(missing_ok=True)  # first, so that a note never counts rows that are gone
             self._file.truncate(0)
             write_flat_header(self._file, source.rows, source.dim)
             self._file.flush()
-        self._file.truncate(self._size(self.rows_done))  # what a killed run wrote after its last note
+        self._file.truncate(self._size(self.rows_done))  # drops what a killed run wrote after its last note
 
     def __enter__(self) -> PartialEmbeddings:
         return self
@@ -104,7 +104,7 @@ class PartialEmbeddings:
         return rows_done
 
     def append(self, vectors: NDArray[np.float32]) -> None:
-        """Adds (B, D) float32 rows. First the rows reach the disk, then the note that counts them."""
+        """Appends (B, D) float32 rows. The rows reach the disk before the note that counts them."""
         self._file.write(vectors.astype(np.float32, copy=False).tobytes())
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -117,7 +117,7 @@ class PartialEmbeddings:
         os.replace(temporary, self._note_path)
 
     def finish(self) -> FlatFile:
-        """The file, complete: a flat index."""
+        """The completed file: a flat index."""
         assert self.rows_done == self._source.rows
         return FlatFile(self.path, self._source.rows, self._source.dim)
 
@@ -133,10 +133,10 @@ def embed(
     devices: Sequence[str] = (),
     args: argparse.Namespace | None = None,
 ) -> None:
-    """Encodes the passages missing from `done`, chunk after chunk.
+    """Encodes the passages missing from `done`, chunk by chunk.
 
-    With several devices, one process per device loads corpus and encoder again, as `args` says, and takes chunk by
-    chunk. Raises InputError if the encoder makes NaN of a passage: no search would find it.
+    With several devices, one process per device loads the corpus and the encoder named in `args`. Raises InputError if
+    the encoder returns NaN for a passage, which no search would find.
     """
     starts = range(done.rows_done, len(corpus), CHUNK_ROWS)
     chunks = [range(start, min(start + CHUNK_ROWS, len(corpus))) for start in starts]
@@ -149,7 +149,7 @@ def embed(
             if not (finite := np.isfinite(vectors).all(axis=1)).all():
                 number = done.rows_done + int(finite.argmin()) + 1
                 raise InputError(
-                    f"the encoder makes NaN of passage number {number} of the corpus: correct that passage"
+                    f"the encoder returns NaN for passage number {number} of the corpus: correct that passage"
                 )
             done.append(vectors)
             progress.update(len(vectors))
@@ -163,7 +163,7 @@ def encode_chunk(corpus: Corpus, encoder: Encoder, rows: range) -> NDArray[np.fl
 def _encode_on(
     devices: Sequence[str], chunks: Sequence[range], corpus: Path, args: argparse.Namespace
 ) -> Iterator[NDArray[np.float32]]:
-    """The chunks' vectors in their order, from a process a device."""
+    """The chunks' vectors in order, computed by one process per device."""
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     waiting = context.SimpleQueue()
     for device in devices:
@@ -175,7 +175,7 @@ def _encode_on(
         raise InputError("a worker process has died; see its output above, then run the command again") from error
 
 
-_worker: tuple[Corpus, Encoder] | None = None  # of one process of the pool
+_worker: tuple[Corpus, Encoder] | None = None  # in each process of the pool
 
 
 def _start_worker(waiting: SimpleQueue[str], corpus: Path, args: argparse.Namespace) -> None:
@@ -188,7 +188,7 @@ def _start_worker(waiting: SimpleQueue[str], corpus: Path, args: argparse.Namesp
 
 
 def _end_with_parent() -> None:
-    """Ends a worker whose parent was killed, which would keep its GPU forever otherwise."""
+    """Ends a worker when its parent is killed; otherwise it would hold its GPU forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

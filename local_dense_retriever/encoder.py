@@ -1,7 +1,7 @@
-"""Texts to vectors: three families of encoders, each with the prefixes and the pooling it was trained with.
+"""Encodes texts as vectors: three encoder families, each with the prefixes and pooling of its training.
 
-A GPU runs the model by torch, in fp16. A CPU runs it by onnxruntime if the model's folder has `onnx/model.onnx`, which
-most encoders on the Hugging Face hub have and export_onnx.py writes; otherwise by torch. Both in float32.
+On a GPU the model runs with torch in fp16. On a CPU it runs in float32, with onnxruntime if the model's folder has
+`onnx/model.onnx`, otherwise with torch. Most encoders on the Hugging Face hub have that file; export_onnx.py writes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ONNX_FILES = ("onnx/model.onnx", "tokenizer.json", "config.json")
 class EncoderStyle(NamedTuple):
     query_prefix: str
     passage_prefix: str
-    pooling: Literal["mean", "cls"]  # of the token states: their mean, or the first one's
+    pooling: Literal["mean", "cls"]  # mean of the token states, or the first one
 
 
 STYLES = {
@@ -60,8 +60,8 @@ class Encoder(ABC):
 
     def _encode(self, texts: list[str], max_tokens: int) -> NDArray[np.float32]:
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
-        # Texts of similar length share a batch, so that little of it is padding. Longest first: a batch that does not
-        # fit into memory fails at once and not at the end.
+        # Batches of similar lengths need little padding. The longest come first, so that a batch too large for memory
+        # fails at the start and not at the end.
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
         for start in range(0, len(texts), self._batch_size):
             rows = by_length[start : start + self._batch_size]
@@ -112,5 +112,5 @@ def _downloaded(model: str) -> Path | None:
 
     try:
         return Path(snapshot_download(model, allow_patterns=list(ONNX_FILES)))
-    except (HFValidationError, OSError):  # torch's way meets the same trouble, and says what it is
+    except (HFValidationError, OSError):  # loading with torch fails for the same reason and reports it
         return None

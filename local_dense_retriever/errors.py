@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 
 class InputError(Exception):
-    """Something the user gave us is wrong: a path, a file's content, a flag, a port.
+    """The user's input is wrong: a path, a file's content, a flag or a port.
 
-    The text is one sentence that names the thing and says what to do about it.
+    The message is one sentence that names the fault and its remedy.
     """
 
 
 def run_resumable(work: Callable[[], None]) -> int:
-    """Runs a command that continues where it stopped when it is run again; returns the exit code."""
+    """Runs a resumable command; returns the exit code."""
     try:
         work()
     except (InputError, OSError) as error:  # OSError: no permission, disk full, …

@@ -1,10 +1,10 @@
-"""Exact search by torch over a flat index file, in half precision first and then in float32.
+"""Exact search with torch over a flat index file: first in half precision, then in float32.
 
-Blocks of vectors in fp16 (GPU) or bf16 (CPU) are multiplied with all queries at once. The best candidates are scored
-again in float32 from the file itself; a query whose candidates might have missed a row gets more of them. Half
-precision is half the memory traffic, which is what bounds such a search, and on a CPU with bf16 instructions several
-times the speed. All vectors have their mean subtracted first: that moves the scores of one query by the same amount
-and so changes no ranking, but makes them small, where half precision is finest.
+All queries are multiplied at once with blocks of fp16 (GPU) or bf16 (CPU) vectors. The best candidates are rescored in
+float32 from the file; a query whose candidates might miss a row gets more of them. Memory traffic bounds such a search,
+and half precision halves it; on a CPU with bf16 instructions it is several times faster. The mean is subtracted from
+all vectors first. That shifts all scores of a query equally, so no ranking changes, but it makes the scores small,
+where half precision is finest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from local_dense_retriever.memory import require_memory
 from local_dense_retriever.rescored_index import best, exact_scores
 from local_dense_retriever.searcher import About, Found, pad
 
-BLOCK_BYTES = 256 << 20  # of scores of one block, or of vectors being read
+BLOCK_BYTES = 256 << 20  # for the scores of one block, or for vectors being read
 MAX_BLOCK_ROWS = 1 << 20
 FEWEST_CANDIDATES = 64
 REMEDY = "give --index_backend faiss, which maps the file from disk, or convert it with build_index.py --from_index"
@@ -33,14 +33,14 @@ class ExactIndex:
     """The vectors of a flat index file in half precision, in the memory of all visible GPUs or of the CPU."""
 
     def __init__(self, path: str | Path, devices: list[torch.device] | None = None) -> None:
-        """Raises InputError if the file is missing, cut short or not flat, or if it does not fit into memory."""
+        """Raises InputError if the file is missing, truncated, not flat, or too large for memory."""
         self.path = index_file(path)
         if not self.path.is_file():
             raise InputError(f"there is no index file {self.path}: build it with build_index.py, or correct the path")
         flat = read_flat_header(self.path)
         if flat is None:
             raise InputError(
-                f"{self.path} is no flat inner-product index, which exact search needs: leave out --index_backend exact"
+                f"{self.path} is not a flat inner-product index, as exact search needs: leave out --index_backend exact"
             )
         self._file = flat
         self.dim = flat.dim
@@ -86,12 +86,12 @@ class ExactIndex:
         coarse, candidates = coarse_search(self._parts, torch.from_numpy(vectors), count)  # (B, count)
         exact = exact_scores(self._vectors, vectors, candidates)
         found = best(candidates, exact, top)
-        shift = vectors @ self._mean  # what the coarse scores lack
+        shift = vectors @ self._mean  # missing from the coarse scores
         difference = np.abs(exact - shift[:, None] - coarse)
-        error = np.where(np.isfinite(exact), difference, 0.0).max(axis=1)  # seen on the candidates
-        # A row left out scores at most coarse[:, -1] + its own error; twice the largest error seen stands for that.
+        error = np.where(np.isfinite(exact), difference, 0.0).max(axis=1)  # measured on the candidates
+        # Any other row scores at most coarse[:, -1] plus its own error, estimated as twice the largest error measured.
         certain = found.scores[:, -1] - shift >= coarse[:, -1] + 2 * error
-        hopeless = ~np.isfinite(vectors).all(axis=1)  # a query that the encoder made NaN of
+        hopeless = ~np.isfinite(vectors).all(axis=1)  # queries that the encoder turned into NaN
         return found, certain | hopeless | (count >= len(self))
 
     def _load(self) -> list[tuple[int, Tensor]]:
@@ -114,7 +114,7 @@ class ExactIndex:
         return parts
 
     def _centred(self, block: NDArray[np.float32]) -> Tensor:
-        """(R, D) vectors less the mean, computed in place; broken ones are counted, and become 0."""
+        """(R, D) vectors less the mean, computed in place; broken vectors are counted and set to 0."""
         vectors = torch.from_numpy(block)
         vectors -= torch.from_numpy(self._mean)
         if not vectors.sum().isfinite():  # NaN and infinity survive a sum, and it reads the block once
@@ -140,7 +140,7 @@ def coarse_search(
             block = near @ part[offset : offset + block_rows].T  # (B, R)
             scores, rows = block.topk(min(count, block.shape[1]))
             pieces.append((scores, rows + (start + offset)))
-    # Not moved before all are under way: a copy to the CPU waits for the GPU.
+    # Copied only after all have been launched: a copy to the CPU waits for its GPU.
     scores = torch.cat([piece[0].cpu() for piece in pieces], dim=1).float()
     rows = torch.cat([piece[1].cpu() for piece in pieces], dim=1)
     highest, at = scores.topk(count)
@@ -148,7 +148,7 @@ def coarse_search(
 
 
 def half_dtype(device: torch.device) -> torch.dtype:
-    """fp16 on a GPU. On a CPU bf16: fast where there are instructions for it, and correct everywhere."""
+    """fp16 on a GPU, bf16 on a CPU: correct on all CPUs, and fast on those with bf16 instructions."""
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
@@ -160,7 +160,7 @@ def blocks(file: FlatFile, start: int, stop: int) -> Iterator[tuple[int, NDArray
 
 
 def _mean(file: FlatFile) -> NDArray[np.float32]:
-    """(D,), of some thousand rows spread over the file: any vector near the mean serves."""
+    """(D,), the mean of some thousand rows spread over the file; a rough mean is enough."""
     sample = np.asarray(file.vectors()[:: max(1, file.rows // 4096)], dtype=np.float32)
     sample = sample[np.isfinite(sample).all(axis=1)]
     return sample.sum(axis=0, dtype=np.float64).astype(np.float32) / np.float32(max(1, len(sample)))

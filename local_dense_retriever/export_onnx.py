@@ -1,8 +1,8 @@
-"""Writes onnx/model.onnx into an encoder's folder, so that a CPU runs it by onnxruntime and without torch.
+"""Exports an encoder to onnx/model.onnx in its folder, so that it runs on a CPU with onnxruntime, without torch.
 
     python local_dense_retriever/export_onnx.py /models/my-encoder
 
-The encoders of the Hugging Face hub mostly have that file already. It is checked against torch before it is written.
+Most encoders on the Hugging Face hub already have that file. The export is compared with torch before it is written.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from local_dense_retriever.encoder import ONNX_FILES
 from local_dense_retriever.errors import InputError
 
 TEXTS = ["Who wrote Faust?", "The Rhine"]
-MAX_DIFFERENCE = 1e-3  # of a token's state, between torch and onnxruntime
+MAX_DIFFERENCE = 1e-3  # between a token's states in torch and onnxruntime
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(folder: Path) -> Path:
-    """Writes the file and returns its path. Raises InputError if it cannot be made of this model."""
+    """Writes the file and returns its path. Raises InputError if this model cannot be exported."""
     try:
-        import onnx  # noqa: F401  torch writes by it
+        import onnx  # noqa: F401  torch needs it to export
         import onnxruntime
         import torch
 
@@ -48,14 +48,14 @@ def export(folder: Path) -> Path:
         raise InputError(
             f"making {ONNX_FILES[0]} needs the package {error.name}: pip install torch transformers onnx onnxruntime"
         ) from error
-    tokenizer, model = load_model(str(folder), attn_implementation="eager")  # its pattern is known to onnxruntime
+    tokenizer, model = load_model(str(folder), attn_implementation="eager")  # onnxruntime optimises this pattern
     batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))
     path = folder / ONNX_FILES[0]
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter, about itself
+            warnings.simplefilter("ignore")  # from the exporter's internals
             expected = model(**batch).last_hidden_state.numpy()
             torch.onnx.export(
                 TokenStates(model, list(batch)),
@@ -70,7 +70,7 @@ def export(folder: Path) -> Path:
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         (states,) = session.run(["last_hidden_state"], {name: tensor.numpy() for name, tensor in batch.items()})
         if not np.allclose(states, expected, atol=MAX_DIFFERENCE):
-            raise InputError(f"onnxruntime computes other vectors than torch for {folder}: keep torch for this model")
+            raise InputError(f"onnxruntime and torch compute different vectors for {folder}: keep torch for this model")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

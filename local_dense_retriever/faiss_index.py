@@ -16,7 +16,7 @@ REMEDY = "build it with build_index.py, or copy it again"
 
 
 class FaissIndex:
-    """A FAISS index read from a file, memory-mapped unless told otherwise. Its row i is row i of the corpus."""
+    """A FAISS index file, memory-mapped by default. Its row i is row i of the corpus."""
 
     def __init__(
         self,
@@ -27,9 +27,9 @@ class FaissIndex:
         nprobe: int | None = None,
         ef_search: int | None = None,
     ) -> None:
-        """`use_gpu` splits it over all visible GPUs, in fp16.
+        """`use_gpu` splits the index over all visible GPUs, in fp16.
 
-        Raises InputError if the file is missing, cut short or no FAISS index, if a setting does not apply to it, or
+        Raises InputError if the file is missing, truncated or not a FAISS index, if a setting does not apply to it, or
         if there is no GPU or too little memory.
         """
         self.path = index_file(path)
@@ -56,10 +56,10 @@ class FaissIndex:
 
 
 def read_index(path: Path, in_memory: bool) -> faiss.Index:
-    """Raises InputError as FaissIndex does."""
+    """Reads the file. Raises InputError like FaissIndex."""
     if not path.is_file():
         raise InputError(f"there is no index file {path}: {REMEDY}")
-    read_flat_header(path)  # FAISS maps a flat file that is cut short without a word
+    read_flat_header(path)  # FAISS silently maps a truncated flat file
     if in_memory:
         require_memory(path.stat().st_size, f"the index {path}", "leave out --in_memory, which maps it from disk")
     try:
@@ -73,7 +73,7 @@ def read_index(path: Path, in_memory: bool) -> faiss.Index:
 
 
 def _set(index: faiss.Index, name: str, value: int | None, path: Path) -> None:
-    """Sets nprobe or efSearch, wherever in the index it is."""
+    """Sets nprobe or efSearch, also inside a wrapped index."""
     if value is None:
         return
     flag = {"nprobe": "--nprobe", "efSearch": "--ef_search"}[name]
@@ -83,14 +83,14 @@ def _set(index: faiss.Index, name: str, value: int | None, path: Path) -> None:
         faiss.ParameterSpace().set_index_parameter(index, name, value)
     except RuntimeError as error:
         kind = {"nprobe": "IVF", "efSearch": "HNSW"}[name]
-        raise InputError(f"{flag} is for {kind} indexes and {path} is none: leave it out") from error
+        raise InputError(f"{flag} is for {kind} indexes, and {path} is another kind: leave it out") from error
 
 
 def _require_gpu() -> None:
     if not hasattr(faiss, "StandardGpuResources"):
         raise InputError(
-            "--faiss_gpu needs a FAISS with GPU support, and this one has none: install faiss-gpu-cu12 in place of "
-            "faiss-cpu, or leave the flag out; a flat index is searched on a GPU by torch then"
+            "--faiss_gpu needs a FAISS with GPU support, and this one has none: install faiss-gpu-cu12 instead of "
+            "faiss-cpu, or leave the flag out (torch searches a flat index on a GPU)"
         )
     if faiss.get_num_gpus() == 0:
         raise InputError("--faiss_gpu finds no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or leave the flag out")

@@ -5,7 +5,7 @@
     bytes   37 … 44    int64 N * D
     bytes   45 …       N rows of D float32
 
-So a builder can append vectors to the file itself, which takes no second copy on disk, and exact search can map them.
+So a builder can append vectors to the file without a second copy on disk, and exact search can memory-map them.
 """
 
 import mmap
@@ -21,7 +21,7 @@ from local_dense_retriever.errors import InputError
 
 HEADER = struct.Struct("<4siqqq?iq")
 INNER_PRODUCT = b"IxFI"
-_UNUSED = 1 << 20  # what FAISS itself writes there
+_UNUSED = 1 << 20  # the value that FAISS writes
 
 
 class FlatFile(NamedTuple):
@@ -30,18 +30,18 @@ class FlatFile(NamedTuple):
     dim: int
 
     def vectors(self) -> NDArray[np.float32]:
-        """(N, D) float32, mapped: read from disk when looked at. They are not aligned; copy before computing."""
+        """(N, D) float32, memory-mapped: read from disk on access. They are not aligned; copy before computing."""
         return np.memmap(self.path, np.float32, "r", HEADER.size, (self.rows, self.dim))
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """(stop - start, D) float32, read by an ordinary read: the pages do not count as this process's memory."""
+        """(stop - start, D) float32, by an ordinary read, whose pages do not count as this process's memory."""
         count = (stop - start) * self.dim
         offset = HEADER.size + start * self.dim * 4
         return np.fromfile(self.path, np.float32, count, offset=offset).reshape(-1, self.dim)
 
 
 def forget_pages(mapped: NDArray[np.float32]) -> None:
-    """Takes what was looked at of vectors() off this process's memory; it stays in the system's page cache."""
+    """Drops the accessed pages of vectors() from this process's memory; they stay in the system's page cache."""
     assert isinstance(mapped.base, mmap.mmap)
     mapped.base.madvise(mmap.MADV_DONTNEED)
 
@@ -62,20 +62,20 @@ def read_flat_header(path: str | Path) -> FlatFile | None:
         expected = HEADER.size + rows * dim * 4
         if numbers == rows * dim and size == expected:
             return FlatFile(path, rows, dim)
-        found = f"its header promises {rows} vectors of {dim} numbers, {expected} bytes, and it has {size}"
+        found = f"its header means {rows} vectors of dimension {dim}, {expected} bytes, but it has {size}"
     else:
         found = f"it has {size} bytes"
     raise InputError(f"{path} is cut short or damaged ({found}): build it with build_index.py, or copy it again")
 
 
 def require_flat(path: str | Path, flag: str) -> FlatFile:
-    """As read_flat_header; InputError, naming the flag, if there is no file or no flat one."""
+    """Like read_flat_header, but raises InputError, naming the flag, if the file is missing or not flat."""
     file = index_file(path)
     if not file.is_file():
         raise InputError(f"there is no index file {path}: check {flag}")
     flat = read_flat_header(file)
     if flat is None:
-        raise InputError(f"{flag} {path} is no flat inner-product index: give the one that was built first")
+        raise InputError(f"{flag} {path} is not a flat inner-product index: give the one that was built first")
     return flat
 
 

@@ -1,8 +1,8 @@
-"""Rows of question sets, and what of a corpus each needs: an answer to be read, and pages by title or passages by id.
+"""Reads from question sets what each question needs in the corpus: its answer, and pages by title or passages by id.
 
 FlashRAG        golden_answers, metadata.supporting_facts.title (HotpotQA, 2Wiki)
                 or metadata.question_decomposition[].support_paragraph.title (MuSiQue)
-prompt data     reward_model, data_source; titles where its metadata still has them
+prompt data     reward_model, data_source; titles if its metadata still has them
 the demo's      answers, hops[].passage_id (demo/world_facts.py); its set is called "demo"
 """
 
@@ -30,21 +30,21 @@ class Asked(NamedTuple):
     data_set: str
     id: str
     golds: list[str]  # as the row writes them
-    answers: frozenset[str]  # the same as normalize_answer makes them; empty for yes and no, which stand everywhere
-    pages: dict[Page, str]  # and how the row writes each; empty: the row names none
+    answers: frozenset[str]  # the normalised golds; empty for yes and no, which any passage may contain
+    pages: dict[Page, str]  # page → how the row writes it; empty if the row names none
 
 
 def title_key(title: str) -> str:
-    """What two spellings of a title have in common: not their case, Unicode form, quotes, dashes and underscores.
+    """A key that ignores a title's case, Unicode form, quotes, dashes and underscores.
 
-    "Mercury (planet)" and "Mercury" stay two pages, as they are on Wikipedia. Redirects are not known.
+    "Mercury (planet)" and "Mercury" stay two pages, as on Wikipedia. Redirects are not resolved.
     """
     plain = unicodedata.normalize("NFKC", html.unescape(title)).translate(SPELLINGS)
     return " ".join(plain.casefold().split())
 
 
 def read_asked(file: Path) -> Iterator[Asked]:
-    """The questions of a .jsonl or .parquet file. Raises InputError, naming file and row, where one has no answer."""
+    """The questions of a .jsonl or .parquet file. Raises InputError, naming file and row, if one has no answer."""
     name = file.resolve().parent.name if file.stem in SPLITS else file.stem
     number = 0
     try:
@@ -55,7 +55,7 @@ def read_asked(file: Path) -> Iterator[Asked]:
 
 
 def asked(row: Mapping[str, Any], data_set: str, number: int) -> Asked:
-    """One row; `data_set` is for rows that do not name theirs."""
+    """One row; `data_set` names the set of rows without a data_source."""
     metadata = row.get("metadata") or {}
     hops = row.get("hops") if "answers" in row else None
     golds = gold_answers(next((row[key] for key in GOLDS if row.get(key)), None))

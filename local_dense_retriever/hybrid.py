@@ -1,4 +1,4 @@
-"""Two searchers' results as one, by reciprocal rank fusion: a row's score is the sum of 1 / (60 + its rank) over both.
+"""Merges two searchers' results by reciprocal rank fusion: a row's score is the sum of 1 / (60 + its rank) over both.
 
 Only ranks count, so that inner products and BM25 scores need no common scale (Cormack, Clarke, Büttcher, SIGIR 2009).
 """
@@ -51,7 +51,7 @@ class HybridSearcher:
 
 
 def fuse(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
-    """Rows and their fused scores, best first; of equal ones the smaller row first. -1 is no row."""
+    """Rows and their fused scores, best first; ties go to the smaller row. -1 is no row."""
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, row in enumerate(ranking, start=1):

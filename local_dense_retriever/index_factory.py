@@ -1,4 +1,4 @@
-"""Flat index files to other types of FAISS index, block by block."""
+"""Converts a flat index file to another type of FAISS index, block by block."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import FlatFile
 
 ADD_ROWS = 65_536  # read and added at a time
-TRAIN_ROWS = 262_144  # at most; FAISS itself takes 256 of them for each centroid
+TRAIN_ROWS = 262_144  # maximum; FAISS uses 256 of them per centroid
 PROBE_DIM = 64  # divided evenly by the usual numbers of parts
 
 
@@ -22,13 +22,13 @@ def check_factory(index_type: str) -> None:
     except RuntimeError as error:
         if "could not parse" in str(error):
             raise _refusal(index_type, error) from error
-        # Else it may be that only a dimension of PROBE_DIM does not suit it.
+        # Otherwise perhaps only the dimension PROBE_DIM does not suit it.
 
 
 def write_converted(flat: FlatFile, path: Path, index_type: str) -> None:
     """Trains an index of this type on a sample of the vectors, adds all of them and writes it to `path`.
 
-    Raises InputError if the type does not suit these vectors, or if there is no room for it.
+    Raises InputError if the type does not suit these vectors, or if the disk is full.
     """
     try:
         index = faiss.index_factory(flat.dim, index_type, faiss.METRIC_INNER_PRODUCT)
@@ -46,7 +46,7 @@ def write_converted(flat: FlatFile, path: Path, index_type: str) -> None:
         faiss.write_index(index, str(path))
     except RuntimeError as error:
         path.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: is the disk full? Run the same command again to go on") from error
+        raise InputError(f"cannot write {path}: is the disk full? Run the same command again to continue") from error
 
 
 def training_sample(flat: FlatFile) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The note beside an index, `<index>.json`: what it was made from, so that files of another corpus are refused.
+"""The note beside an index, `<index>.json`, records its source, so that an index of another corpus is refused.
 
-An index without one (wiki-18's, or your own) is judged by its number of rows and of dimensions only.
+An index without a note (wiki-18's, or your own) is checked only for its numbers of rows and dimensions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write_note(index_path: Path, note: IndexNote) -> None:
 
 
 def read_note(index_path: Path) -> IndexNote | None:
-    """None if there is none; InputError if it cannot be read."""
+    """The index's note; None if it has none. Raises InputError if it cannot be read."""
     path = note_path(index_path)
     if not path.exists():
         return None
@@ -47,7 +47,7 @@ def read_note(index_path: Path) -> IndexNote | None:
 
 
 def publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
-    """Gives a finished file its name. The old note goes first: no moment has an index with another one's note."""
+    """Renames a finished file. The old note is removed first, so that no index ever has another one's note."""
     note_path(index_path).unlink(missing_ok=True)
     os.replace(finished, index_path)
     if note:
@@ -55,23 +55,23 @@ def publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
 
 
 def check_belongs(index_path: Path, corpus: Corpus, retriever_name: str | None) -> None:
-    """Raises InputError if an index was built from another corpus or with another family of encoders, by its note.
+    """Raises InputError if the index's note names another corpus or another encoder family.
 
-    `retriever_name` None is an index without an encoder.
+    `retriever_name` is None for an index without an encoder.
     """
     note = read_note(index_path)
     if note is None:
         return
     if note.corpus_digest != corpus.digest and partial(index_path).exists():
         raise InputError(
-            f"the index {index_path} does not belong to {corpus.path}, and {partial(index_path)} is left of an "
-            "interrupted build_index.py: run the same command again"
+            f"the index {index_path} does not belong to {corpus.path}, and {partial(index_path)} is left over from "
+            "an interrupted build_index.py: run the same command again"
         )
     check_note(index_path, note, corpus, retriever_name)
 
 
 def check_note(index_path: str | Path, note: IndexNote, corpus: Corpus, retriever_name: str | None) -> None:
-    """As check_belongs. What the note leaves empty is not known, and not checked."""
+    """Like check_belongs; empty fields of the note are not checked."""
     if note.corpus_digest and note.corpus_digest != corpus.digest:
         raise InputError(
             f"the index {index_path} was built from {note.rows} passages of another text than the {len(corpus)} in "

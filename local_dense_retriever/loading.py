@@ -1,4 +1,4 @@
-"""From flags to a Retriever: which files, which backend, and whether they belong together."""
+"""Builds a Retriever from flags: chooses the files and the backend, and checks that they belong together."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_milvus_arguments(parser: argparse.ArgumentParser, uri_group: argparse._ActionsContainer | None = None) -> None:
-    """The token is in the environment: milvus_index.py."""
+    """Adds the Milvus flags. The token comes from the environment (milvus_index.py)."""
     (uri_group or parser).add_argument(
         "--milvus_uri",
         help="URL of a Milvus cluster, or a milvus-lite file ending in .db; MILVUS_TOKEN holds its token",
     )
-    parser.add_argument("--milvus_collection", default="passages", help="its name in Milvus (default: passages)")
+    parser.add_argument(
+        "--milvus_collection", default="passages", help="name of the Milvus collection (default: passages)"
+    )
 
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that load_retriever() reads."""
-    parser.add_argument("--index_path", help="FAISS index file, or folder of a BM25 index; a row per passage")
+    parser.add_argument("--index_path", help="FAISS index file, or folder of a BM25 index; one row per passage")
     add_milvus_arguments(parser)
     parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
     add_encoder_arguments(parser)
@@ -48,17 +50,17 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         "--index_backend",
         choices=BACKENDS,
         default="auto",
-        help="exact: a flat index, by torch; faiss: any FAISS file; milvus: --milvus_uri; bm25: words; hybrid: vectors "
-        "and --bm25_path together; auto: by what is given (default: auto)",
+        help="exact: flat index, with torch; faiss: any FAISS file; milvus: --milvus_uri; bm25: words; hybrid: vectors "
+        "combined with --bm25_path; auto: chosen by the other flags (default: auto)",
     )
     parser.add_argument("--bm25_path", help="folder of a BM25 index, for --index_backend hybrid")
     parser.add_argument("--faiss_gpu", action="store_true", help="FAISS keeps the index in fp16 on all visible GPUs")
     parser.add_argument("--in_memory", action="store_true", help="FAISS reads the file instead of mapping it")
-    parser.add_argument("--rescore_path", help="flat index: scores what a compressed one proposes")
+    parser.add_argument("--rescore_path", help="flat index that rescores the hits of a compressed one")
     parser.add_argument("--nprobe", type=int, help="lists of an IVF index to search (default: the file's, mostly 1)")
     parser.add_argument("--ef_search", type=int, help="breadth of the search in an HNSW index (default: the file's)")
-    parser.add_argument("--reranker", help="cross-encoder that ranks again what the index finds: model folder or name")
-    parser.add_argument("--rerank_depth", type=int, default=32, help="passages per query it ranks again (default: 32)")
+    parser.add_argument("--reranker", help="cross-encoder that reranks the hits: model folder or name")
+    parser.add_argument("--rerank_depth", type=int, default=32, help="passages per query to rerank (default: 32)")
 
 
 def load_retriever(args: argparse.Namespace, report: Callable[[str], None]) -> Retriever:
@@ -67,7 +69,7 @@ def load_retriever(args: argparse.Namespace, report: Callable[[str], None]) -> R
     Raises InputError, in one sentence, if a file is missing or damaged or they do not belong together.
     """
     index_path = _index_path(args)
-    for path in (Path(args.corpus_path), index_path):  # before the minutes that loading the other one may take
+    for path in (Path(args.corpus_path), index_path):  # checked first: loading one may take minutes
         if path and not path.exists():
             raise InputError(f"there is no file {path}: build the index with build_index.py, or correct the path")
     backend = choose_backend(args, index_path)
@@ -85,9 +87,9 @@ def load_retriever(args: argparse.Namespace, report: Callable[[str], None]) -> R
 
 
 def _index_path(args: argparse.Namespace) -> Path | None:
-    """None if the vectors are in Milvus."""
+    """The index's path; None if the vectors are in Milvus."""
     if bool(args.index_path) == bool(args.milvus_uri):
-        raise InputError("give the index: --index_path for a file or folder, or --milvus_uri for Milvus, and not both")
+        raise InputError("give the index: either --index_path (a file or folder) or --milvus_uri")
     return index_file(args.index_path) if args.index_path else None
 
 
@@ -102,7 +104,7 @@ def choose_backend(args: argparse.Namespace, index_path: Path | None) -> str:
         else:
             backend = _vector_backend(args, index_path)
     if backend == "milvus" and index_path:
-        raise InputError("--index_backend milvus needs --milvus_uri in place of --index_path")
+        raise InputError("--index_backend milvus needs --milvus_uri instead of --index_path")
     if index_path is None and backend not in ("milvus", "hybrid"):
         raise InputError(f"--milvus_uri is for Milvus, and --index_backend is {backend}: leave one of them out")
     if backend == "hybrid" and not args.bm25_path:
@@ -127,13 +129,13 @@ def _vector_backend(args: argparse.Namespace, index_path: Path | None) -> str:
 
 
 def _for_files_only(args: argparse.Namespace) -> str | None:
-    """The first flag given that is about an index in a file of FAISS's."""
+    """The first given flag that applies only to a FAISS file."""
     given = {"--faiss_gpu": args.faiss_gpu, "--in_memory": args.in_memory, "--rescore_path": args.rescore_path}
     return next((flag for flag, is_given in given.items() if is_given), None)
 
 
 def _for_faiss_only(args: argparse.Namespace) -> str | None:
-    """The first flag given that exact search does not understand."""
+    """The first given flag that exact search does not support."""
     given = {"--nprobe": args.nprobe is not None, "--ef_search": args.ef_search is not None}
     return _for_files_only(args) or next((flag for flag, is_given in given.items() if is_given), None)
 

@@ -1,4 +1,4 @@
-"""How much memory is free, so that a file too large for it gives an error message and not a killed process."""
+"""Measures free memory, so that a file that is too large gives an error message instead of a killed process."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ RESERVE_BYTES = 256 << 20  # for queries and results
 
 
 def available_bytes() -> int | None:
-    """What this process may still allocate, in its machine and its container; None if Linux does not say."""
+    """The bytes that this process may still allocate in its machine and container; None if Linux does not say."""
     bounds = []
     for line in _text(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
@@ -27,7 +27,9 @@ def require_memory(needed: int, what: str, remedy: str) -> None:
     """Raises InputError if fewer bytes than `needed` are free."""
     available = available_bytes()
     if available is not None and needed + RESERVE_BYTES > available:
-        raise InputError(f"{what} needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} are free: {remedy}")
+        raise InputError(
+            f"{what} needs {needed / 1e9:.1f} GB of memory, but only {available / 1e9:.1f} GB are free: {remedy}"
+        )
 
 
 def _text(path: Path) -> str:

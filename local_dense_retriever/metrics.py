@@ -13,7 +13,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Uncounted:
-    """Takes the calls of a counter, gauge or histogram, and does nothing."""
+    """A counter, gauge or histogram that does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
     def labels(self, *_: Any) -> "Uncounted":
@@ -26,7 +26,7 @@ class Uncounted:
 
 
 class Metrics:
-    """The figures of one server, in a registry of their own."""
+    """The figures of one server, in their own registry."""
 
     def __init__(self) -> None:
         counter: Any = Uncounted
@@ -40,24 +40,24 @@ class Metrics:
             histogram = partial(prometheus_client.Histogram, namespace="retriever", registry=registry)
 
         self.requests = counter("requests", "Requests to /retrieve, by status", ["status"])
-        self.request_seconds = histogram("request_seconds", "From request to reply", buckets=SECONDS)
+        self.request_seconds = histogram("request_seconds", "Seconds from request to reply", buckets=SECONDS)
         self.queries = counter("queries", "Queries: cached, joined to an equal one, or queued", ["how"])
         for how in ("cached", "joined", "queued"):
-            self.queries.labels(how)  # from the start at 0, which rates need
+            self.queries.labels(how)  # start at 0, which rates need
         self.queue = gauge("queue_queries", "Distinct queries that wait for a batch")
-        self.batch_queries = histogram("batch_queries", "Queries of a batch", buckets=SIZES)
-        self.batch_seconds = histogram("batch_seconds", "Encoding and searching a batch", buckets=SECONDS)
-        self.cache = gauge("cache_queries", "Queries whose hits are kept")
+        self.batch_queries = histogram("batch_queries", "Queries per batch", buckets=SIZES)
+        self.batch_seconds = histogram("batch_seconds", "Seconds to encode and search a batch", buckets=SECONDS)
+        self.cache = gauge("cache_queries", "Queries with cached hits")
         self._index = gauge("index", "The index: rows, dimension, bytes", ["what"])
         self._ready = gauge("ready", "1 when everything is loaded")
 
     def describe_index(self, about: dict[str, str | int]) -> None:
-        """Notes the numbers in `Retriever.describe()`; from now on the server counts as ready."""
+        """Records the numbers in `Retriever.describe()` and marks the server as ready."""
         for what, value in about.items():
             if isinstance(value, int):
                 self._index.labels(what).set(value)
         self._ready.set(1)
 
     def text(self) -> bytes | None:
-        """None without prometheus-client."""
+        """All figures in Prometheus's text format; None without prometheus-client."""
         return prometheus_client.generate_latest(self._registry) if prometheus_client else None

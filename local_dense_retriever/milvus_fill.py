@@ -1,7 +1,7 @@
 """Fills a Milvus collection with the vectors of a corpus, for build_index.py; a killed run continues.
 
-Rows are written in order, a chunk at a time, by their primary key: a chunk that is written twice is there once. A run
-continues with the first chunk of which a row is missing.
+Rows are written in order, chunk by chunk, under their primary key, so a chunk that is written twice is stored once. A
+run continues with the first chunk that lacks a row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from local_dense_retriever.flat_file import require_flat
 from local_dense_retriever.index_note import IndexNote, read_note
 from local_dense_retriever.milvus_index import NOTE, connect, count_rows, named_errors, read_collection_note
 
-WRITE_TIMEOUT_S = 120.0  # for a chunk, with the client's own retries
+WRITE_TIMEOUT_S = 120.0  # per chunk, including the client's retries
 POLL_S = 1.0
 
 
@@ -54,7 +54,7 @@ def _copy(args: argparse.Namespace) -> None:
 
 def _encode(args: argparse.Namespace) -> None:
     corpus = Corpus(args.corpus_path)
-    from local_dense_retriever.devices import gpus  # the checks above need not wait for torch or onnxruntime
+    from local_dense_retriever.devices import gpus  # imported late: the checks above need no torch or onnxruntime
     from local_dense_retriever.encoder import load_encoder
 
     encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
@@ -68,12 +68,12 @@ def _encode(args: argparse.Namespace) -> None:
 
 
 class Filling:
-    """A collection that grows, row by row in the order of the corpus."""
+    """A collection that is being filled in the order of the corpus."""
 
     def __init__(self, args: argparse.Namespace, note: IndexNote) -> None:
-        """Continues the collection, or makes it.
+        """Continues the collection, or creates it.
 
-        Raises InputError if it was made from something else, unless --overwrite lets it be replaced.
+        Raises InputError if it has another source, unless --overwrite allows replacing it.
         """
         self._name, self._note = args.milvus_collection, note
         self._path = f"{args.milvus_uri} ({self._name})"
@@ -86,7 +86,7 @@ class Filling:
             print(f"continuing {self._path}: {self.rows_done} of {note.rows} passages are done", flush=True)
 
     def _prepare(self, overwrite: bool) -> None:
-        """Makes the collection, unless it can be continued. `overwrite` continues one that a killed run left."""
+        """Creates the collection unless it can be continued. `overwrite` too continues one that a killed run left."""
         if self._client.has_collection(self._name):
             old = read_collection_note(self._client, self._path, self._name)
             if not overwrite:
@@ -97,11 +97,11 @@ class Filling:
             self._create()
 
     def _is_full(self) -> bool:
-        self._client.load_collection(self._name)  # Milvus counts nothing else
+        self._client.load_collection(self._name)  # Milvus counts rows only in a loaded collection
         return count_rows(self._client, self._name) == self._note.rows
 
     def _rows_without_gap(self) -> int:
-        """The rows before the first chunk that is not whole."""
+        """The number of rows before the first incomplete chunk."""
 
         def has_gap(chunks: int) -> bool:
             rows = min(chunks * embedding.CHUNK_ROWS, self._note.rows)
@@ -123,7 +123,7 @@ class Filling:
         properties = {NOTE: json.dumps(self._note._asdict())}
         try:
             self._client.create_collection(self._name, schema=schema, index_params=index, properties=properties)
-        except BaseException:  # an index that it refuses: without one the collection is of no use
+        except BaseException:  # such as a rejected index, without which the collection is useless
             self._client.drop_collection(self._name)
             raise
 
@@ -131,7 +131,9 @@ class Filling:
         """Writes (B, D) float32 rows. Raises InputError if a row is not finite, or if Milvus does not answer."""
         if not (finite := np.isfinite(vectors).all(axis=1)).all():
             row = self.rows_done + int(finite.argmin())
-            raise InputError(f"the encoder makes NaN of passage number {row + 1} of the corpus: correct that passage")
+            raise InputError(
+                f"the encoder returns NaN for passage number {row + 1} of the corpus: correct that passage"
+            )
         entities = [{"row": row, "vector": vector} for row, vector in enumerate(vectors, start=self.rows_done)]
         with named_errors(self._path):
             self._client.upsert(self._name, entities, timeout=WRITE_TIMEOUT_S)
@@ -170,7 +172,7 @@ def parse_index_type(text: str) -> tuple[str, dict[str, Any]]:
         params = {key: int(value) if value.isdigit() else value for key, value in pairs}
     except ValueError as error:
         raise InputError(
-            f"--index_type {text} is no index of Milvus: write its name and settings, such as FLAT, DISKANN, "
+            f"--index_type {text} is not a Milvus index: write its name and settings, such as FLAT, DISKANN, "
             "IVF_FLAT,nlist=4096 or HNSW,M=32,efConstruction=200"
         ) from error
     return name.upper(), params

@@ -1,4 +1,4 @@
-"""A Milvus collection as an index of vectors: milvus-lite in a file, or a cluster at a URL, by the same calls.
+"""A Milvus collection as a vector index: the same calls work for a milvus-lite file and a cluster at a URL.
 
     row       int64, the primary key: a row of the corpus
     vector    float32, of length 1
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "MILVUS_TOKEN"  # an API key, or user:password
 NOTE = "search_r1.note"
 CONNECT_TIMEOUT_S = 10.0
-SEARCH_TIMEOUT_S = 10.0  # of one batch, with the client's own retries; then the server answers 503
+SEARCH_TIMEOUT_S = 10.0  # per batch, including the client's retries; then the server answers 503
 COUNT_TIMEOUT_S = 60.0
 
 
 class MilvusIndex:
-    """A collection that build_index.py has filled. Row i of it is row i of the corpus."""
+    """A collection filled by build_index.py. Its row i is row i of the corpus."""
 
     def __init__(self, uri: str, collection: str, *, nprobe: int | None = None, ef_search: int | None = None) -> None:
-        """Loads the collection; a cluster may need minutes for that.
+        """Loads the collection, which may take minutes on a cluster.
 
-        Raises InputError if Milvus does not answer, or if the collection is not there or not from build_index.py.
+        Raises InputError if Milvus does not answer, or if the collection is missing or not from build_index.py.
         """
         if not is_url(uri) and not Path(uri).exists():
             raise InputError(f"there is no file {uri}: fill it with build_index.py, or correct --milvus_uri")
@@ -64,7 +64,7 @@ class MilvusIndex:
 
         Raises UnavailableError if Milvus does not answer within SEARCH_TIMEOUT_S.
         """
-        finite = np.isfinite(vectors).all(axis=1)  # Milvus refuses the whole batch for one that is not
+        finite = np.isfinite(vectors).all(axis=1)  # one that is not makes Milvus refuse the whole batch
         rows = np.full((len(vectors), k), -1, np.int64)
         scores = np.full((len(vectors), k), -np.inf, np.float32)
         if not finite.any():
@@ -89,7 +89,7 @@ class MilvusIndex:
                 timeout=SEARCH_TIMEOUT_S,
             )
         except milvus_errors() as error:
-            self._loaded = False  # one that was restarted may have to load it again
+            self._loaded = False  # a restarted Milvus may have to load it again
             raise UnavailableError(f"Milvus at {self.path} is down or slow ({reason(error)})") from error
 
     def _search_params(self, k: int) -> dict[str, int]:
@@ -110,50 +110,50 @@ class MilvusIndex:
         return np.array([stored[row] for row in rows], np.float32)
 
     def describe(self) -> About:
-        """`bytes` is what the vectors have in float32; Milvus may keep more copies, or compress them."""
+        """`bytes` is the size of the vectors in float32; Milvus may compress them or keep more copies."""
         size = len(self) * self.dim * 4
         return {"backend": f"milvus {self.note.index_type}", "rows": len(self), "dimension": self.dim, "bytes": size}
 
 
 def connect(uri: str) -> MilvusClient:
-    """A client, with the token in MILVUS_TOKEN. Raises InputError, without any secret, if there is no connection."""
+    """A client that uses the token in MILVUS_TOKEN. Raises InputError, without any secret, if it cannot connect."""
     if is_url(uri) and "@" in urlsplit(uri).netloc:
         raise InputError(
             f"--milvus_uri holds a password, which every user of this machine can read: put "
             f"user:password into {TOKEN_VARIABLE}"
         )
-    token = os.environ.get(TOKEN_VARIABLE, "").strip()  # one read from a file ends in a newline
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()  # a token read from a file ends in a newline
     if not (token.isprintable() and token.isascii()):
-        raise InputError(f"{TOKEN_VARIABLE} holds a character that no token has: set it again")
+        raise InputError(f"{TOKEN_VARIABLE} has an invalid character: set it again")
     try:
         from pymilvus import MilvusClient
     except ImportError as error:
         raise InputError("Milvus needs the package pymilvus: pip install pymilvus") from error
     for name in ("pymilvus", "milvus_lite"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # their exceptions say the same in fewer lines
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the exceptions say the same more briefly
     with named_errors(uri):
         return MilvusClient(uri=uri, token=token, timeout=CONNECT_TIMEOUT_S)
 
 
 def is_url(uri: str) -> bool:
-    """Otherwise it is milvus-lite's file."""
+    """True for the URL of a cluster, False for the path of a milvus-lite file."""
     return "://" in uri
 
 
 @contextmanager
 def named_errors(name: str) -> Iterator[None]:
-    """Turns what pymilvus raises into an InputError that names what was asked for."""
+    """Turns pymilvus's exceptions into an InputError that names the collection or server."""
     try:
         yield
     except milvus_errors() as error:
         check = f"check that it runs, --milvus_uri and {TOKEN_VARIABLE}"
         if not is_url(name):
-            check = "one process at a time may open such a file: stop the other one, or correct --milvus_uri"
+            check = "only one process at a time may open such a file: stop the other one, or correct --milvus_uri"
         raise InputError(f"Milvus at {name} fails ({reason(error)}): {check}") from error
 
 
 def milvus_errors() -> tuple[type[Exception], ...]:
-    """What pymilvus raises; a timeout comes as gRPC's own exception."""
+    """The exceptions that pymilvus raises; a timeout is gRPC's own exception."""
     import grpc
     from pymilvus import MilvusException
 
@@ -180,7 +180,7 @@ def read_collection_note(client: MilvusClient, path: str, collection: str) -> In
 
 
 def count_rows(client: MilvusClient, collection: str, condition: str = "") -> int:
-    """The rows for which the condition holds, those just written included."""
+    """The number of rows that satisfy the condition, including those just written."""
     found = client.query(
         collection,
         filter=condition,

@@ -1,4 +1,4 @@
-"""Encoders on a CPU by onnxruntime: without torch, in float32, two to three times as fast."""
+"""Runs encoders on a CPU with onnxruntime in float32: no torch needed, and two to three times as fast."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,9 @@ from local_dense_retriever.errors import InputError
 
 
 class OnnxEncoder(Encoder):
-    """The ONNX model of a folder that has ONNX_FILES. Call it from one thread."""
+    """The ONNX model in a folder with ONNX_FILES. Call it from one thread."""
 
-    usual_batch_size = 16  # small batches hold less padding, and a call costs little
+    usual_batch_size = 16  # small batches need less padding, and a call is cheap
 
     def __init__(self, name: str, folder: Path, batch_size: int | None = None) -> None:
         """Loads the model. Raises InputError if a file is damaged, or not of a text encoder."""
@@ -23,17 +23,19 @@ class OnnxEncoder(Encoder):
         model, tokenizer, _ = (str(folder / file) for file in ONNX_FILES)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores have other work
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", "0"
+        )  # spinning would waste cores that others need
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             self._tokenizer = Tokenizer.from_file(tokenizer)
-        except Exception as error:  # each library has its own kinds, and tokenizers raises Exception itself
+        except Exception as error:  # each library has its own types; tokenizers raises plain Exception
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"cannot load the encoder {folder} ({reason}): make {ONNX_FILES[0]} again") from error
         self._inputs = [given.name for given in self._session.get_inputs()]
         states = self._session.get_outputs()[0]
         if not {"input_ids", "attention_mask"} <= set(self._inputs) or len(states.shape) != 3:
-            raise InputError(f"{model} is not a text encoder: its first output is not one state for each token")
+            raise InputError(f"{model} is not a text encoder: its first output is not one state per token")
         self._states = states.name
         self.dim = int(states.shape[2])
         self._tokenizer.no_padding()

@@ -1,4 +1,4 @@
-"""A cross-encoder reads query and passage together and so ranks better than two vectors, at a cost for each pair."""
+"""Reranks with a cross-encoder, which reads query and passage together: better than vectors, but one pass per pair."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ BATCH_PAIRS = 32
 
 
 class CrossEncoder:
-    """A sequence classifier on the GPU in fp16 if there is one, else on the CPU in fp32. Call it from one thread."""
+    """A sequence classifier, in fp16 on a GPU if there is one, else in fp32 on the CPU. Call it from one thread."""
 
     def __init__(self, model: str, device: str | None = None) -> None:
-        """Loads the weights of a local folder or from the Hugging Face hub; `device` is torch's name of one.
+        """Loads the weights from a local folder or the Hugging Face hub; `device` is a torch device name.
 
-        Raises InputError if the model cannot be loaded or is no cross-encoder.
+        Raises InputError if the model cannot be loaded or is not a cross-encoder.
         """
         self.name = model
         self._device = torch.device(device) if device else visible_devices()[0]
         transformers_logging.disable_progress_bar()
         verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # it lists what the weights lack, or have too much
+        transformers_logging.set_verbosity_error()  # else it lists missing and surplus weights
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             self._model, loaded = AutoModelForSequenceClassification.from_pretrained(model, output_loading_info=True)
@@ -43,11 +43,11 @@ class CrossEncoder:
         finally:
             transformers_logging.set_verbosity(verbosity)
         config = self._model.config
-        if loaded["missing_keys"]:  # transformers makes them up
-            raise InputError(f"--reranker {model} is no cross-encoder: its weights have no classification head")
+        if loaded["missing_keys"]:  # transformers initialises them at random
+            raise InputError(f"--reranker {model} is not a cross-encoder: its weights have no classification head")
         if config.num_labels > 2:
-            raise InputError(f"--reranker {model} sorts into {config.num_labels} classes: a cross-encoder has 1 or 2")
-        if len(self._tokenizer) < config.vocab_size / 2:  # made up too, from a folder without tokenizer files
+            raise InputError(f"--reranker {model} has {config.num_labels} classes: a cross-encoder has 1 or 2")
+        if len(self._tokenizer) < config.vocab_size / 2:  # transformers also makes one up if its files are missing
             raise InputError(f"--reranker {model} lacks its tokenizer: copy tokenizer.json or vocab.txt too")
         positions = getattr(config, "max_position_embeddings", MAX_PAIR_TOKENS)
         self._max_tokens = min(MAX_PAIR_TOKENS, self._tokenizer.model_max_length, positions)
@@ -55,9 +55,9 @@ class CrossEncoder:
         self._model.eval()
 
     def logits(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-        """(N,) for N pairs of query and passage: the larger, the better they fit; -inf where the model makes NaN."""
+        """(N,), one per pair of query and passage: larger is a better match; -inf if the model returns NaN."""
         logits = np.empty(len(pairs))
-        # Neighbours in length share a batch, so that little of it is padding; the longest first, as in Encoder.
+        # Batches of similar lengths need little padding; the longest come first, as in Encoder.
         by_length = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])), reverse=True)
         for start in range(0, len(pairs), BATCH_PAIRS):
             rows = by_length[start : start + BATCH_PAIRS]
@@ -67,7 +67,7 @@ class CrossEncoder:
     @torch.inference_mode()
     def _batch_logits(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         queries, passages = zip(*pairs, strict=True)
-        # The longer of the two is cut: the passage, unless the query is longer than half of what the model reads.
+        # Truncates the longer text: the passage, unless the query fills more than half of the model's input.
         batch = self._tokenizer(
             list(queries),
             list(passages),
@@ -81,10 +81,10 @@ class CrossEncoder:
 
 
 class Reranker:
-    """Puts the first `depth` hits of each query into the order of a cross-encoder; the others stay behind them.
+    """Sorts the first `depth` hits of each query by a cross-encoder; the others follow in their old order.
 
-    A reranked score is the sigmoid of the logit, 0 to 1, and that of the others is 0. Always the same number of hits is
-    reranked, so that what a request finds depends neither on its topk nor on those that share its batch.
+    A reranked score is the sigmoid of the logit, 0 to 1; the others score 0. The number of reranked hits is fixed, so a
+    request's result depends neither on its topk nor on the other requests in its batch.
     """
 
     def __init__(self, model: CrossEncoder, depth: int) -> None:
@@ -93,7 +93,7 @@ class Reranker:
         self._model = model
 
     def rerank(self, queries: Sequence[str], found: Sequence[Sequence[Hit]]) -> list[list[Hit]]:
-        """The hits of each query, best first; equal ones in the order in which they were found."""
+        """The hits of each query, best first; ties keep their order."""
         pairs = [
             (query, hit.passage.contents)
             for query, hits in zip(queries, found, strict=True)

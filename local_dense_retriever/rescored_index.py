@@ -1,6 +1,6 @@
-"""A compressed index with the true vectors on disk: it proposes rows, and the flat file ranks them.
+"""A compressed index whose candidates are rescored with the full vectors of a flat file on disk.
 
-With a few bytes per vector in memory it finds nearly what exact search finds; only proposed rows are read from disk.
+With a few bytes per vector in memory its results are close to exact search; only candidates are read from disk.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class RescoredIndex:
     """A vector index whose results are scored again in float32."""
 
     def __init__(self, index: VectorIndex, flat: FlatFile) -> None:
-        """Raises InputError if the two are not of one shape."""
+        """Raises InputError if the two have different shapes."""
         if (len(index), index.dim) != (flat.rows, flat.dim):
             raise InputError(
                 f"{index.path} has {len(index)} rows of {index.dim} numbers and {flat.path} {flat.rows} of {flat.dim}: "
@@ -35,7 +35,7 @@ class RescoredIndex:
         return len(self._index)
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Found:
-        """(B, D) float32 queries -> the (B, k) best of the rows that the index proposes; -1 where it has none."""
+        """(B, D) float32 queries -> the (B, k) best of the index's candidates; -1 fills missing ones."""
         proposed = self._index.search(vectors, max(FEWEST_CANDIDATES, CANDIDATES_PER_RESULT * k)).rows
         scores = exact_scores(self._vectors, vectors, proposed)
         scores[proposed < 0] = -np.inf
@@ -59,7 +59,7 @@ def exact_scores(
 
 
 def best(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Found:
-    """The k best of (B, C) rows, equal scores in the order of their rows; a score of -inf is row -1."""
+    """The k best of (B, C) rows; ties go to the smaller row, and a score of -inf becomes row -1."""
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
     return Found(np.where(np.isfinite(scores), rows, -1), scores)

@@ -2,8 +2,8 @@
 
     python local_dense_retriever/retrieval_server.py --index_path e5_Flat.index --corpus_path wiki.jsonl
 
-It listens at once and loads meanwhile; until everything is loaded /ready and /docs answer 503 and say what is being
-loaded. SIGTERM and Ctrl-C stop it after queued queries are answered.
+It listens immediately and loads in the background; until it is done, /ready and /docs answer 503 with what is being
+loaded. On SIGTERM or Ctrl-C it answers the queued queries, then stops.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from local_dense_retriever.service import Service
 
 API_KEY_VARIABLE = "RETRIEVAL_API_KEY"
 LISTEN_BACKLOG = 2048  # connections waiting to be accepted; a rollout opens hundreds at once
-KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, so that none is used while we close it
-STOP_TIMEOUT_S = 30  # what is queued has this long to be answered
+KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that we never close one in use
+STOP_TIMEOUT_S = 30  # to answer the queued queries
 
 RANGES = {  # flag: smallest and largest value
     "topk": (1, MAX_TOPK),
@@ -52,7 +52,7 @@ def run() -> NoReturn:
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # without waiting for the thread that loads or searches: it may take minutes
+    os._exit(code)  # does not wait for the loading or searching thread, which may take minutes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,20 +74,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     limits = Limits()
     parser = argparse.ArgumentParser(
         description="Serve an index and its corpus over HTTP.",
-        epilog=f"With {API_KEY_VARIABLE} in the environment, /retrieve asks for that key as a bearer token.",
+        epilog=f"If {API_KEY_VARIABLE} is set, /retrieve requires that key as a bearer token.",
     )
     add_index_arguments(parser)
 
     def add(flag: str, default: int | float | str, text: str) -> None:
         parser.add_argument(flag, type=type(default), default=default, help=f"{text} (default: {default})")
 
-    add("--topk", 3, "passages per query if a request names none")
+    add("--topk", 3, "passages per query, unless the request says otherwise")
     add("--max_batch", limits.max_batch, "distinct queries searched at once")
-    add("--batch_window_ms", 1000 * limits.window_s, "how long a query waits for others if nothing is being searched")
-    add("--max_queue", limits.max_queue, "distinct queries that may wait; beyond, requests get 503")
-    add("--cache_size", limits.cache_size, "queries whose passages are kept, about 3 kB each at topk 3; 0 keeps none")
-    add("--port", 8000, "0 takes any free port")
-    add("--host", "127.0.0.1", "0.0.0.0 serves other machines too")
+    add("--batch_window_ms", 1000 * limits.window_s, "how long a query waits for others while the server is idle")
+    add("--max_queue", limits.max_queue, "maximum distinct queries waiting; further requests get 503")
+    add("--cache_size", limits.cache_size, "queries to cache, about 3 kB each at topk 3; 0 disables the cache")
+    add("--port", 8000, "port to listen on; 0 picks a free one")
+    add("--host", "127.0.0.1", "address to listen on; 0.0.0.0 serves other machines too")
     return parser.parse_args(argv)
 
 
@@ -109,13 +109,13 @@ def take_port(host: str, port: int) -> socket.socket:
         raise InputError(
             f"cannot use port {port} of {host} ({error}): stop what is using it, or give another --port"
         ) from error
-    # Connections inherit it. asyncio would set it, but not on sockets made like this, and a reply would take 40 ms.
+    # Connections inherit it. asyncio does not set it on sockets made like this, and without it a reply takes 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
-    """Loads while already serving, until SIGINT or SIGTERM; raises what loading raises."""
+    """Serves until SIGINT or SIGTERM, loading in the background; raises what loading raises."""
     service = Service(Limits(args.batch_window_ms / 1000, args.max_batch, args.max_queue, args.cache_size))
     api_key = read_api_key()
     server = _Server(
@@ -131,9 +131,11 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
         ),
     )
     url = _url(listener)
-    print(f"listening at {url}; {url}/ready answers 200 once all is loaded", flush=True)
+    print(f"listening at {url}; {url}/ready answers 200 once everything is loaded", flush=True)
     if api_key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
-        print(f"warning: anyone who reaches {url} may use it; set {API_KEY_VARIABLE} to ask for a key", file=sys.stderr)
+        print(
+            f"warning: anyone who can reach {url} can use it; set {API_KEY_VARIABLE} to require a key", file=sys.stderr
+        )
 
     async def load() -> None:
         try:
@@ -142,7 +144,7 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
             server.should_exit = True
             raise
         print(f"ready: {service.about['rows']} passages at {url}/retrieve (try {url}/docs)", flush=True)
-        print("Application startup complete.", flush=True)  # uvicorn's words, which it would say before loading
+        print("Application startup complete.", flush=True)  # uvicorn's line, which it would log before loading
 
     loading = asyncio.create_task(load())
     try:
@@ -154,7 +156,7 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
 
 
 def read_api_key() -> str | None:
-    """The key to ask for; None if there is none. Raises InputError, without the value, if no client could send it."""
+    """The required key; None if none is set. Raises InputError, without the value, if no client could send it."""
     key = os.environ.get(API_KEY_VARIABLE, "").strip()  # a key read from a file ends in a newline
     if not key.isprintable():
         raise InputError(f"{API_KEY_VARIABLE} holds a control character, which no client can send: set it again")

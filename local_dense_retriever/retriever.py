@@ -1,4 +1,4 @@
-"""Queries to passages: a searcher and a corpus that belong together."""
+"""Finds passages for queries with a searcher and the corpus it was built from."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Retriever:
         return len(self._corpus)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """For each query its nearest passages, best first: at most topk of them.
+        """For each query its nearest passages, best first, at most topk.
 
-        Raises UnavailableError if the index is a service that does not answer.
+        Raises UnavailableError if the index is a service and does not answer.
         """
         if self._reranker is None:
             return self._find(queries, topk)
@@ -56,7 +56,7 @@ class Retriever:
         ]
 
     def describe(self) -> About:
-        """The index: backend, rows, dimension, bytes; its encoder, its reranker, and what audit.py found, if any."""
+        """The index's backend, rows, dimension, bytes, encoder and reranker, and the corpus's audit if there is one."""
         about = self._searcher.describe()
         if self._reranker is not None:
             about["reranker"] = self._reranker.name

@@ -1,9 +1,9 @@
-"""What finds rows of the corpus: a searcher takes texts, a vector index takes vectors.
+"""Interfaces that find rows of the corpus: a searcher takes texts, a vector index takes vectors.
 
     Searcher        texts   -> rows      DenseSearcher (here), Bm25Searcher, HybridSearcher
     VectorIndex     vectors -> rows      FaissIndex, ExactIndex, MilvusIndex
 
-Row i is line i of the corpus. Nothing here is safe to call from several threads.
+Row i is line i of the corpus. Nothing here is thread-safe.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from local_dense_retriever.errors import InputError
 if TYPE_CHECKING:
     from local_dense_retriever.encoder import Encoder
 
-About = dict[str, str | int]  # what an index is, for logs and /metrics: backend, rows, dimension, bytes, encoder
+About = dict[str, str | int]  # describes an index for logs and /metrics: backend, rows, dimension, bytes, encoder
 
 
 class UnavailableError(Exception):
-    """The service that holds the index does not answer, whatever the query; the text is for the log."""
+    """The service that holds the index does not answer any query; the message is for the log."""
 
 
 class Found(NamedTuple):
@@ -58,10 +58,10 @@ class DenseSearcher:
     """An encoder and an index of its vectors."""
 
     def __init__(self, encoder: Encoder, index: VectorIndex) -> None:
-        """Raises InputError if the index holds vectors of another size than the encoder makes."""
+        """Raises InputError if the index's vectors and the encoder's have different dimensions."""
         if index.dim != encoder.dim:
             raise InputError(
-                f"the index {index.path} has vectors of {index.dim} numbers but the encoder makes {encoder.dim}: "
+                f"the index {index.path} has vectors of dimension {index.dim}, but the encoder makes {encoder.dim}: "
                 "give the --retriever_name and --retriever_model that the index was built with"
             )
         self.path = index.path
@@ -79,7 +79,7 @@ class DenseSearcher:
 
 
 def pad(found: Found, k: int) -> Found:
-    """(B, j) results with j <= k as (B, k), filled up with row -1."""
+    """Pads (B, j) results, j <= k, to (B, k) with row -1."""
     missing = k - found.rows.shape[1]
     if missing <= 0:
         return found

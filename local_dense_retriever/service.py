@@ -1,4 +1,4 @@
-"""The retriever behind the routes: loading first, then searching in batches."""
+"""The retriever behind the routes: loads first, then searches in batches."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ class LoadingError(Exception):
 
 
 class Service:
-    """Owns the one thread that loads the retriever and searches with it: FAISS on a GPU is not safe from several."""
+    """Owns the only thread that loads the retriever and searches with it: FAISS on a GPU is not thread-safe."""
 
     def __init__(self, limits: Limits) -> None:
         self.metrics = Metrics()
@@ -44,7 +44,7 @@ class Service:
 
     @property
     def loading(self) -> str | None:
-        """What is being loaded, and for how long already; None when all is."""
+        """What is being loaded, and since how many seconds; None once everything is."""
         if self._batcher is not None:
             return None
         return f"{self._loading or 'nothing yet'}, for {time.monotonic() - self._began:.0f} s"
@@ -57,7 +57,7 @@ class Service:
 
     @asynccontextmanager
     async def upload(self, timeout_s: float) -> AsyncIterator[None]:
-        """Around waiting for a request's body. Raises TimeoutError when that takes too long, or the server stops."""
+        """Wraps the wait for a request's body. Raises TimeoutError if it takes too long or the server stops."""
         async with asyncio.timeout(0 if self.stopping else timeout_s) as limit:
             self._uploads.add(limit)
             try:
@@ -66,13 +66,13 @@ class Service:
                 self._uploads.discard(limit)
 
     def stop_uploads(self) -> None:
-        """Waits for no body any more: its client may never send it."""
+        """Stops waiting for bodies, which their clients may never send."""
         self.stopping = True
         for limit in self._uploads:
             limit.reschedule(asyncio.get_running_loop().time())
 
     def close(self) -> None:
-        """Stops batching; the thread finishes what it is doing."""
+        """Stops batching; the thread finishes its current work."""
         if self._batcher is not None:
             self._batcher.close()
         self._owner.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Encoders by torch: on a GPU in fp16, on a CPU in float32."""
+"""Runs encoders with torch: in fp16 on a GPU, in float32 on a CPU."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def mean_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def cls_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, D) token states -> (B, D), the state of the first token. Needs padding on the right, as BERT has it."""
+    """(B, T, D) token states -> (B, D), the state of the first token. Needs right padding, as in BERT."""
     return hidden[:, 0]
 
 
@@ -69,13 +69,13 @@ def load_model(model: str, **options: Any) -> tuple[PreTrainedTokenizerBase, Pre
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
         weights = AutoModel.from_pretrained(model, **options)
-    except Exception as error:  # OSError, ValueError, safetensors' own, … depending on which of the files is wrong
+    except Exception as error:  # OSError, ValueError, safetensors' own, …, depending on the bad file
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"cannot load the encoder --retriever_model {model} ({reason}): "
             "give a folder with config.json, tokenizer and weights, or a name on the Hugging Face hub"
         ) from error
-    # From a folder without tokenizer files transformers makes a tokenizer of a few special tokens, and no error.
+    # Without tokenizer files transformers raises no error, but returns a tokenizer of a few special tokens.
     if len(tokenizer) < weights.config.vocab_size / 2:
         raise InputError(
             f"the tokenizer of --retriever_model {model} knows {len(tokenizer)} of the model's "

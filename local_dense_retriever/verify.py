@@ -1,4 +1,4 @@
-"""Check an index: load it as the server does, and search for what is known.
+"""Checks an index: loads it like the server, and runs searches with known results.
 
     python local_dense_retriever/verify.py --index_path e5_SQ8.index --corpus_path wiki.jsonl --flat_index e5_Flat.index
     python local_dense_retriever/verify.py --milvus_uri URL --corpus_path wiki.jsonl --flat_index e5_Flat.index
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MOST_NORM_ERROR = 0.01  # fp16 on the machine that built it
 LEAST_COSINE = 0.99  # between a stored vector and the same passage encoded here
-LEAST_FOUND = 0.9  # of passages asked for by their own text; duplicates hide some
+LEAST_FOUND = 0.9  # share of passages found by their own text; duplicates hide some
 LEAST_RECALL = 0.9
 
 
@@ -59,17 +59,15 @@ def main(argv: list[str] | None = None) -> int:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check an index against its corpus, its encoder and exact search.")
     add_index_arguments(parser)
-    parser.add_argument(
-        "--flat_index", help="flat index of the same vectors: what exact search finds there is the truth"
-    )
-    parser.add_argument("--queries_path", help="text file, a query a line (default: passages of the corpus)")
+    parser.add_argument("--flat_index", help="flat index of the same vectors: exact search in it is the reference")
+    parser.add_argument("--queries_path", help="text file, one query per line (default: passages of the corpus)")
     parser.add_argument("--sample", type=int, default=200, help="passages and queries to try (default: 200)")
     parser.add_argument("--topk", type=int, default=3, help="the k of recall@k (default: 3)")
     return parser.parse_args(argv)
 
 
 def verify(args: argparse.Namespace) -> Iterator[Check]:
-    """The checks, as they are made. Raises InputError if the files cannot be loaded together at all."""
+    """Runs the checks one by one. Raises InputError if the files cannot be loaded together."""
     if args.sample < 1 or args.topk < 1:
         raise InputError("--sample and --topk must be at least 1")
     retriever = load_retriever(args, lambda what: print(f"loading {what}", flush=True))
@@ -93,7 +91,7 @@ def verify(args: argparse.Namespace) -> Iterator[Check]:
 
 
 def stored_rows(args: argparse.Namespace, rows: np.ndarray) -> np.ndarray | None:
-    """(N, D) float32, the vectors of these rows; None if they are nowhere in full."""
+    """(N, D) float32, the vectors of these rows; None if no uncompressed copy is available."""
     if args.milvus_uri:
         from local_dense_retriever.milvus_index import MilvusIndex
 
@@ -107,18 +105,18 @@ def stored_rows(args: argparse.Namespace, rows: np.ndarray) -> np.ndarray | None
 
 
 def known_answers(retriever: Retriever, texts: Sequence[str], topk: int) -> Check:
-    """Each passage, asked for by its own text, should be found."""
+    """Each passage should be found by its own text."""
     found = [text in (hit.passage.contents for hit in hits) for text, hits in _searched(retriever, texts, topk)]
     share = float(np.mean(found))
     return Check(
-        f"{share:.3f} of {len(texts)} passages are among the first {topk} when asked for by their own text "
+        f"{share:.3f} of {len(texts)} passages are among the first {topk} hits for their own text "
         f"(at least {LEAST_FOUND})",
         share >= LEAST_FOUND,
     )
 
 
 def stored_vectors(stored: np.ndarray, rows: np.ndarray, texts: Sequence[str], encoder: Encoder) -> Iterator[Check]:
-    """Lengths of the stored vectors, and whether they are those of the passages in the same rows."""
+    """Checks that the stored vectors have length 1 and match the passages of their rows."""
     error = float(np.abs(np.linalg.norm(stored, axis=1) - 1).max())
     yield Check(
         f"stored vectors have length 1, give or take {error:.1e} (at most {MOST_NORM_ERROR})", error <= MOST_NORM_ERROR
@@ -126,14 +124,14 @@ def stored_vectors(stored: np.ndarray, rows: np.ndarray, texts: Sequence[str], e
     cosines = (stored * encoder.encode_passages(texts)).sum(axis=1)
     worst = int(cosines.argmin())
     yield Check(
-        f"stored vectors are those of the passages: cosine {cosines.mean():.4f} on average, "
+        f"stored vectors match their passages: cosine {cosines.mean():.4f} on average, "
         f"{cosines[worst]:.4f} at worst, in row {rows[worst]} (at least {LEAST_COSINE})",
         bool(cosines[worst] >= LEAST_COSINE),
     )
 
 
 def exact_retriever(args: argparse.Namespace) -> Retriever:
-    """The same with exact search over --flat_index."""
+    """The same retriever with exact search over --flat_index."""
     exact = copy.copy(args)
     exact.index_path, exact.index_backend, exact.bm25_path = args.flat_index, "exact", None
     exact.faiss_gpu, exact.in_memory, exact.nprobe, exact.ef_search = False, False, None, None
@@ -147,12 +145,12 @@ def read_queries(args: argparse.Namespace, texts: Sequence[str]) -> Sequence[str
     queries = [line.strip() for line in Path(args.queries_path).read_text(encoding="utf-8").splitlines()]
     queries = [query for query in queries if query][: args.sample]
     if not queries:
-        raise InputError(f"there is no query in --queries_path {args.queries_path}: one a line")
+        raise InputError(f"--queries_path {args.queries_path} has no queries: write one per line")
     return queries
 
 
 def recall(retriever: Retriever, exact: Retriever, queries: Sequence[str], topk: int) -> Check:
-    """The share of what exact search finds that this index finds too."""
+    """The share of exact search's hits that this index finds too."""
     shares = []
     for query, truth in _searched(exact, queries, topk):
         ids = {hit.passage.id for hit in retriever.search([query], topk)[0]}

@@ -54,7 +54,7 @@ def test_an_audit_of_the_corpus_is_shown_beside_the_figures_of_its_sets(
     with serving(Geographer()) as (engine, _), retriever_server(tmp_path, ["red", "green"]) as url:
         assert run.main(arguments(tmp_path, tokenizer_folder, engine, SimpleNamespace(url=url))) == 0
     shown = capsys.readouterr().out
-    assert "nq: 1 questions; a gold answer stands in some passage for 1.000" in shown
+    assert "nq: 1 questions; some passage has a gold answer for 1.000" in shown
     assert "popqa" not in shown.replace(str(tmp_path), "")
 
 

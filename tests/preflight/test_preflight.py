@@ -69,7 +69,7 @@ def test_an_audit_of_the_corpus_is_shown(machine: Machine, tmp_path: Path) -> No
     with retriever_server(folder, THREE_COLOURS) as url:
         machine.environment["RETRIEVAL_SERVER_URL"] = url
         passed = marked(machine.look(), "✓")
-    assert passed["search: corpus"].startswith("musique: 1 questions; a gold answer stands in some passage for 1.000")
+    assert passed["search: corpus"].startswith("musique: 1 questions; some passage has a gold answer for 1.000")
 
 
 def test_a_missing_key_of_the_retriever_is_named(machine: Machine, tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def test_too_small_a_disk_is_found_before_anything_is_copied(
 ) -> None:
     room = shutil.disk_usage(folder)._replace(free=400)
     monkeypatch.setattr(appending.shutil, "disk_usage", lambda path: room)
-    assert "old and new lie side by side" in refused(folder, capsys)
+    assert "keeps the old files until the new ones are complete" in refused(folder, capsys)
     monkeypatch.setattr(appending.shutil, "disk_usage", lambda path: room._replace(free=2000))
     assert append(folder) == 0
 

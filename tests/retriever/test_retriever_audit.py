@@ -164,7 +164,7 @@ def test_a_bound_is_claimed_only_where_every_question_names_its_pages(corpus: Pa
     assert "cannot exceed 0.500 by reading the pages that its 2 questions need" in sentence(whole)
     partly = audit_of(corpus, MUSIQUE, plain("Paris"))
     assert (partly.named, partly.complete, partly.bound) == (1, 0, None)
-    assert "cannot exceed" not in sentence(partly) and "a hint and no bound" in sentence(partly)
+    assert "cannot exceed" not in sentence(partly) and "a hint, not a bound" in sentence(partly)
 
 
 def test_a_step_without_its_paragraph_leaves_the_pages_unknown() -> None:

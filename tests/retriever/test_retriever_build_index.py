@@ -229,7 +229,7 @@ def test_overwriting_with_bm25_removes_nothing_but_a_bm25_index(
     (precious := folder / ("my_checkpoints" if name == "my_checkpoints" else "words.partial")).mkdir()
     (precious / "model.safetensors").write_text("weeks of training")
     assert build(folder, "--index_type", "BM25", "--overwrite", index=name) == 1
-    assert f"{precious} exists and is no BM25 index: remove it yourself" in capsys.readouterr().err
+    assert f"{precious} exists and is not a BM25 index: remove it yourself" in capsys.readouterr().err
     assert (precious / "model.safetensors").read_text() == "weeks of training"
 
 
@@ -246,7 +246,7 @@ def test_the_corpus_itself_is_not_overwritten(
 ) -> None:
     before = (folder / "c.jsonl").read_bytes()
     assert build(folder, "--overwrite", *flags, index="c.jsonl") == 1
-    assert "is what the index is to be made from" in capsys.readouterr().err
+    assert "is also the input" in capsys.readouterr().err
     assert (folder / "c.jsonl").read_bytes() == before
 
 
@@ -260,7 +260,7 @@ def test_a_passage_that_the_encoder_makes_nan_of_is_named(
 
     monkeypatch.setattr(ChunkEncoder, "encode_passages", encode)
     assert build(folder) == 1
-    assert "makes NaN of passage number 5 of the corpus" in capsys.readouterr().err
+    assert "returns NaN for passage number 5 of the corpus" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_an_index_made_by_an_encoder_of_another_size_is_refused(
 ) -> None:
     write_flat_index(folder / "flat.index", np.eye(2, dtype=np.float32))
     error = error_of(folder, capsys)
-    assert "has vectors of 2 numbers but the encoder makes 3: give the --retriever_name" in error
+    assert "has vectors of dimension 2, but the encoder makes 3: give the --retriever_name" in error
 
 
 @pytest.mark.parametrize("name", ["flat.index", "c.jsonl"])

@@ -44,13 +44,13 @@ def test_a_row_outside_the_corpus_is_an_error_and_not_another_passage(tmp_path: 
     [
         ("not json", "not JSON"),
         ('{"id": "1", "contents": "x"', "not JSON"),
-        ("[1, 2]", "not an object with a string or number in a field id"),
-        ('{"contents": "x"}', "not an object with a string or number in a field id"),
-        ('{"id": {}, "contents": "x"}', "not an object with a string or number in a field id"),
-        ('{"id": "1", "title": "x"}', "no string in a field contents"),
-        ('{"id": "1", "contents": ["x"]}', "no string in a field contents"),
-        ('{"id": "1", "title": null, "text": "x"}', "nor strings in title and text"),
-        ('{"id": "1", "title": "x", "text": 7}', "nor strings in title and text"),
+        ("[1, 2]", "not an object with a string or number as its id"),
+        ('{"contents": "x"}', "not an object with a string or number as its id"),
+        ('{"id": {}, "contents": "x"}', "not an object with a string or number as its id"),
+        ('{"id": "1", "title": "x"}', "neither a string as contents"),
+        ('{"id": "1", "contents": ["x"]}', "neither a string as contents"),
+        ('{"id": "1", "title": null, "text": "x"}', "nor strings as title and text"),
+        ('{"id": "1", "title": "x", "text": 7}', "nor strings as title and text"),
         ('{"id": "1", "contents": "\\ud83d"}', "the field contents is not valid Unicode"),
         ('{"id": "\\udc00", "contents": "x"}', "the field id is not valid Unicode"),
         ("\x0b", "not JSON"),
@@ -147,5 +147,5 @@ def test_a_sidecar_that_cannot_be_written_is_said_and_done_without(
 
     monkeypatch.setattr(corpus_module.os, "replace", refuse)
     assert Corpus(path).passages([0]) == [("a", "x")]
-    assert "c.jsonl.offsets (Permission denied): the corpus is read again at each start" in capsys.readouterr().err
+    assert "c.jsonl.offsets (Permission denied): every start has to read the whole corpus" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]

@@ -317,7 +317,7 @@ def join_and_unpack(folder: Path) -> None:
 
 def test_joining_and_unpacking_as_the_original_download_needs_it_does_no_harm(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path)
-    assert "nothing is left to be joined or unpacked" in done.stdout
+    assert "already joined and unpacked" in done.stdout
     join_and_unpack(tmp_path)
     assert_complete(tmp_path)
     checked = check(tmp_path, "--verify")

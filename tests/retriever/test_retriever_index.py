@@ -69,7 +69,7 @@ def test_a_flat_file_cut_short_is_one_sentence(index_path: Path, kind: type[Vect
 def test_a_file_cut_short_is_told_with_both_sizes(index_path: Path) -> None:
     index_path.write_bytes(index_path.read_bytes()[:-5])
     # 45 bytes of header, 2 vectors of 2 numbers of 4 bytes
-    with pytest.raises(InputError, match="promises 2 vectors of 2 numbers, 61 bytes, and it has 56"):
+    with pytest.raises(InputError, match="means 2 vectors of dimension 2, 61 bytes, but it has 56"):
         read_flat_header(index_path)
 
 
@@ -172,13 +172,15 @@ def test_equal_vectors_are_found_in_the_order_of_their_rows(tmp_path: Path) -> N
 
 
 def test_exact_search_needs_a_flat_index(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no flat inner-product index"):
+    with pytest.raises(InputError, match="is not a flat inner-product index"):
         ExactIndex(write_index(tmp_path / "sq8.index", unit_vectors(50, 8), "SQ8"))
 
 
 def test_too_little_memory_is_told_with_both_amounts(index_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 100_000_000)
-    with pytest.raises(InputError, match=r"needs 0\.0 GB of memory and 0\.1 are free: give --index_backend faiss"):
+    with pytest.raises(
+        InputError, match=r"needs 0\.0 GB of memory, but only 0\.1 GB are free: give --index_backend faiss"
+    ):
         ExactIndex(index_path)
     with pytest.raises(InputError, match="leave out --in_memory"):
         FaissIndex(index_path, in_memory=True)
@@ -280,7 +282,7 @@ def test_faiss_gpu_without_gpu_support_names_the_package_to_install(
     index_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
-    with pytest.raises(InputError, match="install faiss-gpu-cu12 in place of faiss-cpu"):
+    with pytest.raises(InputError, match="install faiss-gpu-cu12 instead of faiss-cpu"):
         FaissIndex(index_path, use_gpu=True)
 
 

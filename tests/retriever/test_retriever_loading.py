@@ -98,12 +98,12 @@ def test_each_part_is_reported_before_it_is_loaded(folder: Path) -> None:
     [
         ("flat.index", ("--index_backend", "hybrid"), "hybrid search needs --bm25_path too"),
         ("flat.index", ("--index_backend", "exact", "--nprobe", "4"), "--nprobe is for FAISS: leave it out"),
-        ("ivf.index", ("--index_backend", "exact"), "is no flat inner-product index"),
-        ("flat.index", ("--index_backend", "bm25"), "is no folder of a BM25 index"),
+        ("ivf.index", ("--index_backend", "exact"), "is not a flat inner-product index"),
+        ("flat.index", ("--index_backend", "bm25"), "is not the folder of a BM25 index"),
         ("words", ("--bm25_path", "words"), "--bm25_path is for hybrid search, and --index_backend is bm25"),
         ("flat.index", ("--nprobe", "4"), "--nprobe is for IVF indexes"),
         ("missing.index", (), "there is no file"),
-        ("ivf.index", ("--rescore_path", "ivf.index"), "is no flat inner-product index"),
+        ("ivf.index", ("--rescore_path", "ivf.index"), "is not a flat inner-product index"),
         ("ivf.index", ("--rescore_path", "none"), "there is no index file none: check --rescore_path"),
     ],
 )

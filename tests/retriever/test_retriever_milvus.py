@@ -278,7 +278,7 @@ def test_a_type_that_milvus_does_not_have_is_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str], index_type: str
 ) -> None:
     assert fill(folder, "--index_type", index_type) == 1
-    assert "is no index of Milvus: write its name and settings, such as FLAT" in one_sentence(capsys)
+    assert "is not a Milvus index: write its name and settings, such as FLAT" in one_sentence(capsys)
 
 
 def test_a_passage_that_the_encoder_makes_nan_of_is_named(
@@ -291,7 +291,7 @@ def test_a_passage_that_the_encoder_makes_nan_of_is_named(
 
     monkeypatch.setattr(StoppedEncoder, "encode_passages", broken)
     assert fill(folder) == 1
-    assert "the encoder makes NaN of passage number 22 of the corpus" in one_sentence(capsys)
+    assert "the encoder returns NaN for passage number 22 of the corpus" in one_sentence(capsys)
 
 
 @pytest.mark.slow
@@ -372,7 +372,7 @@ def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     connect("http://milvus:19530")
     assert given["token"] == "me:secret"
     monkeypatch.setenv("MILVUS_TOKEN", "sec\rret")
-    with pytest.raises(InputError, match="MILVUS_TOKEN holds a character that no token has") as caught:
+    with pytest.raises(InputError, match="MILVUS_TOKEN has an invalid character") as caught:
         connect("http://milvus:19530")
     assert "sec" not in str(caught.value)
 
@@ -405,7 +405,7 @@ def test_verify_finds_shifted_rows(folder: Path, capsys: pytest.CaptureFixture[s
     write_flat_index(folder / "flat.index", np.roll(ColourEncoder().encode_passages(TEXTS), 1, axis=0))
     assert fill(folder, source="--from_index") == 0
     code, output = check(folder, capsys)
-    assert code == 1 and "FAIL stored vectors are those of the passages" in output
+    assert code == 1 and "FAIL stored vectors match their passages" in output
 
 
 def test_verify_of_a_milvus_that_goes_away_is_one_sentence(

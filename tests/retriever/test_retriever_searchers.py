@@ -53,7 +53,7 @@ def test_the_retriever_reports_an_audit_of_its_corpus(tmp_path: Path) -> None:
     (tmp_path / "nq.jsonl").write_text('{"golden_answers": ["red"]}\n{"golden_answers": ["pink"]}\n')
     audit.audit(corpus, [tmp_path / "nq.jsonl"])
     about = Retriever(colour_searcher(tmp_path, ["red", "green"]), corpus).describe()
-    assert str(about["audit"]).startswith("nq: 2 questions; a gold answer stands in some passage for 0.500")
+    assert str(about["audit"]).startswith("nq: 2 questions; some passage has a gold answer for 0.500")
 
 
 # ---- BM25 ------------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_bm25_asked_for_more_than_there_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_bm25_index_or_a_damaged_one_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no folder of a BM25 index"):
+    with pytest.raises(InputError, match="is not the folder of a BM25 index"):
         Bm25Searcher(tmp_path)
     build_bm25(TEXTS, tmp_path / "bm25")
     (tmp_path / "bm25" / "indices.csc.index.npy").write_bytes(b"damaged")

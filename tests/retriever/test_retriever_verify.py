@@ -39,7 +39,7 @@ def test_shifted_rows_are_found(folder: Path, capsys: pytest.CaptureFixture[str]
     write_flat_index(folder / "flat.index", np.roll(ColourEncoder().encode_passages(TEXTS), 1, axis=0))
     code, output = run(folder, capsys)
     assert code == 1
-    assert "FAIL stored vectors are those of the passages" in output
+    assert "FAIL stored vectors match their passages" in output
     assert "of 60 passages are among the first 3" in output
 
 

@@ -237,7 +237,7 @@ async def test_what_is_no_page_is_told(page, words):
 async def test_a_slow_page_is_left_after_its_time():
     began = time.monotonic()
     drip = FakePage(b"x" * 100, parts=100, delay_s=0.1)  # never silent for long
-    assert "not there within 0.3 s" in await failure_of(FakeWeb({"/": drip}), "/", seconds=0.3)
+    assert "no answer within 0.3 s" in await failure_of(FakeWeb({"/": drip}), "/", seconds=0.3)
     assert time.monotonic() - began < 8.0
 
 
