@@ -1,4 +1,4 @@
-"""What an auditor checks without a model. A check of a sample is a function from `Audited` to a `Fault`, or None.
+"""The auditor's checks that need no model. A check is a function from `Audited` to a `Fault`, or None.
 
 To add one: write it, append it to CHECKS, and plant its fault in `tests/evaluation/test_audit_faults.py`.
 """
@@ -26,25 +26,25 @@ class Check(NamedTuple):
 SHAPE, MASK, SCORES, TEXT = "shape", "mask", "scores", "text"
 CHECKS = (
     Check(SHAPE, "lengths", audit_values.lengths, "let one function append ids, mask and log-probabilities together"),
-    Check(SHAPE, "mask values", audit_values.mask_values, "1 on what the model sampled, 0 on all else"),
+    Check(SHAPE, "mask values", audit_values.mask_values, "set it to 1 for the model's tokens and to 0 for all others"),
     Check(
         SHAPE,
         "vocabulary",
         audit_values.vocabulary,
-        "take the ids from the engine, and this tokenizer from the model it serves",
+        "take the ids from the engine, and the tokenizer from the model it serves",
     ),
-    Check(SHAPE, "status", audit_values.status, "set TRUNCATED where length or turns ended the rollout"),
+    Check(SHAPE, "status", audit_values.status, "set TRUNCATED if the rollout ran out of tokens or turns"),
     Check(SHAPE, "reward", audit_values.reward, "reward every sample, discarded ones with 0.0"),
-    Check(MASK, "trained at all", audit_masks.something_trained, "mark the sample with remove_sample if that is meant"),
+    Check(MASK, "trained at all", audit_masks.something_trained, "set remove_sample if this is intended"),
     Check(MASK, "prompt", audit_texts.prompt, "response_length must count the response's tokens only"),
-    Check(MASK, "model tokens", audit_masks.model_tokens, "set the mask to 1 on all that the model sampled"),
+    Check(MASK, "model tokens", audit_masks.model_tokens, "set the mask to 1 for every token that the model sampled"),
     Check(
         MASK,
         "turn ends",
         audit_masks.turn_ends,
         "keep and train the engine's last token, or it never learns to stop",
     ),
-    Check(MASK, "environment", audit_masks.environment, "set the mask to 0 on what the model did not write"),
+    Check(MASK, "environment", audit_masks.environment, "set the mask to 0 for tokens that the model did not write"),
     Check(SCORES, "values", audit_values.finite, "take them from the engine's reply: meta_info.output_token_logprobs"),
     Check(SCORES, "present", audit_values.present, "never fill in 0.0: it claims that the token was certain"),
     Check(
@@ -53,9 +53,14 @@ CHECKS = (
         audit_values.alignment,
         "output_token_logprobs holds (log-probability, id, text) of the same token",
     ),
-    Check(TEXT, "text of ids", audit_texts.response_text, "make the text by decoding the ids that are kept"),
+    Check(TEXT, "text of ids", audit_texts.response_text, "decode the text from the stored ids"),
     Check(TEXT, "special tokens", audit_texts.special_tokens, "encode template text with its special tokens"),
-    Check(TEXT, "history", audit_texts.history, "send ids, not text; --sent says which it was, --model measures it"),
+    Check(
+        TEXT,
+        "history",
+        audit_texts.history,
+        "send ids, not text; set --sent if you know which was sent, or measure it with --model",
+    ),
 )
 
 
@@ -82,17 +87,17 @@ class Tally:
         unknown = self.counts["–"]
         if unknown == self.samples:
             return Finding("–", self.firsts.get("–", "no samples"))
-        rest = f"; in {unknown:,} others it cannot be known: {self.firsts['–']}" if unknown else ""
+        rest = f"; unknown for {unknown:,} others: {self.firsts['–']}" if unknown else ""
         return Finding("✓", f"{self.samples - unknown:,} samples{rest}")
 
 
 class Audit:
-    """Checks samples one by one; `rows` are the verdicts on those so far."""
+    """Checks samples one by one; `rows` gives the verdicts so far."""
 
     def __init__(self) -> None:
         self.samples = 0
         self.tokens = self.trained = 0
-        self.known = Counter[str]()  # samples by what tells the model's tokens from the environment's
+        self.known = Counter[str]()  # samples by how the model's tokens are known
         self._tallies = {check.name: Tally() for check in CHECKS}
         self._log_probs: Counter[bool] = Counter()  # samples with and without
         self._groups: defaultdict[Any, Counter[Any]] = defaultdict(Counter)  # batch → group → samples
@@ -117,7 +122,7 @@ class Audit:
             self._seen[sample.batch, group, index] += 1
 
     def rows(self) -> Iterator[Row]:
-        """A row for each check; those of all samples together after the others of their group."""
+        """One row per check; in each group, checks across samples come last."""
         for number, check in enumerate(CHECKS):
             yield Row(check.group, check.name, self._tallies[check.name].finding(check.remedy))
             if check.group != (CHECKS[number + 1].group if number + 1 < len(CHECKS) else ""):
@@ -128,8 +133,8 @@ class Audit:
             yield Row(SHAPE, "groups", self._group_sizes())
             yield Row(SHAPE, "duplicates", self._duplicates())
         if group == SCORES and len(self._log_probs) > 1:
-            found = f"{self._log_probs[False]:,} of {self.samples:,} samples have none, and the others do"
-            yield Row(SCORES, "all or none", Finding("✗", found, "slime needs them of all samples or of none"))
+            found = f"{self._log_probs[False]:,} of {self.samples:,} samples have none, but the others do"
+            yield Row(SCORES, "all or none", Finding("✗", found, "slime needs them for all samples or for none"))
 
     def _group_sizes(self) -> Finding:
         sizes = [Counter(groups.values()) for groups in self._groups.values()]
@@ -137,7 +142,9 @@ class Audit:
             return Finding("–", "no sample has a `group_index`")
         if uneven := next((counts for counts in sizes if len(counts) > 1), None):
             listed = ", ".join(f"{count:,} of {size}" for size, count in sorted(uneven.items()))
-            return Finding("✗", f"groups of one batch differ in size: {listed}", "slime takes neighbours for a group")
+            return Finding(
+                "✗", f"groups of one batch differ in size: {listed}", "slime treats neighbouring samples as a group"
+            )
         return Finding("✓", f"{sum(map(len, self._groups.values())):,} groups, of one size in each batch")
 
     def _duplicates(self) -> Finding:
@@ -145,7 +152,7 @@ class Audit:
         if twice:
             (_, group, index), _ = self._seen.most_common(1)[0]
             first = f"index {index}" if group is None else f"index {index} of group {group}"
-            return Finding("✗", f"{twice:,} samples stand there twice; the first: {first}", "write each sample once")
+            return Finding("✗", f"{twice:,} samples appear twice; the first: {first}", "write each sample once")
         alike = sum(count for count in self._contents.values() if count > 1)
         if alike > self.samples / 2:
             found = f"{alike:,} of {self.samples:,} samples equal a sibling, log-probabilities included"
@@ -154,7 +161,7 @@ class Audit:
 
 
 def _look(check: Check, sample: Audited) -> Fault | None:
-    """A check's result; samples whose parts do not fit each other are left to the first check."""
+    """A check's result. Samples with inconsistent parts are left to the first check."""
     if check.look is audit_values.lengths:
         return check.look(sample)
     if sample.misfits:

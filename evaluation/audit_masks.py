@@ -1,11 +1,11 @@
-"""Checks of the loss mask: it is 1 on all that the model wrote, and on nothing else. See `audit_checks`."""
+"""Checks that the loss mask is 1 for every token that the model wrote and 0 for all others. See `audit_checks`."""
 
 import re
 
 from evaluation.audited import NO_TOKENIZER, Audited, Author, Fault
 from evaluation.verdict_table import Mark
 
-NO_MARKS = Fault("nothing in the text tells the environment's tokens from the model's", "–")
+NO_MARKS = Fault("nothing in the text separates the environment's tokens from the model's", "–")
 _OPENS_MESSAGE = re.compile(rb"<\|(?:im_start|start_header_id)\|>")
 _ENDS_MESSAGE = re.compile(rb"<\|(?:im_end|eot_id|eom_id)\|>\s*\Z")
 _CUT_TAG = re.compile(rb"</(?:search|answer|tool_call|think)\s*\Z")
@@ -17,7 +17,7 @@ def something_trained(sample: Audited) -> Fault | None:
 
 
 def model_tokens(sample: Audited) -> Fault | None:
-    """What the model wrote is trained."""
+    """The model's tokens are trained."""
     if sample.discarded:
         return None
     spans = list(sample.spans(Author.MODEL))
@@ -75,7 +75,7 @@ def _is_last_end(sample: Audited, place: int) -> bool:
 
 
 def environment(sample: Audited) -> Fault | None:
-    """What the environment wrote is not trained."""
+    """The environment's tokens are not trained."""
     if sample.discarded:
         return None
     spans = list(sample.spans(Author.ENVIRONMENT))
@@ -87,7 +87,7 @@ def environment(sample: Audited) -> Fault | None:
     everything = sample.given_mask is not None and all(value == 1 for value in sample.mask)
     text = f"{len(trained)} tokens of the environment are trained"
     if sample.log_probs is None:
-        doubt = f"{text}, as all are: right only if the loss mask is meant to be `simple`"
+        doubt = f"{text}, like all others: right only for the loss mask mode `simple`"
         return Fault(doubt, "!") if everything else Fault(text)
     if not all(sample.log_probs[place] for place in trained):
         return Fault(f"{text}, without a log-probability")

@@ -1,7 +1,7 @@
-"""Log-probabilities of a sample's tokens by the model itself, on a CPU, beside those that the rollout stored.
+"""Recomputes the log-probabilities of a sample's tokens on a CPU and compares them with the stored ones.
 
-Where they differ, it looks for the reason: another temperature, a shift by one token, or a last turn that was sampled
-after other tokens than those stored.
+If they differ, it looks for the reason: another temperature, a shift by one token, or a last turn that was sampled
+after tokens other than the stored ones.
 """
 
 import math
@@ -14,14 +14,14 @@ from evaluation.audited import Audited, Author, Span
 from evaluation.verdict_table import Finding, Mark, Row
 
 TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5)  # tried where the gap is large
-CLOSE, WIDE = 0.1, 0.3  # mean |Δ|: bfloat16 on one side alone gives up to 0.08; an optimiser step more
+CLOSE, WIDE = 0.1, 0.3  # mean |Δ|: bfloat16 on one side gives up to 0.08, an optimiser step more
 NOTICEABLE = 0.02  # a smaller gap needs no reason
-BETTER = 0.5  # another reading is the right one if it leaves less than this part of the gap
-ROWS_AT_ONCE = 128  # of logits, float32 of a whole vocabulary each
+BETTER = 0.5  # another reading is right if it leaves less than this share of the gap
+ROWS_AT_ONCE = 128  # rows of float32 logits over the whole vocabulary
 
 
 class Scores(NamedTuple):
-    """One sample's trained tokens: what was stored, and the model's own."""
+    """The stored and the recomputed log-probabilities of one sample's trained tokens."""
 
     stored: list[float]
     own: list[float]
@@ -42,7 +42,7 @@ def load_model(folder: Path) -> Any:
 
 
 def score(model: Any, sample: Audited, temperature: float) -> Scores:
-    """Runs the model over the sample: once, and again over the last turn where text would encode to other ids."""
+    """Runs the model over the sample, and again over the last turn if its text would encode to other ids."""
     assert sample.log_probs is not None
     places = [place for place in range(sample.length) if _is_sampled(sample, place)]
     own_at = _scorer(model, sample.tokens, sample.start)
@@ -65,7 +65,7 @@ def _is_sampled(sample: Audited, place: int) -> bool:
 
 
 def _after_text(model: Any, sample: Audited, own: Sequence[float], temperature: float) -> tuple[float, float] | None:
-    """The gap of the last turn after the stored tokens, and after what their text encodes to; None if that is equal."""
+    """The last turn's gap after the stored tokens and after their text encoded again; None if these ids are equal."""
     assert sample.log_probs is not None
     if len(sample.trained) < 2 or not (read := other_history(sample)):
         return None
@@ -121,7 +121,7 @@ def verdicts(scores: Sequence[Scores], temperature: float) -> Iterator[Row]:
 def _judged(gap: float) -> tuple[Mark, str]:
     if gap <= CLOSE:
         return "✓", ""
-    remedy = "is it the model, and are they the weights, that these were sampled from?"
+    remedy = "check that this is the model, and these are the weights, that the rollout used"
     return ("!" if gap <= WIDE else "✗"), remedy
 
 
@@ -135,11 +135,11 @@ def weights(own: Sequence[float], stored: Sequence[float]) -> Finding:
     if outside <= 0.01 and size >= 0.9:
         return Finding("✓", text)
     mark: Mark = "!" if outside <= 0.1 and size >= 0.5 else "✗"
-    return Finding(mark, text, "mend what the other rows name; slime's --use-tis only bounds the harm")
+    return Finding(mark, text, "fix what the other rows report; slime's --use-tis only limits the harm")
 
 
 def _reading(scores: Sequence[Scores], gap: float, temperature: float) -> Finding:
-    """Whether the stored values are those of another temperature, or of the neighbouring tokens."""
+    """Checks whether the stored values belong to another temperature or to neighbouring tokens."""
     doubtful = [one for one in scores if one.readings]
     means = {
         name: sum(one.readings[name] for one in doubtful) / len(doubtful)
@@ -147,20 +147,20 @@ def _reading(scores: Sequence[Scores], gap: float, temperature: float) -> Findin
     }
     best = min(means, key=means.__getitem__, default="")
     if best and means[best] < BETTER * gap:
-        found = f"they are those of {best}: mean |Δ| {means[best]:.4f} in place of {gap:.4f}"
-        return Finding("✗", found, "give the rollout's --temperature, at which slime trains too")
+        found = f"they match {best}: mean |Δ| {means[best]:.4f} instead of {gap:.4f}"
+        return Finding("✗", found, "give the rollout's --temperature, which slime also uses for training")
     return Finding("✓", f"no other temperature, and no shift by a token, fits better than {temperature:g}")
 
 
 def _history(scores: Sequence[Scores]) -> Finding:
-    """Whether last turns were sampled after other tokens than those stored."""
+    """Checks whether last turns were sampled after tokens other than the stored ones."""
     turns = [one.turn for one in scores if one.turn]
     if not turns:
-        return Finding("–", "in no sample would text have been encoded to other ids")
+        return Finding("–", "every sample's text encodes to the stored ids")
     text_fits = sum(after_text < BETTER * stored and stored > NOTICEABLE for stored, after_text in turns)
     means = [sum(turn[side] for turn in turns) / len(turns) for side in (0, 1)]
     figures = f"mean |Δ| {means[0]:.4f} after the stored tokens, {means[1]:.4f} after encoded text"
     if text_fits:
-        found = f"{text_fits} of {len(turns)} last turns were sampled after other tokens than those stored: {figures}"
+        found = f"{text_fits} of {len(turns)} last turns were not sampled after the stored tokens: {figures}"
         return Finding("✗", found, "send ids, not text")
     return Finding("✓", f"{len(turns)} last turns were sampled after the stored tokens: {figures}")

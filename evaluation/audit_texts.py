@@ -1,4 +1,4 @@
-"""Checks of texts: they are what the ids decode to, and encode to them again where that matters. See `audit_checks`."""
+"""Checks that texts match their ids: ids decode to them and, if needed, they encode to the ids. See `audit_checks`."""
 
 import re
 
@@ -25,11 +25,11 @@ def prompt(sample: Audited) -> Fault | None:
         )
     if stored.startswith(text):
         return Fault(f"the first {len(stored) - len(text)} characters of the response count as prompt")
-    return Fault("the prompt's text is not that of its ids", "–")
+    return Fault("the prompt's text differs from its decoded ids", "–")
 
 
 def response_text(sample: Audited) -> Fault | None:
-    """`response` is what the ids decode to."""
+    """`response` equals the decoded ids."""
     text = sample.fields.get("response")
     if sample.discarded:
         return None
@@ -57,7 +57,7 @@ def _difference(text: str, stored: str) -> str:
 
 
 def special_tokens(sample: Audited) -> Fault | None:
-    """The template's marks are tokens, not spelled out."""
+    """The template's marks are special tokens, not spelled out in ordinary ones."""
     if sample.reader is None:
         return NO_TOKENIZER
     spelled = sample.reader.decode([token for token in sample.tokens if token not in sample.reader.special])
@@ -68,7 +68,7 @@ def special_tokens(sample: Audited) -> Fault | None:
 
 
 def history(sample: Audited) -> Fault | None:
-    """What stands before the last turn encodes to its ids: a rollout that sends text depends on it."""
+    """The text before the last turn encodes to its ids; a rollout that sends text depends on it."""
     sent = sample.sent or ("ids" if sample.record else "")  # this plugin sends ids
     if sent == "ids":
         return None
@@ -76,12 +76,15 @@ def history(sample: Audited) -> Fault | None:
         return NO_TOKENIZER
     if len(sample.trained) < 2 or not other_history(sample):
         return None
-    text = "what stands before the last turn encodes to other ids"
-    return Fault(f"{text}: it was sampled from those") if sent else Fault(f"{text}: if text was sent, from those", "!")
+    text = "the text before the last turn encodes to other ids"
+    return Fault(
+        f"{text}, which it was sampled from" if sent else f"{text}, which matters if text was sent",
+        "✗" if sent else "!",
+    )
 
 
 def other_history(sample: Audited) -> list[int]:
-    """What the engine read before the last turn, if it was sent text; empty if those are the stored ids."""
+    """The ids before the last turn if text was sent to the engine; empty if they equal the stored ids."""
     assert sample.reader is not None
     before = sample.tokens[: sample.start + sample.trained[-1].start]
     encoded = sample.reader.encode(sample.reader.decode(before))

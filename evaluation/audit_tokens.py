@@ -1,16 +1,16 @@
 """Audits rollouts: are these the tokens that the model sampled, and is the model trained on those and no others?
 
     search-r1 audit-tokens dumps/rollout_*.pt --tokenizer MODEL_DIR
-    search-r1 audit-tokens dumps/rollout_*.pt --model MODEL_DIR        also runs the model over some samples, on the CPU
+    search-r1 audit-tokens dumps/rollout_*.pt --model MODEL_DIR        also run the model over some samples, on the CPU
     search-r1 audit-tokens runs/demo-…
 
-Takes slime's debug dumps (--save-debug-rollout-data) of any plugin, JSONL with the same fields, folders of evaluations
-and demo runs. Each row is one check of all samples:
+It reads slime's debug dumps (--save-debug-rollout-data) of any plugin, JSONL with the same fields, and the folders of
+evaluations and demo runs. Each row is one check over all samples:
 
-    ✓  right      ✗  wrong, with the remedy      !  works, but may not be meant      –  cannot be known, with the reason
+    ✓  right      ✗  wrong, with the remedy      !  works, but may be a mistake      –  unknown, with the reason
 
-The exit status is 1 if there is a ✗. Who wrote a token is read from this plugin's record, elsewhere from marks in the
-text: <information>, tool messages. With --model of a demo run (runs/demo-…/after) only that phase's samples are scored.
+The exit status is 1 if there is a ✗. Who wrote a token comes from this plugin's record or, without one, from marks in
+the text: <information>, tool messages. With --model of a demo run (runs/demo-…/after) it scores only that phase.
 """
 
 import argparse
@@ -53,9 +53,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of the model that was rolled out (default: the run's own)"
     )
-    parser.add_argument("--model", type=Path, help="folder of its weights as well: scores the tokens again")
+    parser.add_argument("--model", type=Path, help="the same folder with weights: also recomputes log-probabilities")
     parser.add_argument("--samples", type=int, default=32, help="how many samples --model scores (32)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the rollout, for --model (1.0)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="the rollout's temperature, for --model (1.0)")
     parser.add_argument(
         "--sent", choices=["ids", "text"], default="", help="what the rollout sends to the engine, if you know it"
     )
@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Reads everything once, then scores a choice of samples."""
+    """Reads everything once, then scores some of the samples."""
     began = time.monotonic()
     files = sample_files_of(options.files)
     folder = options.tokenizer or options.model or tokenizer_of(files[0].parent)
@@ -110,7 +110,7 @@ def _can_be_scored(sample: Audited, model: Path | None) -> bool:
 
 
 class _Choice:
-    """A random choice of what is offered, each with the same chance; the same one every time."""
+    """A uniform random choice of the offered samples; repeatable."""
 
     def __init__(self, size: int) -> None:
         self.samples: list[Audited] = []
@@ -127,7 +127,7 @@ class _Choice:
 def _summary(audit: Audit, files: int) -> Finding:
     known = ", ".join(f"{count:,} by {how}" for how, count in audit.known.most_common())
     trained = f"{audit.trained:,} of {audit.tokens:,} response tokens are trained"
-    return Finding("✓", f"{audit.samples:,} samples, files: {files}; {trained}; who wrote them is known: {known}")
+    return Finding("✓", f"{audit.samples:,} samples, files: {files}; {trained}; authors known: {known}")
 
 
 def _scored(options: argparse.Namespace, samples: Sequence[Audited]) -> Iterator[Row]:

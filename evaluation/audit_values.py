@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from evaluation.audited import NO_TOKENIZER, Audited, Fault, Span
 from search_rollout.trajectory import StopReason
 
-FEW_TOKENS = 3  # so few tokens may all have log-probability 0.0: a certain model rounds to it
+FEW_TOKENS = 3  # so few tokens may all have log-probability 0.0, because a certain model rounds to it
 _CLOSED = re.compile(r"</\w{1,20}>\s*\S{0,8}\s*\Z")  # a stop string may be overshot by a token
 
 
 def lengths(sample: Audited) -> Fault | None:
-    """One mask value and one log-probability for each response token, and a prompt before them."""
+    """Each response token has one mask value and one log-probability, and a prompt comes first."""
     return Fault("; ".join(sample.misfits)) if sample.misfits else None
 
 
 def mask_values(sample: Audited) -> Fault | None:
-    """0 and 1 only."""
+    """The mask holds only 0 and 1."""
     strange = [value for value in sample.mask if value not in (0, 1)]
     return Fault(f"the loss mask holds {strange[0]!r}") if strange else None
 
 
 def vocabulary(sample: Audited) -> Fault | None:
-    """Ids that the tokenizer has."""
+    """The tokenizer knows all ids."""
     if sample.reader is None:
         return NO_TOKENIZER
     size = sample.reader.size
@@ -32,7 +32,7 @@ def vocabulary(sample: Audited) -> Fault | None:
 
 
 def status(sample: Audited) -> Fault | None:
-    """Agrees with how the rollout ended."""
+    """The status agrees with how the rollout ended."""
     if sample.status not in ("completed", "truncated", "aborted", "failed"):
         return Fault(f"status is {sample.status!r}")
     if sample.record and not sample.discarded:
@@ -44,11 +44,15 @@ def status(sample: Audited) -> Fault | None:
     if sample.reader is None:
         return NO_TOKENIZER
     ends = sample.response_ids[-1] in sample.reader.special or _CLOSED.search(sample.reader.decode(sample.tokens[-40:]))
-    return None if ends else Fault("completed, and ends in neither an end token nor a closing tag: was it cut?", "!")
+    return (
+        None
+        if ends
+        else Fault("status is completed, but it ends in neither an end token nor a closing tag: was it cut?", "!")
+    )
 
 
 def reward(sample: Audited) -> Fault | None:
-    """A number, or a dict of numbers."""
+    """The reward is a number or a dict of numbers."""
     found = sample.fields.get("reward")
     if found is None and sample.status == "aborted":
         return None
@@ -60,7 +64,7 @@ def reward(sample: Audited) -> Fault | None:
 
 
 def finite(sample: Audited) -> Fault | None:
-    """Finite and not above 0."""
+    """Log-probabilities are finite and not above 0."""
     for value in sample.log_probs or ():
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             return Fault(f"a log-probability is {value!r}")
@@ -70,7 +74,7 @@ def finite(sample: Audited) -> Fault | None:
 
 
 def present(sample: Audited) -> Fault | None:
-    """Every trained stretch has some other than 0.0."""
+    """Every trained stretch has a log-probability other than 0.0."""
     if sample.log_probs is None or sample.discarded:
         return None if sample.discarded else Fault("no log-probabilities are stored", "–")
     for span in sample.trained:
@@ -80,11 +84,11 @@ def present(sample: Audited) -> Fault | None:
 
 
 def alignment(sample: Audited) -> Fault | None:
-    """They begin and end where the trained stretches do."""
+    """Log-probabilities begin and end where the trained stretches do."""
     values = sample.log_probs
     borders = [span for span in sample.trained if span.end < sample.length or span.start > 0]
     if not values or not borders:
-        return Fault("log-probabilities and masked tokens do not meet", "–")
+        return Fault("no stretch of log-probabilities borders on masked tokens", "–")
     for direction, shifted in (("right", _shifted_right), ("left", _shifted_left)):
         votes = [vote for span in borders if (vote := shifted(values, span, sample.length)) is not None]
         if votes and all(votes):

@@ -1,8 +1,8 @@
-"""A rolled-out sample as an auditor reads it: its numbers, and who wrote each token as far as that can be known.
+"""A rolled-out sample for the auditor: its numbers and, as far as possible, the author of each token.
 
-A sample of this plugin has a record that says who wrote what. Elsewhere the text tells by its marks: what stands inside
-<information> or a tool message is the environment's, what stands around it is the model's, and blanks between the two
-may be either's. A text without such marks says nothing, and the auditor does not guess.
+A sample of this plugin has a record of who wrote what. For others, marks in the text decide: text inside <information>
+or a tool message is the environment's, text around it is the model's, and blanks between the two may be either's.
+Without such marks the auditor does not guess.
 """
 
 import re
@@ -19,7 +19,7 @@ from search_rollout.samples.record import METADATA_KEY, RecordError, RolloutReco
 
 
 def _header(role: bytes) -> bytes:
-    """Of a message in ChatML, or as Llama 3 writes it."""
+    """The header of a message in ChatML or Llama 3's format."""
     return rb"(?:<\|im_start\|>" + role + rb"|<\|start_header_id\|>" + role + rb"<\|end_header_id\|>)\n{1,2}"
 
 
@@ -37,7 +37,7 @@ _END_BEFORE = re.compile(rb"(?:<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>)\s*\Z")
 
 
 class Fault(NamedTuple):
-    """What is wrong with a sample; with the mark –, why the auditor cannot know."""
+    """What is wrong with a sample; with the mark –, why that is unknown."""
 
     text: str
     mark: Mark = "✗"
@@ -51,19 +51,19 @@ class Author(Enum):
 
     MODEL = "model"
     ENVIRONMENT = "environment"
-    END = "end of turn"  # the mark in front of a tool message: the model's, unless a stop string ended its turn
+    END = "end of turn"  # the mark before a tool message; the model wrote it unless a stop string ended its turn
     UNKNOWN = "unknown"
 
 
 class Span(NamedTuple):
-    """Positions `start` to `end` (not included) of a response."""
+    """The response's positions from `start` to `end` (exclusive)."""
 
     start: int
     end: int
 
 
 class Reader:
-    """A tokenizer, and what an auditor asks of it."""
+    """A tokenizer with the operations that the auditor needs."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -74,11 +74,11 @@ class Reader:
         }
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added."""
+        """The ids of a text, without added special tokens."""
         return encode(self.tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; of ids that the tokenizer does not know, nothing."""
+        """The text of ids; unknown ids give no text."""
         return decode(self.tokenizer, [token for token in ids if 0 <= token < self.size])
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
@@ -89,10 +89,10 @@ class Reader:
 
 
 class Audited:
-    """One sample. Where `misfits` finds nothing, ids, mask and log-probabilities are aligned lists of numbers."""
+    """One sample. If `misfits` is empty, ids, mask and log-probabilities are aligned lists of numbers."""
 
     def __init__(self, fields: Mapping[str, Any], where: str, file: Path, reader: Reader | None, sent: str) -> None:
-        """`reader`: of the rollout's tokenizer, or None. `sent`: what the engine got, "ids" or "text"; "": unknown."""
+        """`reader` wraps the rollout's tokenizer, if known. `sent`: "ids", "text" or "" (unknown)."""
         self.fields = fields
         self.where = where
         self.reader = reader
@@ -105,12 +105,12 @@ class Audited:
 
     @cached_property
     def misfits(self) -> list[str]:
-        """Which of the parts do not fit each other; empty if all do."""
+        """The inconsistencies between the sample's parts; empty if there are none."""
         if not self.tokens or not all(type(token) is int for token in self.tokens):
-            return ["`tokens` is no list of whole numbers"]
+            return ["`tokens` is not a list of whole numbers"]
         count = len(self.tokens)
         if type(self.length) is not int or not 0 <= self.length < count:
-            return [f"response_length is {self.length!r}, with {count} tokens and at least one of them the prompt's"]
+            return [f"response_length is {self.length!r}, with {count} tokens, at least one of which is the prompt's"]
         parts = {"loss_mask": self.given_mask, "rollout_log_probs": self.log_probs}
         found = [
             f"{name} has {len(values)} values for {self.length} response tokens"
@@ -123,12 +123,12 @@ class Audited:
 
     @property
     def mask(self) -> list[Any]:
-        """slime takes a missing mask for all ones."""
+        """The loss mask; a missing mask is all ones, as in slime."""
         return [1] * self.length if self.given_mask is None else self.given_mask
 
     @property
     def start(self) -> int:
-        """Where the response begins in `tokens`."""
+        """The index in `tokens` of the response's first token."""
         return len(self.tokens) - self.length
 
     @property
@@ -144,7 +144,7 @@ class Audited:
 
     @cached_property
     def record(self) -> RolloutRecord | None:
-        """What this plugin recorded; None in samples of others."""
+        """This plugin's record; None for samples of other plugins."""
         metadata = self.fields.get("metadata")
         found = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
         try:
@@ -154,7 +154,7 @@ class Audited:
 
     @cached_property
     def discarded(self) -> bool:
-        """Whether nothing of it is trained, on purpose."""
+        """True if the sample is intentionally not trained."""
         return bool(self.fields.get("remove_sample")) or bool(self.record and self.record.discarded)
 
     @cached_property
@@ -165,7 +165,7 @@ class Audited:
 
     @property
     def known_by(self) -> str:
-        """What says who wrote its tokens."""
+        """The source of the tokens' authors."""
         if self.record:
             return "this plugin's record"
         return "marks in the text" if not self.misfits and Author.MODEL in self.authors else "nothing"
@@ -194,17 +194,17 @@ class Audited:
         return authors
 
     def spans(self, author: Author) -> Iterator[Span]:
-        """The stretches of one author."""
+        """The spans written by one author."""
         return _spans([one is author for one in self.authors])
 
     @cached_property
     def trained(self) -> list[Span]:
-        """The stretches with mask 1."""
+        """The spans with mask 1."""
         return list(_spans([value == 1 for value in self.mask]))
 
 
 def _author(text: bytes, piece: bytes, begin: int, end: int, blocks: list[tuple[int, int]]) -> Author:
-    """Of a token at `begin` to `end`, where `blocks` are the environment's."""
+    """The author of the token at bytes `begin` to `end`; `blocks` are the environment's byte ranges."""
     for first, last in blocks:
         if first <= begin and end <= last:
             return Author.ENVIRONMENT
@@ -213,7 +213,7 @@ def _author(text: bytes, piece: bytes, begin: int, end: int, blocks: list[tuple[
         if end <= first and (mark := _END_BEFORE.search(text, max(0, first - 40), first)) and begin >= mark.start():
             return Author.END if piece.strip() else Author.UNKNOWN
         if (begin >= last and not text[last:end].strip()) or (end <= first and not text[begin:first].strip()):
-            return Author.UNKNOWN  # blanks beside it
+            return Author.UNKNOWN  # blanks next to a block
     return Author.MODEL
 
 

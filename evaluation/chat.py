@@ -1,12 +1,12 @@
-"""Ask a model questions at the terminal, and watch it think, search, read and answer.
+"""Asks a model questions at the terminal, and shows how it thinks, searches, reads and answers.
 
     search-r1 chat runs/demo-…                          the model that a demo run trained
     search-r1 chat --model DIR --engine http://127.0.0.1:30000 --search local:http://127.0.0.1:8000
     search-r1 chat … --ask "What is the capital of Kenya?"
 
-Each question is a new conversation, with the prompt and the rollout of training. Questions may also come through a
-pipe, one per line. /fork goes back to a search of the last answer, lets the model read something else there, and goes
-on. Ctrl-C ends an answer; /help lists the commands; /exit or Ctrl-D ends the program.
+Each question starts a new conversation, with the prompt and the rollout of training. Questions may also come through a
+pipe, one per line. /fork returns to a search of the last answer, gives the model something else to read, and continues
+from there. Ctrl-C stops an answer; /help lists the commands; /exit or Ctrl-D ends the program.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from search_rollout.trajectory import Segment
 
 HELP = """\
 Type a question and press Enter. The model answers it with the prompt of training; it does not remember earlier ones.
-  /fork TURN search QUERY          go back to the search of that turn, search for QUERY instead, and go on from there
-  /fork TURN read TITLE | TEXT     let the model read this passage instead
-  /help                            this text
-  /exit                            end the program, as Ctrl-D does
-Ctrl-C ends an answer that takes too long."""
+  /fork TURN search QUERY          return to that turn, search for QUERY instead, and continue from there
+  /fork TURN read TITLE | TEXT     return to that turn and let the model read this passage instead
+  /help                            show this text
+  /exit                            end the program, like Ctrl-D
+Ctrl-C stops an answer that takes too long."""
 COLOURS = {
     "think": "2",
     "search": "36",
@@ -47,7 +47,7 @@ COLOURS = {
     "answer": "1;32",
 }
 _PART = re.compile(rf"<({'|'.join(COLOURS)})>.*?(?:</\1>|\Z)", re.DOTALL)
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a document must not write to the terminal itself
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # documents must not control the terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def chat(options: argparse.Namespace) -> int:
-    """The exit code is 1 if the last question met trouble with the engine."""
+    """Runs the chat. The exit code is 1 if the engine failed on the last question."""
     print("loading the tokenizer", file=sys.stderr, flush=True)
     find_slime()
     failed = False
@@ -106,7 +106,7 @@ def _questions() -> Iterator[str]:
         return
     import readline  # noqa: F401  (input() then has a history and can be edited)
 
-    print("Ask a question; /help lists the commands, /exit ends.")
+    print("Ask a question; /help lists the commands, /exit ends the program.")
     while True:
         try:
             question = input("\nquestion> ").strip()
@@ -122,7 +122,7 @@ def _questions() -> Iterator[str]:
 
 
 def is_fork(line: str) -> bool:
-    """Whether a line is the command /fork."""
+    """True if the line is a /fork command."""
     return line.split(maxsplit=1)[:1] == ["/fork"]
 
 
@@ -138,7 +138,7 @@ async def _open(args: argparse.Namespace, *, closed_book: bool) -> "Asker":
 
 
 class Asker:
-    """Asks one question after the other and prints each turn as it comes."""
+    """Asks questions one after another and prints each turn as it arrives."""
 
     def __init__(self, args: argparse.Namespace, runtime: Any, state: Any, closed_book: bool) -> None:
         self.runtime = runtime
@@ -160,7 +160,7 @@ class Asker:
         self._keep(record_of(sample))
 
     async def fork(self, line: str) -> None:
-        """Goes on from a search of the last answer: see HELP. Raises ForkError and EngineError."""
+        """Continues from a search of the last answer (see HELP). Raises ForkError and EngineError."""
         turn, replacements = self._read_fork(line)
         assert self._last is not None
         params = sampling_params(self._args)
@@ -168,7 +168,7 @@ class Asker:
         self._keep(await fork(self.runtime, self._args, self._last, turn, replacements, params, self._show))
 
     def _read_fork(self, line: str) -> tuple[int, list[Replacement]]:
-        """Turn and replacements of a /fork line; every query of the turn is replaced. Raises ForkError."""
+        """Parses a /fork line into turn and replacements, one for every query of the turn. Raises ForkError."""
         match line.split(maxsplit=3):
             case [_, turn, "search", query] if turn.isdecimal():
                 replacement = Replacement(query)
@@ -184,7 +184,7 @@ class Asker:
         return int(turn), [Replacement(replacement.query or query, replacement.passages) for query in asked]
 
     def _keep(self, fields: dict[str, Any]) -> None:
-        """Prints the answer, or why there is none; the next /fork begins with this rollout."""
+        """Prints the answer, or why there is none, and keeps the rollout for the next /fork."""
         self._last = fields
         record = read_record(fields["metadata"][METADATA_KEY])
         answer = f"answer: {_printable(record.answer)}" if record.answer else f"no answer: {record.stop.value}"
@@ -203,7 +203,7 @@ class Asker:
 
 
 def paint(text: str, coloured: bool) -> str:
-    """A turn or observation with thoughts dim, searches, documents and answers in colours of their own."""
+    """A turn or observation with thoughts dimmed, and searches, documents and answers each in their own colour."""
     if not coloured:
         return text
     return _PART.sub(lambda part: f"\x1b[{COLOURS[part[1]]}m{part[0]}\x1b[0m", text)

@@ -1,13 +1,17 @@
 """Compares two evaluations question by question.
 
     search-r1 compare runs/eval-base runs/eval-step100
-    search-r1 compare runs/demo-…                       a demo run: its model before GRPO with the one after
+    search-r1 compare runs/demo-…                       a demo run: its model before and after GRPO
     search-r1 compare runs/demo-…seed0 runs/demo-…seed1    two demo runs: their models after GRPO
 
-For each set and for all questions together: exact match of both, the difference with its 95 % paired bootstrap
-interval, and McNemar's exact test: of the questions that only one of the two has right, how likely so uneven a split is
-if neither is better. Only questions that both were asked are compared. Where each was asked several times, a question
-counts by the mean of its samples, and for the test by which run's mean is higher; pass@k and majority@n follow.
+For each set and for all questions together it prints
+
+- exact match of both runs, and their difference with its 95 % paired bootstrap interval;
+- the p-value of McNemar's exact test: if neither run is better, how likely so uneven a split is among the questions
+  that only one run has right.
+
+Only questions that both runs asked are compared. If each was asked several times, exact match is the mean over its
+samples, the test counts which run's mean is higher, and pass@k and majority@n follow.
 """
 
 import argparse
@@ -37,20 +41,20 @@ class Comparison(NamedTuple):
     second: float
     low: float  # of second - first, 95 %
     high: float
-    only_first: int  # questions right in the first run alone; of several samples: better there
+    only_first: int  # questions that only the first run has right; with several samples: better there
     only_second: int
     p_value: float
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value: each of the discordant questions would be a fair coin's throw."""
+    """Two-sided exact p-value; under the null hypothesis each discordant question is a fair coin toss."""
     count = only_first + only_second
     tail = sum(math.comb(count, few) for few in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**count)
 
 
 def compare(first: Sequence[float], second: Sequence[float], name: str = "", seed: int = 0) -> Comparison:
-    """Exact match (from 0 to 1) of two runs, question by question in the same order."""
+    """Compares two runs' exact match (0 to 1) per question, in the same order."""
     pairs = np.array([first, second]).T  # (N, 2)
     difference = (pairs[:, 1] - pairs[:, 0])[:, None]
     low, high = interval(resampled_means(difference, name, seed)[:, 0])
@@ -61,11 +65,11 @@ def compare(first: Sequence[float], second: Sequence[float], name: str = "", see
 
 
 def compare_runs(first: Path, second: Path | None = None) -> tuple[dict[str, Comparison], int]:
-    """Set → comparison, all questions last; and how many questions only one of the runs has (all samples of).
+    """Set → comparison, all questions last; and the number of questions that only one run has completed.
 
     If both asked each question several times, exact match is the mean over the samples, and "SET, pass@k" and
-    "SET, majority@n" follow, where both runs have them. Without `second`, `first` is a demo run, whose model before
-    GRPO is compared with the one after. Raises ValueError if a folder is no run, or no question is shared.
+    "SET, majority@n" follow if both runs have them. Without `second`, `first` is a demo run: its models before and
+    after GRPO are compared. Raises ValueError if a folder is not a run, or if the runs share no question.
     """
     if second is None and not is_demo_run(first):
         raise ValueError(f"{first} is not the folder of a demo run; name a second evaluation to compare it with.")
@@ -92,7 +96,7 @@ def compare_runs(first: Path, second: Path | None = None) -> tuple[dict[str, Com
 
 
 def _questions(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Question → its measures over all its samples; an interrupted run's questions that lack samples are left out."""
+    """Question → its measures over all samples. Skips an interrupted run's questions that lack samples."""
     samples: defaultdict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for record in records:
         question, number = key_of(record)
@@ -107,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="search-r1 compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("first", type=Path, help="folder of an evaluation or a demo run")
-    parser.add_argument("second", type=Path, nargs="?", help="another one, with the same data")
+    parser.add_argument("second", type=Path, nargs="?", help="another folder, with the same data")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     try:
@@ -135,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     print("\n".join(aligned(header, rows)))
     if unpaired:
-        print(f"{unpaired} questions that only one of the runs was asked are left out.")
+        print(f"{unpaired} questions are left out because only one of the runs has them.")
     return 0
 
 

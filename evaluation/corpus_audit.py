@@ -1,4 +1,4 @@
-"""What the retriever's corpus holds for the sets that are evaluated, where `search-r1 audit-corpus` has looked."""
+"""Reports how well the retriever's corpus covers the evaluated sets, if `search-r1 audit-corpus` has checked it."""
 
 import json
 import urllib.request
@@ -8,7 +8,7 @@ TIMEOUT_S = 10.0
 
 
 def audit_lines(search: str, sets: Collection[str]) -> list[str]:
-    """The sentences about these sets that the retrievers of --search report; none if they know of no audit."""
+    """The sentences about these sets that the retrievers of --search report; empty without an audit."""
     kind, _, urls = search.partition(":")
     if kind != "local":
         return []
@@ -17,8 +17,8 @@ def audit_lines(search: str, sets: Collection[str]) -> list[str]:
 
 
 def _reported(url: str) -> str:
-    """What a retriever's /ready says of an audit; empty if it says nothing, or is no retriever of ours."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+    """The audit in a retriever's /ready; empty if it reports none or is not our retriever."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores http_proxy
     try:
         with direct.open(f"{url.rstrip('/').removesuffix('/retrieve')}/ready", timeout=TIMEOUT_S) as reply:
             return str(json.load(reply).get("audit", ""))

@@ -1,19 +1,20 @@
-"""Does the model search, and does searching help it? One command asks the same questions in five ways.
+"""Does the model search, and does searching help? This command asks the same questions in five ways.
 
     search-r1 exam --model DIR --engine http://127.0.0.1:30000 --search local:http://127.0.0.1:8000 \\
         --data test.parquet --output runs/exam-step100
 
     search-r1 exam runs/demo-…                          a demo run's model on its own held-out questions
 
-    retriever     the real one: what `search-r1 evaluate` measures
+    retriever     the real retriever, as in `search-r1 evaluate`
     nothing       every search succeeds and finds nothing
-    random        passages that the retriever finds for other questions; none of them holds a gold answer
-    closed book   from memory: another prompt, and no search
-    gold          every search finds the passages that answer the question (`gold_passages` in a row's metadata: a
-                  list of texts, the title on the first line); left out where a row has none
+    random        every search finds passages of other questions, none with a gold answer
+    closed book   no search, and a prompt that asks for an answer from memory
+    gold          every search finds the passages that answer the question (`gold_passages` in the row's metadata: a
+                  list of texts, the title on the first line); left out unless every row has them
 
-Each arm is an evaluation of its own in a folder below --output, for `search-r1 view` and `compare`. The same command
-continues an interrupted exam. Then it prints the arms side by side, and what their differences say.
+Each arm is an ordinary evaluation in its own folder below --output, for `search-r1 view` and `compare`. Run the same
+command again to continue an interrupted exam. At the end it prints the arms side by side and what their differences
+mean.
 """
 
 import argparse
@@ -44,7 +45,7 @@ GOLD_PASSAGES = "gold_passages"  # in a row's metadata
 
 
 class Arm(NamedTuple):
-    """One way of asking; `find` replaces the retriever, and `None` keeps it."""
+    """One way of asking; `find` replaces the retriever unless it is None."""
 
     name: str
     find: Find | None = None
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         return 130
 
 
@@ -73,7 +74,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_options(parser)
     parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE", help="parquet or jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder of this exam")
-    parser.add_argument("--mode", choices=["xml", "chat"], help="(default: what the data was prepared for)")
+    parser.add_argument(
+        "--mode", choices=["xml", "chat"], help="how the model searches (default: as the data was prepared)"
+    )
     parser.add_argument("--per_set", type=count_or_all, default=64, help="questions of each set, or `all` (64)")
     parser.add_argument("--limit", type=int, help="maximum number of questions, for a first look")
     parser.add_argument("--seed", type=int, default=0, help="seed of questions, random passages and bootstrap (0)")
@@ -82,12 +85,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.concurrency < 1 or (options.limit is not None and options.limit < 1):
         parser.error("--concurrency and --limit must be 1 or more")
     if not options.search.startswith("local:"):
-        parser.error("--search must be local:URL, the retriever that the exam takes away from the model")
+        parser.error("--search must be local:URL, the retriever that the exam replaces")
     return options
 
 
 def run(options: argparse.Namespace) -> int:
-    """Asks what is not finished yet in every arm, then reports on all of them."""
+    """Asks the unfinished questions of every arm, then reports on all arms."""
     print("loading the questions and the tokenizer", flush=True)
     find_slime()
     questions = choose(read_questions(options.data), options.per_set, options.seed)[: options.limit]
@@ -108,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def arm_folder(output: Path, name: str) -> Path:
-    """Where an arm's trajectories are."""
+    """The folder of an arm's trajectories."""
     return output / name.replace(" ", "-")
 
 
@@ -127,7 +130,7 @@ def arms_for(questions: Sequence[Question], found: Mapping[str, Sequence[str]], 
 
 
 def gold_passages(question: Question) -> list[str]:
-    """The passages that answer a question, as its row has them. Raises ValueError if they are not texts."""
+    """The passages in the question's row that answer it. Raises ValueError if they are not texts."""
     passages = (question.row.get("metadata") or {}).get(GOLD_PASSAGES)
     if passages is None:
         return []
@@ -137,7 +140,7 @@ def gold_passages(question: Question) -> list[str]:
 
 
 def random_passages(found: Mapping[str, Sequence[str]], seed: int) -> Find:
-    """Draws from what was found for other questions; the same query of the same question draws alike."""
+    """Draws from the passages found for other questions; a repeated query of a question gets the same ones."""
     pool = sorted({passage for passages in found.values() for passage in passages})
 
     def find(question: Question, query: str, most: int) -> list[str]:
@@ -155,7 +158,7 @@ def random_passages(found: Mapping[str, Sequence[str]], seed: int) -> Find:
 
 
 def found_passages(file: Path, questions: Sequence[Question], plugin: argparse.Namespace) -> dict[str, list[str]]:
-    """What the retriever finds for the text of each question, as texts; kept in `file`. Raises ValueError."""
+    """The passages that the retriever finds for each question's text, cached in `file`. Raises ValueError."""
     kept: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if kept.keys() >= {question.id for question in questions}:
         return kept
@@ -168,7 +171,7 @@ def found_passages(file: Path, questions: Sequence[Question], plugin: argparse.N
         for question, result in zip(questions, results, strict=True)
     }
     if not any(found.values()):
-        raise ValueError("The retriever finds nothing for any of the questions; is it the right corpus?")
+        raise ValueError("The retriever finds nothing for any question; is it the right corpus?")
     write_json(file, found)
     return found
 
@@ -192,7 +195,7 @@ async def ask_arm(
     concurrency: int,
     title: str,
 ) -> None:
-    """Asks the questions that an arm has not asked yet."""
+    """Asks an arm's unfinished questions."""
     async with AsyncExitStack() as stack:
         if arm.find:
             asked = served(plugin, await stack.enter_async_context(PassageServer(arm.find)))
@@ -202,7 +205,7 @@ async def ask_arm(
 
 
 def served(plugin: argparse.Namespace, server: PassageServer) -> Asked:
-    """The question as its row has it, with another retriever. A slot keeps its args, and so its connections."""
+    """Asks the question's own row with another retriever. Each slot keeps its args, and so its connections."""
     args: dict[int, argparse.Namespace] = {}
 
     def asked(question: Question, slot: int) -> tuple[argparse.Namespace, Mapping[str, Any]]:
@@ -228,15 +231,15 @@ def report(output: Path, settings: Mapping[str, Any], arms: Sequence[Arm], seed:
     result = examine(records, seed)
     write_json(output / "results.json", {"settings": settings, **result.as_json()})
     print("\n".join(["", *tables(result), ""]))
-    print(f"look through an arm with: {typed('view', arm_folder(output, 'retriever'))}", flush=True)
+    print(f"browse an arm with: {typed('view', arm_folder(output, 'retriever'))}", flush=True)
     discarded = sum(int(record["scores"]["gave_up"]) for arm in records.values() for record in arm)
     failed = sum(int(record["scores"]["failed_searches"]) for record in records["retriever"])
     if failed:
-        print(f"warning: {failed} searches of the retriever failed, which lowers its figures", file=sys.stderr)
+        print(f"warning: {failed} retriever searches failed, which lowers its figures", file=sys.stderr)
     if discarded:
         print(
             f"error: {discarded} questions were discarded and count as wrong; the log above says why. "
-            "The same command asks them again.",
+            "Run the same command again to retry them.",
             file=sys.stderr,
         )
     return 1 if discarded else 0

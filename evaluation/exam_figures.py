@@ -1,7 +1,7 @@
-"""What the arms of an exam say when they are laid side by side, question by question.
+"""Compares the arms of an exam question by question.
 
-A figure is a sum over questions divided by another one, such as wasted searches by all searches; its interval is the
-middle 95 % of 2,000 bootstrap draws of whole questions, so that all arms of a question are drawn together.
+A figure is the ratio of two sums over questions, such as wasted searches to all searches. Its interval is the middle
+95 % of 2,000 bootstrap draws of whole questions, so that all arms of a question are drawn together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ FIGURES = {  # name → numerator, denominator, whether it is a difference
 
 
 class Figure(NamedTuple):
-    """A ratio of two sums over questions, with its 95 % interval; None where its denominator is 0."""
+    """A ratio of two sums over questions, with its 95 % interval; None if the denominator is 0."""
 
     value: float | None
     low: float | None
@@ -39,7 +39,7 @@ class Figure(NamedTuple):
 
 
 class ArmFigures(NamedTuple):
-    """One arm; `against` is exact match less that of the retriever's arm."""
+    """One arm; `against` is its exact match minus the retriever arm's."""
 
     questions: int
     em: Figure
@@ -65,7 +65,7 @@ class Result:
 
 
 def examine(records: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> Result:
-    """The figures from the trajectories of each arm. Only questions that every arm was asked count."""
+    """The figures from the trajectories of each arm. Only questions that all arms asked count."""
     arms = {name: {record["id"]: record for record in rows} for name, rows in records.items()}
     shared = sorted(set.intersection(*(set(arm) for arm in arms.values())))
     columns = _columns(arms, shared)
@@ -99,7 +99,7 @@ def _columns(arms: Mapping[str, Records], shared: Sequence[str]) -> dict[str, np
         return np.array([arms[arm][question]["scores"][key] for question in shared])
 
     real, nothing, closed = (scores(name, "em") for name in ("retriever", "nothing", "closed book"))
-    without = np.maximum(nothing, closed)  # right without a passage, in one way or the other
+    without = np.maximum(nothing, closed)  # right without a passage in either arm
     columns = {"questions": np.ones(len(shared)), "right": real, "searches": scores("retriever", "searches")}
     for name in arms:
         columns |= {f"{name} {key}": scores(name, key) for key in ("em", "searches", "gold_found")}
@@ -116,7 +116,7 @@ def _columns(arms: Mapping[str, Records], shared: Sequence[str]) -> dict[str, np
 
 
 def repeated_searches(record: RolloutRecord) -> int:
-    """How many searches brought no passage that the model had not read already: empty and failed ones among them."""
+    """The number of searches without a passage that was new to the model, including empty and failed searches."""
     read: set[Passage] = set()
     count = 0
     for result in record.searches:
@@ -126,7 +126,7 @@ def repeated_searches(record: RolloutRecord) -> int:
 
 
 def believes(record: Mapping[str, Any]) -> bool:
-    """Whether the answer is wrong and stands in a passage that the model read."""
+    """True if the answer is wrong but appears in a passage that the model read."""
     answer = record["scores"]["answer"]
     if not answer or record["scores"]["em"]:
         return False
@@ -138,7 +138,7 @@ def _record(record: Mapping[str, Any]) -> RolloutRecord:
 
 
 def tables(result: Result) -> list[str]:
-    """The arms; then what their differences say."""
+    """A table of the arms, then one of what their differences mean."""
     header = ["arm", "questions", "EM", "95 % interval", "against retriever", "95 % interval", "searches", "gold found"]
     rows = [
         [

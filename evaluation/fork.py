@@ -1,8 +1,8 @@
-"""Fork a recorded rollout: cut it behind a search, let the model read something else there, and go on.
+"""Forks a recorded rollout: cuts it after a search, gives the model something else to read, and continues.
 
-What would it have answered with the right document? The ids up to the cut are those that were recorded, the model's own
-turn with its query included: only the new observation is encoded, once, as in any rollout. It is an interrupted rollout
-(`samples.resume`) whose next observation is given.
+What would the model have answered with the right document? The ids up to the cut, including the turn with its query,
+are the recorded ones; only the new observation is encoded, once, as in any rollout. Technically this resumes an
+interrupted rollout (`samples.resume`) with a given next observation.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from search_rollout.trajectory import Segment, StopReason
 
 
 class ForkError(ValueError):
-    """A rollout that cannot be forked in this way; the message says why."""
+    """The rollout cannot be forked in this way; the message says why."""
 
 
 class Replacement(NamedTuple):
-    """What stands in place of one recorded search."""
+    """The replacement of one recorded search."""
 
     query: str
-    passages: list[Passage] | None = None  # None: what a search for `query` finds now
+    passages: list[Passage] | None = None  # None: search for `query` now
 
 
 async def fork(
@@ -41,10 +41,10 @@ async def fork(
     sampling_params: dict[str, Any],
     watch: Callable[[Segment], None] | None = None,
 ) -> dict[str, Any]:
-    """The Sample that the rollout in `fields` becomes if the searches of turn `turn` (from 1) are replaced.
+    """The Sample that results from `fields` if the searches of turn `turn` (from 1) are replaced.
 
-    One replacement per query of that turn. The result has a reward if its label has gold answers. Raises ForkError,
-    and EngineError if the engine does not answer. `watch`: see `roll_out`.
+    Give one replacement per query of that turn. The result has a reward if its label has gold answers. Raises
+    ForkError, and EngineError if the engine does not answer. `watch`: see `roll_out`.
     """
     import generate_with_search
 
@@ -55,10 +55,12 @@ async def fork(
     sample = _sample(fields)
     rollout = await runtime.begin(args, sample, sampling_params, True, cut)
     if rollout.trajectory.ids != list(cut.tokens):
-        raise ForkError("This tokenizer does not give the recorded prompt's ids; use the model that was rolled out.")
+        raise ForkError(
+            "This tokenizer does not reproduce the recorded prompt's ids; use the model that was rolled out."
+        )
     action = _action(rollout)
     if action.queries != recorded.queries:
-        raise ForkError(f"This version reads turn {turn} in another way than the one that recorded it.")
+        raise ForkError(f"This version reads turn {turn} differently than the version that recorded it.")
     results = await _results(runtime, replacements)
     rollout.turns[-1] = dataclasses.replace(
         recorded, queries=[result.query for result in results], results=list(results)
@@ -67,7 +69,7 @@ async def fork(
     stop = stop or await generate_with_search.roll_out(runtime, rollout, sampling_params, watch)
     rollout.trajectory.drop_unscored()
     sample_fields.write_rollout(sample, rollout.trajectory, rollout.record(stop), runtime.decode)
-    if fields.get("rollout_log_probs") is None:  # zeros stood in for them
+    if fields.get("rollout_log_probs") is None:  # they were only zeros as placeholders
         sample.rollout_log_probs = None
     if gold_answers(fields.get("label")):
         sample.reward = await generate_with_search.reward_func(args, sample)
@@ -79,7 +81,9 @@ def _cut(fields: Mapping[str, Any], turn: int, *, with_log_probs: bool) -> Inter
     """The recorded rollout up to the end of a turn, as if it had been interrupted during that turn's searches."""
     found = (fields.get("metadata") or {}).get(METADATA_KEY) or {}
     if found.get("version") != VERSION:
-        raise ForkError("Only rollouts recorded by this plugin since 0.2 can be forked: others lack the turns.")
+        raise ForkError(
+            "Only rollouts recorded by this plugin since 0.2 can be forked; others have no record of their turns."
+        )
     try:
         record = read_record(found)
     except RecordError as error:
@@ -108,7 +112,7 @@ def _spans_up_to(record: RolloutRecord, turn: int) -> list[Span]:
 
 
 def _sample(fields: Mapping[str, Any]) -> Any:
-    """A Sample with the same question, and nothing of its rollout."""
+    """A Sample with the same question and no rollout."""
     from slime.utils.types import Sample
 
     return Sample(
@@ -140,7 +144,7 @@ async def _results(runtime: Runtime, replacements: Sequence[Replacement]) -> lis
 
 
 def _observe(runtime: Runtime, rollout: Rollout, action: Action, results: list[SearchResult]) -> StopReason | None:
-    """Lets the model read the results, as `roll_out` would; a reason to stop if they do not fit."""
+    """Appends the results as `roll_out` would; returns a reason to stop if they do not fit."""
     trajectory = rollout.trajectory
     message = rollout.protocol.observe(action, results, trajectory.response_ids[-1])
     if trajectory.room < len(message.ids) + runtime.config.answer_reserve_tokens:

@@ -1,4 +1,4 @@
-"""The engine and the retriever that the served viewer forks with: `view --serve runs/ --engine URL`."""
+"""The engine and the retriever that the served viewer uses for forks: `view --serve runs/ --engine URL`."""
 
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -14,11 +14,11 @@ from evaluation.viewer_data import Json
 from search_rollout.search.passage import Passage
 
 FIXED = {"token_tracking_mode": "manual", "track_log_probs": True, "loss_mask_mode": "strict"}  # ids in, ids out
-PATIENCE = {"engine_timeout_s": 120.0, "engine_retries": 1, "search_retries": 1}  # somebody is waiting
+PATIENCE = {"engine_timeout_s": 120.0, "engine_retries": 1, "search_retries": 1}  # a user is waiting
 
 
 class _State(NamedTuple):
-    """What a Runtime wants of slime's GenerateState, which a process has only once, for one tokenizer."""
+    """The parts of slime's GenerateState that Runtime needs; slime's own exists once per process, for one tokenizer."""
 
     tokenizer: Any
     aborted: bool = False
@@ -26,7 +26,7 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class ForkEngine:
-    """Forks rollouts with the settings of their run. `search` is None, or as chat's --search."""
+    """Forks rollouts with the settings of their run. `search` is None or a value of chat's --search."""
 
     url: str
     search: str | None
@@ -72,7 +72,7 @@ class ForkEngine:
         )
 
     def _sampling_params(self) -> dict[str, Any]:
-        """As slime makes them of its args."""
+        """The sampling parameters that slime would build from its args."""
         return {
             "temperature": self.temperature,
             "top_p": 1.0,
@@ -87,7 +87,7 @@ class ForkEngine:
 
 
 def _read(request: Mapping[str, Any]) -> tuple[int, list[Replacement]]:
-    """Turn and replacements of a request's JSON. Raises ValueError."""
+    """Parses a request's JSON into turn and replacements. Raises ValueError."""
     try:
         replacements = []
         for one in request["searches"]:

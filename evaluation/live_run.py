@@ -1,4 +1,4 @@
-"""One run as the server shows it: its files are read as far as they are written, and further with each question."""
+"""One run for the server. Each request reads further in its files, which may still be growing."""
 
 import functools
 import threading
@@ -12,7 +12,7 @@ from evaluation.sample_files import read_samples
 from evaluation.token_texts import TokenTexts
 from evaluation.viewer_data import Json, trajectory
 
-TAIL_BYTES = 64  # before the place where reading stopped: if they change, the file was written again
+TAIL_BYTES = 64  # before the position where reading stopped; if they change, the file was rewritten
 
 
 class _Cursor:
@@ -25,16 +25,16 @@ class _Cursor:
         self._tail = b""
 
     def advance(self, count: int, line: int) -> None:
-        """Marks `count` more bytes as read, up to this line."""
+        """Records `count` more bytes as read, up to this line."""
         self.at += count
         self.lines = line
 
     def remember(self) -> None:
-        """Notes what stands before the position."""
+        """Remembers the bytes before the position."""
         self._tail = self._read_tail()
 
     def is_valid(self) -> bool:
-        """False if what was read no longer stands in the file."""
+        """False if the part already read has changed."""
         try:
             return self.path.stat().st_ino == self._inode and self._read_tail() == self._tail
         except OSError:
@@ -48,9 +48,9 @@ class _Cursor:
 
 
 class LiveRun:
-    """Rows and chunks of a run, for one page or many; every method may be called from any thread.
+    """Rows and chunks of a run, for any number of pages. All methods are thread-safe.
 
-    `files` lists the run's files in their order, those that came since included.
+    `files` lists the run's current files in order, including new ones.
     """
 
     def __init__(
@@ -72,23 +72,22 @@ class LiveRun:
         self._begin()
 
     def _begin(self) -> None:
-        """Forgets everything, so that all files are read again."""
+        """Starts over, so that all files are read again."""
         self._generation += 1
         self._texts = TokenTexts(self._tokenizer)
         self._cursors: dict[Path, _Cursor] = {}
         self._rows: list[Json] = []
-        self._origins: list[tuple[Path, int, int]] = []  # of each row: file, and what read_samples needs to find it
+        self._origins: list[tuple[Path, int, int]] = []  # per row: file, and what read_samples needs to find it
         self._starts: list[int] = [0]  # the first row of each chunk; the last chunk still grows
         self._chunks: list[bytes] = []
-        self._records: list[Json] = []  # of the chunk that grows
-        self._ids = 0  # in it
+        self._records: list[Json] = []  # of the growing chunk
+        self._ids = 0  # in the growing chunk
         self._error = ""
 
     def index(self, generation: int, rows: int, tokens: int, *, budget_s: float) -> bytes:
-        """What a page that has so many rows and tokens lacks; all of it, if it read another `generation`.
+        """What is new to a page with this many rows and tokens; everything if the page read another `generation`.
 
-        Reads the files for at most `budget_s` seconds first, and one sample at least; `more` says whether they hold
-        more than that.
+        First reads the files for up to `budget_s` seconds, but at least one sample; `more` says whether data is left.
         """
         with self._lock:
             more = self._read(time.monotonic() + budget_s)
@@ -107,18 +106,18 @@ class LiveRun:
                     "model": self._model,
                     "rescore": {self._file_name(path): rescore_command(path) for path in self._cursors},
                 },
-                level=1,  # somebody waits, and the network is this machine's
+                level=1,  # a user is waiting, and the traffic is local
             )
 
     def chunk(self, generation: int, number: int) -> bytes:
-        """The records of a chunk. Raises LookupError if there is none, or the files were written again meanwhile."""
+        """The records of a chunk. Raises LookupError if it does not exist or the files were rewritten."""
         with self._lock:
             if generation != self._generation or not 0 <= number < len(self._starts):
                 raise LookupError
             return self._chunks[number] if number < len(self._chunks) else pack_chunk(self._records)
 
     def fields(self, generation: int, row: int) -> Json:
-        """The Sample behind a row. Raises LookupError as `chunk` does."""
+        """The Sample of a row. Raises LookupError like `chunk`."""
         with self._lock:
             if generation != self._generation or not 0 <= row < len(self._origins):
                 raise LookupError
@@ -134,7 +133,7 @@ class LiveRun:
             return {"row": row, "record": record, "tokens": {id: self._texts.table[id] for id in set(record["ids"])}}
 
     def _read(self, deadline: float) -> bool:
-        """Reads on until the deadline; whether something is left."""
+        """Reads on until the deadline; returns whether data is left."""
         if not all(cursor.is_valid() for cursor in self._cursors.values()):
             self._begin()
         self._error = ""
@@ -163,7 +162,7 @@ class LiveRun:
             self._origins.append((cursor.path, cursor.at, sample.number))
             self._add(row | {"where": sample.place}, record)
             cursor.advance(sample.bytes_read, sample.number)
-            if not is_dump:  # a dump is read whole: one that is half shown would be read twice
+            if not is_dump:  # a dump is always read whole, so stopping halfway would read it twice
                 yield
 
     def _add(self, row: Json, record: Json) -> None:

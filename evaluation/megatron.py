@@ -1,4 +1,4 @@
-"""slime's torch_dist checkpoints as Hugging Face folders, by slime's own tool."""
+"""Converts slime's torch_dist checkpoints to Hugging Face folders with slime's own tool."""
 
 import json
 import os
@@ -11,24 +11,27 @@ TOOL = Path("tools") / "convert_torch_dist_to_hf.py"
 
 
 def convert(checkpoint: Path, *, slime_dir: Path, origin: Path, cache: Path) -> Path:
-    """The checkpoint as a Hugging Face folder in `cache`, converted unless it is there already.
+    """The checkpoint as a Hugging Face folder in `cache`, converted unless it already exists.
 
-    `checkpoint` is what slime's --save names, or one iter_0000123 in it; `origin` the Hugging Face folder that training
-    began with. Megatron-LM must be importable, as for training: slime's image has it in PYTHONPATH=/root/Megatron-LM.
-    Raises ValueError on a folder that is not one, RuntimeError if the tool fails; its words stand on stderr.
+    `checkpoint` is the folder of slime's --save, or an iter_0000123 in it; `origin` is the Hugging Face folder that
+    training started from. Megatron-LM must be importable, as for training: slime's image sets
+    PYTHONPATH=/root/Megatron-LM. Raises ValueError for a wrong folder, RuntimeError if the tool fails; its output goes
+    to stderr.
     """
     tool = slime_dir / TOOL
     if not tool.is_file():
         raise ValueError(f"{slime_dir} is not slime's repository: it has no {TOOL}.")
     if not (origin / "config.json").is_file():
-        raise ValueError(f"--model must be the Hugging Face folder that training began with; {origin} is none.")
+        raise ValueError(f"--model must be the Hugging Face folder that training started from; {origin} is not one.")
     iteration = _iteration(checkpoint)
     written = (iteration / "common.pt").stat().st_mtime_ns
     folder = cache / f"{checkpoint.resolve().name}-{iteration.name}-{written:x}"
     if (folder / "config.json").is_file():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")  # the tool wants a path that is free
+    unfinished = folder.with_name(
+        f"{folder.name}.unfinished-{os.getpid()}"
+    )  # the tool needs a path that does not exist
     command = [sys.executable, str(tool), "--input-dir", str(iteration), "--output-dir", str(unfinished)]
     command += ["--origin-hf-dir", str(origin)]
     rows = json.loads((origin / "config.json").read_text(encoding="utf-8")).get("vocab_size")
@@ -39,9 +42,9 @@ def convert(checkpoint: Path, *, slime_dir: Path, origin: Path, cache: Path) -> 
         done = subprocess.run(command, stdout=sys.stderr.fileno(), env={**os.environ, "PYTHONPATH": path})
         if done.returncode != 0:
             raise RuntimeError(
-                f"slime's {TOOL.name} failed; its words stand above. It needs Megatron-LM in PYTHONPATH, as training."
+                f"slime's {TOOL.name} failed; see its output above. Like training, it needs Megatron-LM in PYTHONPATH."
             )
-        unfinished.rename(folder)  # whole or not there: an interrupted conversion is never taken for a model
+        unfinished.rename(folder)  # atomic: an interrupted conversion never looks like a model
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder

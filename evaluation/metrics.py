@@ -1,4 +1,4 @@
-"""What is measured of one trajectory, and means of it over questions with bootstrap intervals."""
+"""The metrics of one trajectory, and their means over questions with bootstrap intervals."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ import numpy as np
 import qa_em_format
 from search_rollout.samples.record import record_of
 
-METRICS = {  # each is a number for one question, and a mean over questions
+METRICS = {  # each is a number per question, averaged over questions
     "em": "exact match",
     "f1": "F1 of words, against the best gold answer",
     "sub_em": "the answer contains a gold answer",
     "valid_format": "kept to the protocol, and answered",
     "searches": "queries that were run",
     "failed_searches": "queries that failed",
-    "turns": "calls of the engine",
+    "turns": "engine calls",
     "gold_found": "a retrieved document contains a gold answer",
     "truncated": "ran out of turns or tokens before an answer",
     "gave_up": "discarded, for no fault of the model; the log says why",
-    "reward": "what training would have given",
-    "response_tokens": "of the trajectory, observations included",
+    "reward": "the reward that training would give",
+    "response_tokens": "tokens of the trajectory, including observations",
 }
 RESAMPLES = 2000
 
@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
 
 
 def scores_of(sample: Any, golds: Sequence[str]) -> dict[str, Any]:
-    """Every metric of one rewarded slime Sample, and its `answer` (None: none was given)."""
+    """Every metric of one rewarded slime Sample, and its `answer` (None if it gave none)."""
     record = record_of(sample)
     assert record is not None  # ours
     score = record.score or {}
@@ -60,9 +60,9 @@ def scores_of(sample: Any, golds: Sequence[str]) -> dict[str, Any]:
 def summarise(
     scores: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0, metrics: Sequence[str] = tuple(METRICS)
 ) -> dict[str, dict[str, Estimate]]:
-    """Set → metric → estimate, and under "average" the mean of the sets' means, each set weighing the same.
+    """Set → metric → estimate; "average" is the mean of the sets' means, with equal weights.
 
-    A row is a question: of several samples, their scores taken together. So the bootstrap draws whole questions.
+    A row is a question, with the scores of its samples combined, so the bootstrap draws whole questions.
     """
     tables = {name: np.array([[row[key] for key in metrics] for row in rows]) for name, rows in scores.items()}
     means = {name: table.mean(axis=0) for name, table in tables.items()}
@@ -80,7 +80,7 @@ def summarise(
 
 
 def resampled_means(table: np.ndarray, name: str, seed: int) -> np.ndarray:
-    """(RESAMPLES, M) means of questions drawn with replacement from `table` (N, M); a set draws alike in every run."""
+    """(RESAMPLES, M) means of questions drawn with replacement from `table` (N, M); each set's draws are repeatable."""
     random = np.random.default_rng([seed, zlib.crc32(name.encode())])
     count = len(table)
     return np.array([table[random.integers(0, count, count)].mean(axis=0) for _ in range(RESAMPLES)])

@@ -1,4 +1,4 @@
-"""The options that `run` and `chat` share: model, engine, search, and settings of the rollout."""
+"""The options shared by `run` and `chat`: model, engine, search, and settings of the rollout."""
 
 import argparse
 import json
@@ -25,27 +25,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--model", "Hugging Face folder or name of the model that the engine serves", required=True)
     option(
         "--engine",
-        "http://HOST:PORT of a running SGLang, router or demo engine; or `sglang` or `demo`, to start one on --model",
+        "http://HOST:PORT of a running SGLang, router or demo engine; `sglang` or `demo` starts one with --model",
         required=True,
     )
-    option("--engine_args", "further arguments for an engine that is started, as one string", default="")
-    option("--search", "local:URL of a retriever, google, or none: from memory, without any search", required=True)
+    option("--engine_args", "extra arguments for the started engine, as one string", default="")
+    option("--search", "local:URL of a retriever, google, or none (answer from memory)", required=True)
     option("--temperature", "0 is greedy", type=float, default=0.0)
-    option("--max_response_len", "tokens of one engine call, as --rollout-max-response-len", type=int, default=512)
-    option("--custom_config_path", "YAML of settings, the one that training got under that name", type=Path)
-    option("--apply_chat_template_kwargs", "JSON for the chat template, as slime's option of that name", default="{}")
+    option(
+        "--max_response_len", "maximum tokens per engine call, like --rollout-max-response-len", type=int, default=512
+    )
+    option("--custom_config_path", "YAML file of settings, the same as for training", type=Path)
+    option(
+        "--apply_chat_template_kwargs", "JSON for the chat template, like slime's option of the same name", default="{}"
+    )
 
 
 def search_settings(search: str) -> dict[str, Any]:
     """--search as settings of SearchConfig. Raises ValueError."""
     kind, _, url = search.partition(":")
     if kind == "local" and url:
-        for one in url.split(","):  # several back each other up
+        for one in url.split(","):  # several URLs back each other up
             check_listening("retriever", one.strip())
         return {"search_backend": "local", "retrieval_server_url": url}
     if search == "google":
         return {"search_backend": "google"}
-    if search == "none":  # only the turn that answers, so no search is ever run
+    if search == "none":  # only an answer turn, so it never searches
         return {"search_backend": "local", "retrieval_server_url": NOWHERE, "max_turns": 0}
     raise ValueError(f"--search is {search!r}; it must be local:URL, google or none.")
 
@@ -79,7 +83,7 @@ def running_plugin(options: argparse.Namespace, model: str, mode: str, log: Path
 
 
 def absolute(model: str) -> str:
-    """A folder by its whole path; a name as it is."""
+    """The absolute path of a folder; a hub name unchanged."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 

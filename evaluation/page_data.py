@@ -1,7 +1,7 @@
-"""The data of the viewer's page, as it stands in a static page and as the server sends it: an index, and chunks.
+"""The data of the viewer's page, in a static page and from the server: an index, and chunks.
 
-The index has a row per trajectory, the texts of the tokens, and the row that each chunk begins with. A chunk has the
-records of consecutive rows; documents that several of them hold are in it once. Both are JSON, compressed by zlib.
+The index has one row per trajectory, the texts of the tokens, and the first row of each chunk. A chunk has the records
+of consecutive rows and stores documents that they share once. Both are JSON, compressed with zlib.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from evaluation.terminal import typed
 from evaluation.viewer_data import Json
 
-CHUNK_IDS = 50_000  # ids that are read together when one of their trajectories is opened: some 10 ms in a browser
+CHUNK_IDS = 50_000  # ids per chunk; opening a trajectory loads its whole chunk, in about 10 ms in a browser
 
 
 def pack(value: Any, *, level: int = 6) -> bytes:
@@ -34,5 +34,5 @@ def pack_chunk(records: Sequence[Json]) -> bytes:
 
 
 def rescore_command(file: Path) -> str:
-    """The command that says which rewards the trajectories of a file would have had under another preset."""
+    """The command that computes the rewards of a file's trajectories under another preset."""
     return typed("rescore", file, "--preset", "paper", "--output", "rescored.jsonl")

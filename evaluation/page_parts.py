@@ -1,4 +1,4 @@
-"""The viewer's page around its data, made of the files in viewer_page/. Static and served pages are the same page."""
+"""Builds the viewer's page from the files in viewer_page/. Static and served pages are the same page."""
 
 import base64
 import hashlib
@@ -19,12 +19,12 @@ def _hash(text: str) -> str:
 _STYLE = _read("page.css")
 _SCRIPT = '"use strict";\n' + "\n".join(_read(f"{name}.js") for name in SCRIPTS)
 
-# Our own script and style by their hashes, no other, and no request but to the server that sent the page.
+# Allows only our own script and style (by hash), and requests only to the server that sent the page.
 POLICY = f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {_hash(_STYLE)}; connect-src 'self'"
 
 
 def page_around_data() -> tuple[str, str]:
-    """What stands before and behind the data of a static page."""
+    """The parts of a static page before and after its data."""
     page = _read("page.html")
     policy = POLICY.replace("connect-src 'self'", "connect-src 'none'")
     for mark, text in (("POLICY", policy), ("STYLE", _STYLE), ("SCRIPT", _SCRIPT)):
@@ -34,7 +34,7 @@ def page_around_data() -> tuple[str, str]:
 
 
 def served_page() -> str:
-    """The page that asks its server for the data; its policy comes as a header."""
+    """The page that loads its data from the server, which sends the policy as a header."""
     page = _read("page.html")
     for mark, text in (("POLICY", POLICY), ("STYLE", _STYLE), ("DATA", ""), ("SCRIPT", _SCRIPT)):
         page = page.replace(f"{{{{{mark}}}}}", text)

@@ -1,7 +1,7 @@
-"""A retriever whose passages depend on the question that is asked, behind the wire of /retrieve.
+"""A server with the /retrieve API whose passages depend on the current question.
 
-A query alone does not say which question it belongs to. So the server has a URL for each of `slots` questions that are
-asked at the same time, and a rollout is given its slot's URL as its only retriever.
+A query alone does not identify its question. So each question that is asked at the same time gets a slot with its own
+URL, and its rollout gets that URL as its only retriever.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class PassageServer:
         self._questions: dict[int, Question] = {}  # by slot
 
     def url(self, slot: int, question: Question) -> str:
-        """The retriever of `question`, until the slot is given to another."""
+        """The URL of `question`'s retriever, valid until the slot is reused."""
         self._questions[slot] = question
         return f"http://127.0.0.1:{self._port}/{slot}"
 

@@ -1,4 +1,4 @@
-"""The plugin outside slime: the args that its hooks read, a data row as slime's Sample, and one question asked."""
+"""Runs the plugin outside slime: builds the args for its hooks, makes Samples of data rows, and asks one question."""
 
 import argparse
 import importlib.util
@@ -16,13 +16,13 @@ STAND_IN = Path(__file__).resolve().parent.parent / "slime_standin"
 
 
 def find_slime() -> None:
-    """Makes `import slime` work: yours if it is installed, else the few parts of it in `slime_standin`."""
+    """Makes `import slime` work: the installed slime, or else the few parts in `slime_standin`."""
     if importlib.util.find_spec("slime") is None:
         sys.path.insert(0, str(STAND_IN))
 
 
 def prepare_process() -> None:
-    """What a command of this package does first: warnings of ours are shown, those of transformers are not."""
+    """Sets up a command of this package: shows our warnings and hides those of transformers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -37,10 +37,10 @@ def plugin_args(
     max_response_len: int,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> argparse.Namespace:
-    """What slime's command line would hold, and `settings` of SearchConfig as a --custom-config-path file adds them.
+    """The args that slime's command line would produce, plus `settings` as from a --custom-config-path file.
 
-    `model` is the folder or name of the tokenizer; `max_response_len` bounds one engine call, in tokens.
-    Raises ValueError on an engine_url that slime could not hold.
+    `model` is the folder or name of the tokenizer; `max_response_len` limits one engine call, in tokens.
+    Raises ValueError for an engine_url that slime's args cannot express.
     """
     host, port = _address(engine_url)
     slime_args = {
@@ -68,8 +68,8 @@ def plugin_args(
 def sample_of_row(args: argparse.Namespace, tokenizer: Any, row: Mapping[str, Any], index: int = 0) -> Any:
     """A row of slime's prompt data as slime's Sample, by slime's own rules.
 
-    Messages stay messages in chat mode, with the row's tools in the metadata (--tool-key tools); else they are
-    rendered (--apply-chat-template). A prompt that is a string stays as it is.
+    In chat mode messages stay messages, with the row's tools in the metadata (--tool-key tools); otherwise they are
+    rendered (--apply-chat-template). A prompt that is a string is unchanged.
     """
     from slime.utils.types import Sample
 
@@ -83,14 +83,14 @@ def sample_of_row(args: argparse.Namespace, tokenizer: Any, row: Mapping[str, An
 
 
 def sampling_params(args: argparse.Namespace) -> dict[str, Any]:
-    """What slime itself makes of the args: a copy."""
+    """The sampling parameters that slime builds from the args, as a copy."""
     from slime.rollout.sglang_rollout import GenerateState
 
     return dict(GenerateState(args).sampling_params)
 
 
 async def ask(args: argparse.Namespace, sample: Any, sampling_params: dict[str, Any]) -> Any:
-    """The sample with its trajectory and reward, from the hooks that slime calls in training."""
+    """Rolls out and rewards the sample with the hooks that slime calls in training."""
     import generate_with_search
 
     sample = await generate_with_search.generate(args, sample, sampling_params, evaluation=True)

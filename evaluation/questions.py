@@ -1,12 +1,12 @@
-"""The questions of an evaluation: rows of slime's prompt data, read, checked, and a fixed choice of each set.
+"""Reads and checks the questions of an evaluation, rows of slime's prompt data, and picks a fixed choice of each set.
 
-Files are what `oai_format_data_preprocess.py` writes, or anything of that shape, as .parquet or .jsonl:
+Files are .parquet or .jsonl, as written by `oai_format_data_preprocess.py` or with the same columns:
 
     prompt        messages, or a string
-    tools         of chat mode; rows of XML mode have none
+    tools         only in chat mode
     reward_model  {"ground_truth": {"target": [gold answers]}}
     data_source   the set, such as "nq"
-    metadata      {"question": …}; `extra_info` or a column of that name do as well
+    metadata      {"question": …}; `extra_info` or a column named `question` also works
 """
 
 import hashlib
@@ -27,9 +27,9 @@ FROM_MEMORY = (
 
 @dataclass(frozen=True)
 class Question:
-    """One row, and what it is known by."""
+    """One row and its id."""
 
-    id: str  # of its text, gold answers and set: the same in every file, order and mode
+    id: str  # digest of text, gold answers and set: the same in every file, order and mode
     data_source: str
     text: str
     golds: tuple[str, ...]
@@ -37,7 +37,7 @@ class Question:
 
 
 def read_questions(files: Iterable[Path]) -> list[Question]:
-    """Every row of the files. Raises ValueError, in one sentence, on a file or row that cannot be used."""
+    """Every row of the files. Raises ValueError, in one sentence, for a file or row that cannot be used."""
     questions: list[Question] = []
     met: Counter[str] = Counter()
     for file in files:
@@ -54,7 +54,7 @@ def read_questions(files: Iterable[Path]) -> list[Question]:
 
 
 def choose(questions: Sequence[Question], per_set: int | None, seed: int = 0) -> list[Question]:
-    """At most `per_set` of each set: those whose ids hash lowest, whatever the order of the rows.
+    """At most `per_set` questions of each set: those whose ids hash lowest, independent of row order.
 
     A larger `per_set` adds to the choice of a smaller one.
     """
@@ -75,12 +75,12 @@ def mode_of(questions: Sequence[Question]) -> str:
     """The mode that all rows were prepared for: "chat" if they have tools, else "xml". Raises ValueError."""
     modes = {"chat" if _has_tools(question.row) else "xml" for question in questions}
     if len(modes) > 1:
-        raise ValueError("Some rows have tools and some have none; chat and XML prompts need runs of their own.")
+        raise ValueError("Some rows have tools and some have none; evaluate chat and XML prompts in separate runs.")
     return modes.pop()
 
 
 def closed_book_row(question: Question) -> dict[str, Any]:
-    """The row with a prompt that asks for an answer from memory: messages if its own prompt is."""
+    """The row with a prompt that asks for an answer from memory, as messages if the row's own prompt is."""
     return {
         **question.row,
         "prompt": closed_book_prompt(question.text, as_text=isinstance(question.row["prompt"], str)),
@@ -88,7 +88,7 @@ def closed_book_row(question: Question) -> dict[str, Any]:
 
 
 def closed_book_prompt(question: str, *, as_text: bool = False) -> list[dict[str, str]] | str:
-    """A question without a word about searching."""
+    """A prompt with the question that does not mention searching."""
     if as_text:
         return f"{FROM_MEMORY}\n\nQuestion: {question}\n"
     return [{"role": "system", "content": FROM_MEMORY}, {"role": "user", "content": question}]
@@ -107,7 +107,7 @@ def _question(row: Mapping[str, Any], met: Counter[str]) -> Question:
     if text is None:
         raise ValueError("neither its metadata nor its extra_info has the question's text")
     digest = hashlib.sha256(json.dumps([source, text, golds]).encode()).hexdigest()[:16]
-    met[digest] += 1  # a set may ask the same twice
+    met[digest] += 1  # a set may repeat a question
     name = f"{digest}-{met[digest]}" if met[digest] > 1 else digest
     return Question(f"{source}/{name}", source, str(text), golds, dict(row))
 

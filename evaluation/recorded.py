@@ -1,4 +1,4 @@
-"""Recorded trajectories as slime's Samples without a reward, ready to be scored again."""
+"""Reads recorded trajectories as slime's Samples without a reward, to score them again."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from search_rollout.samples.record import METADATA_KEY
 
 
 class Recorded(NamedTuple):
-    """A sample as a file has it."""
+    """A sample read from a file."""
 
     where: str
     part: str  # its file, or the phase of a demo run
@@ -25,9 +25,9 @@ class Recorded(NamedTuple):
 def read_recorded(
     files: Iterable[Path], reward_key: str | None, left_out: defaultdict[str, int], *, ours: bool, trust_pickle: bool
 ) -> Iterator[tuple[Recorded | None, int]]:
-    """Each sample that can be scored again, or None, with the bytes that were read; `left_out` counts the others.
+    """Each sample that can be scored again, or None, with the bytes read; `left_out` counts the others by reason.
 
-    `ours`: by the reward of this plugin, which needs a gold answer. Raises ValueError that names file and line.
+    `ours`: score with this plugin's reward, which needs a gold answer. Raises ValueError that names file and line.
     """
     for file in files:
         for fields, size, where in read_samples(file, trust_pickle=trust_pickle):
@@ -54,7 +54,7 @@ def _unusable(fields: Mapping[str, Any]) -> str | None:
 
 
 def _sample(fields: Mapping[str, Any], where: str) -> Any:
-    """slime's Sample with those of the fields that it has. Raises ValueError."""
+    """slime's Sample, filled with the known fields. Raises ValueError."""
     from slime.utils.types import Sample
 
     names = {field.name for field in dataclasses.fields(Sample)}
@@ -62,7 +62,7 @@ def _sample(fields: Mapping[str, Any], where: str) -> Any:
     try:
         status = Sample.Status(fields.get("status") or "completed")
     except ValueError:
-        raise ValueError(f"{where}: status {fields['status']!r} is none of slime's.") from None
+        raise ValueError(f"{where}: {fields['status']!r} is not one of slime's statuses.") from None
     return Sample(**{**known, "status": status, "reward": None})
 
 

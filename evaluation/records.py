@@ -1,4 +1,4 @@
-"""The folder of one evaluation: settings.json, trajectories.jsonl line by line as questions finish, results.json."""
+"""The folder of one evaluation: settings.json, results.json, and trajectories.jsonl, which grows line by line."""
 
 import fcntl
 import json
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SAMPLE_FIELDS = (  # of slime's Sample, as its debug dumps hold them; `status` is a string
+SAMPLE_FIELDS = (  # of slime's Sample, as in its debug dumps; `status` is a string
     "index",
     "group_index",
     "prompt",
@@ -24,37 +24,37 @@ SAMPLE_FIELDS = (  # of slime's Sample, as its debug dumps hold them; `status` i
 
 
 def record_of(sample: Any, /, **more: Any) -> dict[str, Any]:
-    """A slime Sample as one JSON object; `more` are further keys."""
+    """A slime Sample as one JSON object; `more` adds further keys."""
     fields = {name: getattr(sample, name) for name in SAMPLE_FIELDS if hasattr(sample, name)}
     return {**more, **fields, "status": sample.status.value}
 
 
 def key_of(record: Mapping[str, Any]) -> tuple[str, int]:
-    """The question's id, and which of its samples this is: 0 where each was asked once."""
+    """The question's id and the sample's number, which is 0 if each question is asked once."""
     return record["id"], record.get("sample", 0)
 
 
 def read_records(folder: Path, phase: str = "") -> list[dict[str, Any]]:
-    """The trajectories of a finished or interrupted evaluation; of a demo run, those of one phase.
+    """The trajectories of a finished or interrupted evaluation, or of one phase of a demo run.
 
     Raises ValueError if `folder` is neither.
     """
     try:
         records = [json.loads(line) for line in _whole_lines(folder / "trajectories.jsonl")]
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is the folder neither of an evaluation nor of a demo run: {error}.") from error
+        raise ValueError(f"{folder} is neither an evaluation nor a demo run: {error}.") from error
     if records and "scores" not in records[0]:
-        raise ValueError(f"{folder} holds a demo run of an older version; evaluate its models to compare them.")
+        raise ValueError(f"{folder} is a demo run of an older version; evaluate its models to compare them.")
     return [record for record in records if record.get("phase", phase) == phase]
 
 
 def is_demo_run(folder: Path) -> bool:
-    """Whether a folder is that of a demo run."""
+    """True if the folder belongs to a demo run."""
     return (folder / "summary.json").is_file()
 
 
 def tokenizer_of(folder: Path) -> Path | None:
-    """The tokenizer of a demo run, or of the model that an evaluation asked; None if the folder does not know one."""
+    """The tokenizer of a demo run, or of the model that an evaluation asked; None if the folder names none."""
     if is_demo_run(folder):
         return next((found for name in ("tokenizer", "after", "before") if (found := folder / name).is_dir()), None)
     try:
@@ -64,14 +64,14 @@ def tokenizer_of(folder: Path) -> Path | None:
 
 
 class Records:
-    """The trajectories of one run, appended as they come; `with Records(folder, settings) as records`.
+    """The trajectories of one run, appended as they finish; `with Records(folder, settings) as records`.
 
-    A folder that holds a run with the same settings is continued: `scores` has what is finished already. Discarded
-    samples are forgotten, so that they are asked again.
+    A run with the same settings is continued: `scores` has its finished samples. Discarded samples are dropped, so
+    that they are asked again.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Raises ValueError if the folder holds a run with other settings, or another process is writing to it."""
+        """Raises ValueError if the folder has a run with other settings, or if another process is writing to it."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.scores: dict[tuple[str, int], dict[str, Any]] = {}  # question id, sample → scores
@@ -103,7 +103,7 @@ class Records:
             raise ValueError(f"Another evaluation is writing to {self.folder}; give another --output.") from error
 
     def _keep_finished(self) -> None:
-        """Rewrites the file in place (its lock stays) if a line was cut off or a sample was discarded."""
+        """Rewrites the file in place, keeping its lock, if it has a truncated line or a discarded sample."""
         path = self.folder / "trajectories.jsonl"
         kept = []
         for line in _whole_lines(path):
@@ -118,7 +118,7 @@ class Records:
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Compares with what the folder's run began with, or writes it down."""
+    """Compares the settings with those that the folder's run started with, or writes them for a new run."""
     path = folder / "settings.json"
     now = json.loads(json.dumps(settings))
     if not path.is_file():
@@ -134,16 +134,16 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         if then.get(key) != now.get(key)
     ]
     if changed:
-        raise ValueError(f"{folder} holds a run with other settings; give another --output: {'; '.join(changed)}.")
+        raise ValueError(f"{folder} has a run with other settings; give another --output: {'; '.join(changed)}.")
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file but for a last one that was cut off."""
+    """The lines of a file, without a truncated last line."""
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: an interruption leaves the old file."""
+    """Writes the file atomically: an interruption leaves the old file."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     new.replace(path)

@@ -1,8 +1,8 @@
-"""Whether the same rollouts came out twice; if not, the first difference: question, sample, turn, token, and what.
+"""Compares two runs of the same rollouts; reports the first difference: question, sample, turn, token, and what.
 
-It reads samples as `evaluation.records.record_of` writes them, and compares what training reads of them (ids, mask,
-log-probabilities, reward, weight versions) and what their records say was done: actions, queries, passages, stop
-reason. Times and identifiers of a run do not count.
+It reads samples written by `evaluation.records.record_of`. It compares what training reads (ids, mask,
+log-probabilities, reward, weight versions) and what the records contain: actions, queries, passages, stop reason. It
+ignores times and identifiers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ class Difference(NamedTuple):
     """The first difference between two runs of the same questions."""
 
     question: str  # its id
-    sample: int  # of the question, from 0
-    turn: int | None  # of the model, from 1; an observation belongs to the turn before it
-    token: int | None  # of the response, from 0
+    sample: int  # which sample of the question, from 0
+    turn: int | None  # the model's turn, from 1; an observation belongs to the turn before it
+    token: int | None  # position in the response, from 0
     what: str
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ def first_difference(
         number = met.get(old["id"], 0)
         met[old["id"]] = number + 1
         if old["id"] != new["id"]:
-            return Difference(old["id"], number, None, None, f"question {new['id']} was asked in its place")
+            return Difference(old["id"], number, None, None, f"question {new['id']} was asked instead")
         if found := _in_sample(old, new, decode):
             return Difference(old["id"], number, *found)
     if len(recorded) != len(again):
@@ -52,7 +52,7 @@ def first_difference(
 def _in_sample(
     old: Mapping[str, Any], new: Mapping[str, Any], decode: Decode
 ) -> tuple[int | None, int | None, str] | None:
-    """Turn, token and what; None if the samples are equal."""
+    """Turn, token and description of the first difference; None if the samples are equal."""
     begins = [len(row["tokens"]) - row["response_length"] for row in (old, new)]
     prompts = [row["tokens"][:begin] for row, begin in zip((old, new), begins, strict=True)]
     if prompts[0] != prompts[1]:
@@ -66,7 +66,7 @@ def _in_sample(
     }
     places = {name: place for name, pair in columns.items() if (place := _first(*pair)) is not None}
     if places:
-        name = min(places, key=lambda name: places[name])  # of equal places, the earlier column
+        name = min(places, key=lambda name: places[name])  # if equal, the earlier column
         token = places[name]
         show = (lambda value: f"{value} {decode([value])!r}") if name == "id" else repr
         was, now = (show(values[token]) if token < len(values) else "none" for values in columns[name])
@@ -77,7 +77,7 @@ def _in_sample(
 def _in_record(
     old: Mapping[str, Any], new: Mapping[str, Any], record: RolloutRecord, other: RolloutRecord
 ) -> tuple[int | None, None, str] | None:
-    """What differs although all tokens are equal."""
+    """The first difference in the records of samples with equal tokens."""
     for number, (was, now) in enumerate(zip(record.turns, other.turns, strict=False), start=1):
         for name in ("action", "answer", "queries", "mistakes", "fault"):
             if getattr(was, name) != getattr(now, name):
@@ -97,7 +97,7 @@ def _in_record(
 
 
 def _first(ones: Sequence[Any], others: Sequence[Any]) -> int | None:
-    """The first position at which two sequences differ, also by their lengths."""
+    """The first position at which two sequences differ, or where the shorter one ends."""
     differing = (at for at, (one, other) in enumerate(zip(ones, others, strict=False)) if one != other)
     return next(differing, None if len(ones) == len(others) else min(len(ones), len(others)))
 
@@ -113,7 +113,7 @@ def _turn_at(record: RolloutRecord, token: int) -> int:
 
 
 def _searches_differ(record: RolloutRecord, other: RolloutRecord) -> str:
-    """Why an observation differs, if the searches already did."""
+    """Explains a different observation by its search, if that already differed."""
     for was, now in zip(record.searches, other.searches, strict=False):
         if was.query == now.query and (was.passages, was.error) != (now.passages, now.error):
             return f"; the search {was.query!r} found other passages" + (f" ({now.error})" if now.error else "")

@@ -1,4 +1,4 @@
-"""The results of a run as tables and a plot, beside published figures."""
+"""Shows a run's results as tables and a plot, next to published figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ LATER = {  # averages only, of Qwen2.5-3B, from the READMEs of these trainers
     "verl-tool": 0.410,
     "Agent-Lightning": 0.406,
 }
-COLUMNS = {  # of the first table, beside exact match and its interval
+COLUMNS = {  # of the first table, after exact match and its interval
     "f1": "F1",
     "sub_em": "sub-EM",
     "searches": "searches",
@@ -33,7 +33,7 @@ Summary = Mapping[str, Mapping[str, Estimate]]
 
 
 def tables(summary: Summary, counts: Mapping[str, int]) -> str:
-    """All metrics of each set; then exact match beside the paper's, where the sets are the paper's."""
+    """All metrics of each set, then exact match next to the paper's for the paper's sets."""
     header = ["set", "questions", "EM", "95 % interval", *COLUMNS.values()]
     rows = [
         [
@@ -50,7 +50,7 @@ def tables(summary: Summary, counts: Mapping[str, int]) -> str:
 
 
 def _of_several_samples(summary: Summary, counts: Mapping[str, int]) -> list[str]:
-    """pass@k and the majority's answer, if questions were asked several times."""
+    """pass@k and majority@n, if questions were asked several times."""
     measures = [key for key in next(iter(summary.values())) if "@" in key]
     if not measures:
         return []
@@ -92,7 +92,7 @@ def rank(name: str) -> tuple[int, str]:
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, numbers to the right."""
+    """Lines of a table: first column left-aligned, numbers right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     return [
         "  ".join(
@@ -104,7 +104,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def draw(summary: Summary, counts: Mapping[str, int], path: Path, title: str) -> None:
-    """A bar of exact match with its interval for each set, and the paper's figures as marks."""
+    """Plots exact match of each set as a bar with its interval, and the paper's figures as marks."""
     from matplotlib.figure import Figure
 
     names = list(summary)

@@ -1,12 +1,13 @@
-"""Scores recorded trajectories again, with another reward: what would have been different?
+"""Scores recorded trajectories again with another reward, and shows what would have been different.
 
     search-r1 rescore dumps/rollout_*.pt --preset paper
     search-r1 rescore runs/demo-… --set format_score=0.1 --set retrieval_score=0.1
     search-r1 rescore dumps/rollout_*.pt --reward my_rewards.score --output rescored.jsonl
 
-Takes slime's debug dumps (.pt), JSONL with the same fields, folders of evaluations and demo runs. No engine, retriever
-or GPU is needed: the reward reads what each rollout recorded. --reward takes any function that slime's --custom-rm-path
-takes. Advantages are GRPO's, (reward - mean) / standard deviation within a group; discarded samples count in none.
+It reads slime's debug dumps (.pt), JSONL with the same fields, and folders of evaluations and demo runs. It needs no
+engine, retriever or GPU: the reward reads the records of the rollouts. --reward accepts any function that works with
+slime's --custom-rm-path. Advantages are GRPO's, (reward - mean) / standard deviation within a group, without discarded
+samples.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from evaluation.terminal import Progress, short
 from search_rollout.config import REWARD_PRESETS, RewardScores, SearchConfig, load_config
 from search_rollout.samples.record import is_discarded
 
-SETTABLE = (*RewardScores._fields, "llm_api_mode", "tool_call_format")  # the last two: how bare text is read
-AT_ONCE = 64  # calls of a reward function: some of them ask a server
+SETTABLE = (*RewardScores._fields, "llm_api_mode", "tool_call_format")  # the last two control how bare text is read
+AT_ONCE = 64  # concurrent calls of a reward function, which may ask a server
 OURS = "generate_with_search.reward_func"
 
 
@@ -52,27 +53,27 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="search-r1 rescore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, help="folder of a demo run or an evaluation, dumps (.pt), JSONL")
-    parser.add_argument("--preset", choices=REWARD_PRESETS, help="scores of this REWARD_PRESET (default: default)")
+    parser.add_argument("--preset", choices=REWARD_PRESETS, help="use this REWARD_PRESET (default: default)")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
         action="append",
         default=[],
         help=f"change one of {', '.join(RewardScores._fields)}; for samples without a record of this plugin also "
-        "llm_api_mode=chat and tool_call_format. Repeatable",
+        "llm_api_mode=chat or tool_call_format. May be repeated",
     )
-    parser.add_argument("--reward", metavar="MODULE.FUNCTION", help="your own function, as slime's --custom-rm-path")
-    parser.add_argument("--group-rm", action="store_true", help="hand it all samples of a group at once, as slime does")
-    parser.add_argument("--reward-key", help="which value of rewards that are dicts, as slime's --reward-key")
-    parser.add_argument("--output", type=Path, help="JSONL: old and new reward and advantage of each sample")
+    parser.add_argument("--reward", metavar="MODULE.FUNCTION", help="your own function, like slime's --custom-rm-path")
+    parser.add_argument("--group-rm", action="store_true", help="call it with whole groups, like slime's --group-rm")
+    parser.add_argument("--reward-key", help="which value to use if rewards are dicts, like slime's --reward-key")
+    parser.add_argument("--output", type=Path, help="JSONL file for each sample's old and new reward and advantage")
     parser.add_argument(
         "--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code"
     )
     options = parser.parse_args(argv)
     if options.reward and (options.preset or options.set):
-        parser.error("--reward replaces our reward; --preset and --set change ours: give one of them")
+        parser.error("--reward replaces our reward, --preset and --set change it: use one or the other")
     if options.group_rm and not options.reward:
-        parser.error("--group-rm is for a function of your own, given by --reward")
+        parser.error("--group-rm needs your own function: give --reward")
     return options
 
 
@@ -105,7 +106,7 @@ def _name(options: argparse.Namespace) -> str:
 
 
 def slime_args(options: argparse.Namespace) -> argparse.Namespace:
-    """slime's args with every setting of ours, so that none comes from the environment. Raises ValueError."""
+    """slime's args with all of our settings, so that none comes from the environment. Raises ValueError."""
     given = {}
     for entry in options.set:
         key, equals, value = entry.partition("=")
@@ -122,7 +123,7 @@ def slime_args(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def load_reward(path: str) -> Callable[..., Any]:
-    """The function of that import path, found from this folder or on PYTHONPATH. Raises ValueError."""
+    """Imports the function, from this folder or PYTHONPATH. Raises ValueError."""
     from slime.utils.misc import load_function
 
     sys.path.insert(0, str(Path.cwd()))
@@ -161,7 +162,7 @@ async def _rescore_all(
 async def _rescore(
     samples: Sequence[Recorded], reward: Callable[..., Any], args: argparse.Namespace, options: argparse.Namespace
 ) -> list[Rescored]:
-    """As slime does it: discarded samples have their reward already; the others one by one, or group by group."""
+    """Scores like slime: discarded samples keep their reward; the others are scored one by one or group by group."""
     new = {id(one): one.reward for one in samples}
     groups: defaultdict[Any, list[Recorded]] = defaultdict(list)
     for one in samples:
@@ -200,7 +201,7 @@ async def _call(
 
 
 def _write(path: Path, rows: Sequence[Rescored], advantages: Sequence[Advantages | None]) -> None:
-    """One line per sample; advantages are null where a sample has none to be compared with."""
+    """Writes one line per sample; its advantages are null if it has no group to compare with."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     with unfinished.open("w", encoding="utf-8") as lines:

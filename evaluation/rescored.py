@@ -1,4 +1,4 @@
-"""What another reward changes: recorded and new rewards, the advantages within groups, and both as a table."""
+"""Compares recorded and new rewards and their advantages within groups, and formats both as a table."""
 
 import statistics
 from collections import Counter, defaultdict
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from evaluation.report import aligned
 from search_rollout.rewards import group_normalised
 
-SAME = 1e-9  # rewards that differ by less are the same: text formats round them
+SAME = 1e-9  # smaller differences come from rounding in text formats
 
 
 class Rescored(NamedTuple):
@@ -17,14 +17,14 @@ class Rescored(NamedTuple):
     where: str  # file, and line or sample
     part: str  # its file, or the phase of a demo run
     number: int | None  # slime's index of the sample
-    group: Hashable | None  # None: of no group
-    kept: bool  # False: discarded, so that it says nothing about the model
+    group: Hashable | None  # None: no group
+    kept: bool  # False: discarded
     old: float
     new: float
 
     @property
     def changed(self) -> bool:
-        """Whether the reward is another one."""
+        """True if the new reward differs."""
         return abs(self.new - self.old) > SAME
 
 
@@ -41,7 +41,7 @@ class Advantages(NamedTuple):
 
 
 def groups_of(rows: Sequence[Rescored]) -> list[list[int]]:
-    """The positions of each group that has two samples to compare, discarded ones not counted."""
+    """The indices of each group with at least two samples that were not discarded."""
     groups: defaultdict[Hashable, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         if row.group is not None and row.kept:
@@ -50,9 +50,9 @@ def groups_of(rows: Sequence[Rescored]) -> list[list[int]]:
 
 
 def advantages_of(rows: Sequence[Rescored]) -> list[Advantages | None]:
-    """(reward - mean) / (std + 1e-6) within each group, for both rewards; None for what has none.
+    """(reward - mean) / (std + 1e-6) within each group, for both rewards; None for samples without a group.
 
-    A group without variance gets exactly 0: floating-point means of equal rewards may be off by a rounding.
+    A group of equal rewards gets exactly 0, which rounding in the mean might miss.
     """
     found: list[Advantages | None] = [None] * len(rows)
     for places in groups_of(rows):
@@ -77,7 +77,7 @@ def _sign(value: float) -> str:
 
 
 def table(rows: Sequence[Rescored], advantages: Sequence[Advantages | None], name: str) -> str:
-    """Both rewards side by side, and what became of the advantages' signs; `name` is the new reward's."""
+    """Both rewards side by side, and the changes of the advantages' signs; `name` names the new reward."""
     kept = [row for row in rows if row.kept]
     parts = list(dict.fromkeys(row.part for row in kept))
     rewards = [_mean_reward("mean reward", kept)]
@@ -92,7 +92,7 @@ def table(rows: Sequence[Rescored], advantages: Sequence[Advantages | None], nam
     changed = sum(row.changed for row in rows)
     counts = f"{len(rows):,} samples, {changed:,} with another reward ({changed / len(rows):.1%})"
     if discarded := len(rows) - len(kept):
-        counts += f"; {discarded:,} discarded ones keep theirs and count in no mean"
+        counts += f"; {discarded:,} discarded samples keep theirs and are left out of all means"
     lines = aligned(["", "recorded", name, "change"], rewards)
     return "\n".join(["", *lines, "", counts, _signs(advantages, len(groups))])
 

@@ -5,11 +5,11 @@
 
     search-r1 evaluate runs/demo-…                      a demo run's model on its own held-out questions
 
-500 questions of each set, always the same ones; greedy. The output folder gets trajectories.jsonl (one line per
-sample, as it finishes), results.json and results.png. The same command continues an interrupted evaluation.
---samples 8 --temperature 1 asks each question eight times: pass@k, and whether the majority's answer is right.
---search none is the closed-book control: the same questions from memory, scored alike.
-One of slime's checkpoints (torch_dist) is converted first, and needs an engine that is started on the result:
+By default it asks 500 questions of each set, always the same ones, greedily. The output folder gets trajectories.jsonl
+(one line per finished sample), results.json and results.png. Run the same command again to continue an interrupted
+evaluation. --samples 8 --temperature 1 asks each question eight times and reports pass@k and majority@n. --search none
+is the closed-book control: the same questions, answered from memory and scored the same way. A slime checkpoint
+(torch_dist) is converted first and needs an engine that is started on the result:
 
     search-r1 evaluate --megatron_checkpoint /root/ckpt --slime_dir /root/slime --engine sglang \\
         --model /root/Qwen2.5-3B-Instruct …
@@ -37,7 +37,7 @@ from evaluation.several_samples import measures, together
 from evaluation.terminal import Progress, short, typed
 
 SECRETS = {"google_api_key"}
-ADDRESSES = {"retrieval_server_url"}  # may change while what is found there stays the same
+ADDRESSES = {"retrieval_server_url"}  # may change between runs that use the same corpus
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         return 130
 
 
@@ -60,10 +60,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="search-r1 evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
-    parser.add_argument("--closed_book", dest="search", action="store_const", const="none", help="as --search none")
+    parser.add_argument(
+        "--closed_book", dest="search", action="store_const", const="none", help="same as --search none"
+    )
     parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE", help="parquet or jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder of this evaluation")
-    parser.add_argument("--mode", choices=["xml", "chat"], help="(default: what the data was prepared for)")
+    parser.add_argument(
+        "--mode", choices=["xml", "chat"], help="how the model searches (default: as the data was prepared)"
+    )
     parser.add_argument("--per_set", type=count_or_all, default=500, help="questions of each set, or `all` (500)")
     parser.add_argument("--samples", type=int, default=1, help="how often each question is asked (1)")
     parser.add_argument("--limit", type=int, help="maximum number of questions, for a first look")
@@ -76,9 +80,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if min(options.concurrency, options.samples) < 1 or (options.limit is not None and options.limit < 1):
         parser.error("--concurrency, --samples and --limit must be 1 or more")
     if options.samples > 1 and options.temperature == 0:
-        parser.error("--samples needs a --temperature above 0, such as 1: greedy samples of a question are all alike")
+        parser.error("--samples needs a --temperature above 0, such as 1: greedy samples of a question are identical")
     if options.megatron_checkpoint and (not options.slime_dir or options.engine not in ("sglang", "demo")):
-        parser.error("--megatron_checkpoint needs --slime_dir, and --engine sglang, which is started on what comes out")
+        parser.error("--megatron_checkpoint needs --slime_dir and --engine sglang, which starts on the converted model")
     return options
 
 
@@ -93,7 +97,7 @@ def count_or_all(text: str) -> int | None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Asks the questions that are not finished yet, then reports on all of them."""
+    """Asks the unfinished questions, then reports on all of them."""
     print("loading the questions and the tokenizer", flush=True)
     find_slime()
     questions = choose(read_questions(options.data), options.per_set, options.seed)[: options.limit]
@@ -118,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def mode_for(asked: str | None, questions: Sequence[Question]) -> str:
-    """The mode that the data was prepared for. Raises ValueError if another one is asked for."""
+    """The mode that the data was prepared for. Raises ValueError if `asked` is another one."""
     prepared = mode_of(questions)
     if asked not in (None, prepared):
         raise ValueError(
@@ -130,7 +134,7 @@ def mode_for(asked: str | None, questions: Sequence[Question]) -> str:
 def settings_of(
     options: argparse.Namespace, plugin: argparse.Namespace, questions: Sequence[Question], mode: str
 ) -> dict[str, Any]:
-    """What the figures depend on; a run is continued only if all of it is the same. Raises ConfigError."""
+    """Everything that the figures depend on; a run is continued only if all of it is equal. Raises ConfigError."""
     import generate_with_search
     from search_rollout.config import load_config
 
@@ -150,12 +154,12 @@ def settings_of(
     }
 
 
-# Question, slot → slime's args and the row with which it is asked. No two questions hold a slot at the same time.
+# Question, slot → slime's args and the row to ask with. A slot holds one question at a time.
 Asked = Callable[[Question, int], tuple[argparse.Namespace, Mapping[str, Any]]]
 
 
 def with_rows(plugin: argparse.Namespace, row_of: Callable[[Question], Mapping[str, Any]] | None = None) -> Asked:
-    """All questions with the same args; as prepared, or with the rows of `row_of`."""
+    """Asks all questions with the same args, with their own rows or those of `row_of`."""
     return lambda question, slot: (plugin, row_of(question) if row_of else question.row)
 
 
@@ -167,9 +171,9 @@ async def ask_all(
     samples: int = 1,
     title: str = "evaluation",
 ) -> None:
-    """Asks each question `samples` times, `concurrency` at a time, and records each sample as it is finished.
+    """Asks each question `samples` times, `concurrency` at a time, and records each finished sample.
 
-    What `records` holds already is not asked again. `asked` says with which args and row.
+    Samples already in `records` are skipped. `asked` provides the args and the row of a question.
     """
     from slime.rollout.sglang_rollout import GenerateState
 
@@ -178,7 +182,7 @@ async def ask_all(
     unit = "questions" if samples == 1 else "samples"
     total, done = samples * len(questions), len(records.scores)
     if done:
-        print(f"{done} of {total} {unit} are finished already", flush=True)
+        print(f"{done} of {total} {unit} are already finished", flush=True)
     slots: asyncio.Queue[int] = asyncio.Queue()
     for slot in range(concurrency):
         slots.put_nowait(slot)
@@ -208,7 +212,7 @@ async def ask_all(
                     for number in range(samples):
                         if (question.id, number) not in records.scores:
                             tasks.create_task(one(question, group, number))
-    except ExceptionGroup as errors:  # a wrong setting: every question meets it
+    except ExceptionGroup as errors:  # a wrong setting fails every question
         raise errors.exceptions[0] from None
     finally:
         await generate_with_search.close()
@@ -236,7 +240,7 @@ def report(
     if audited := audit_lines(options.search, set(counts)):
         print("\n".join(audited), end="\n\n")
     draw(summary, counts, options.output / "results.png", title=Path(options.model).name)
-    print(f"{short(options.output)} has it all; look through it with: {typed('view', options.output)}", flush=True)
+    print(f"results are in {short(options.output)}; browse them with: {typed('view', options.output)}", flush=True)
     rows = list(records.scores.values())
     unit = "questions" if options.samples == 1 else "samples"
     failed, searched = (int(sum(row[key] for row in rows)) for key in ("failed_searches", "searches"))
@@ -246,7 +250,7 @@ def report(
     if gave_up:
         print(
             f"error: {gave_up} of {len(rows)} {unit} were discarded and count as wrong; the log above says why. "
-            "The same command asks them again.",
+            "Run the same command again to retry them.",
             file=sys.stderr,
         )
     return 1 if gave_up else 0

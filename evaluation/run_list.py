@@ -1,7 +1,7 @@
-"""The runs below a folder: those of the demo, of evaluations, and slime's debug dumps.
+"""Lists the runs below a folder: demo runs, evaluations, and slime's debug dumps.
 
-A run is a folder with `trajectories.jsonl`, or with dumps of --save-debug-rollout-data. Its name is its path from the
-folder that was asked for; requests name runs by it, and no path is ever made of a request.
+A run is a folder with `trajectories.jsonl` or with dumps of --save-debug-rollout-data. Its name is its path relative to
+the given folder. Requests use only these names; no path is ever built from a request.
 """
 
 import functools
@@ -18,35 +18,35 @@ from evaluation.records import is_demo_run, tokenizer_of
 from evaluation.sample_files import is_dump
 from evaluation.viewer_data import Json
 
-MAX_DEPTH = 4  # of folders below the one that was asked for
+MAX_DEPTH = 4  # of folders below the given one
 TRAJECTORIES = "trajectories.jsonl"
 
 
 class Run(NamedTuple):
-    """A run's folder, and what it says about itself."""
+    """A run's folder and its metadata."""
 
     name: str
     folder: Path
 
     @property
     def kind(self) -> str:
-        """What wrote it."""
+        """What produced the run."""
         if not (self.folder / TRAJECTORIES).is_file():
             return "debug dumps"
         return "demo" if is_demo_run(self.folder) else "evaluation"
 
     def files(self) -> list[Path]:
-        """Its trajectories, whole dumps in the order of their numbers."""
+        """The run's trajectory files; dumps are complete ones, in numeric order."""
         if (file := self.folder / TRAJECTORIES).is_file():
             return [file]
         return sorted(_dumps(self.folder), key=lambda path: [*map(int, re.findall(r"\d+", path.stem)), 0])
 
     def tokenizer(self) -> Path | None:
-        """The folder of the tokenizer that it used, if it knows."""
+        """The folder of the run's tokenizer, if known."""
         return tokenizer_of(self.folder)
 
     def settings(self) -> Json:
-        """The settings that its rollouts had; empty if it does not know them."""
+        """The settings of the run's rollouts; empty if unknown."""
         try:
             if (file := self.folder / "settings.yaml").is_file():
                 return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
@@ -55,7 +55,7 @@ class Run(NamedTuple):
             return {}
 
     def facts(self) -> Json:
-        """What the list of runs shows."""
+        """The run's entry in the list of runs."""
         files = self.files()
         stats = [file.stat() for file in files]
         return {
@@ -70,7 +70,7 @@ class Run(NamedTuple):
         }
 
     def model(self) -> str:
-        """The name of the model that was rolled out; empty if the run does not know it."""
+        """The name of the model that was rolled out; empty if unknown."""
         if self.kind == "demo":
             return str(_json(self.folder / "summary.json").get("model", ""))
         return Path(str(_json(self.folder / "settings.json").get("model", ""))).name
@@ -85,7 +85,7 @@ class Run(NamedTuple):
         return ""
 
     def _figures(self) -> str:
-        """Exact match: of a demo's model before and after GRPO, or of all questions of an evaluation."""
+        """Exact match: before → after GRPO for a demo run, over all questions for an evaluation."""
         try:
             if self.kind == "demo":
                 summary = _json(self.folder / "summary.json")
@@ -129,7 +129,7 @@ def _dumps(folder: Path) -> Iterator[Path]:
 
 @functools.lru_cache(maxsize=10_000)
 def _is_dump(path: Path, changed_ns: int, size: int) -> bool:
-    """Looks at a file once for each time that it was written."""
+    """True if the file is a dump; the cached result is valid until the file changes."""
     return is_dump(path)
 
 

@@ -1,6 +1,6 @@
-"""Samples from files: slime's debug dumps (`.pt`) and JSONL with a Sample's fields, one dict a sample.
+"""Reads samples from slime's debug dumps (`.pt`) and from JSONL with a Sample's fields, one dict per sample.
 
-A dump is read whole, since that is how torch stores it; JSONL is read line by line.
+A dump must be read whole, because torch stores it that way; JSONL is read line by line.
 """
 
 import json
@@ -13,24 +13,24 @@ from typing import Any, NamedTuple
 
 class FileSample(NamedTuple):
     fields: dict[str, Any]
-    bytes_read: int  # of the file, since the sample before
+    bytes_read: int  # since the previous sample
     where: str  # for messages: file, and line or sample
 
     @property
     def place(self) -> str:
-        """Where it stands in its file: its line or sample."""
+        """The sample's line or number in its file, as text."""
         return self.where.rpartition(", ")[2]
 
     @property
     def number(self) -> int:
-        """Its line, from 1; in a dump its position, from 0."""
+        """The line in JSONL, from 1; the index in a dump, from 0."""
         return int(self.place.split()[1])
 
 
 def sample_files_of(paths: Sequence[Path]) -> list[Path]:
-    """The files of a command line: a folder of an evaluation or a demo run stands for its trajectories.
+    """The files of a command line, with evaluation and demo run folders replaced by their trajectories.
 
-    Raises ValueError that names those that are missing.
+    Raises ValueError that names missing files.
     """
     files = [path / "trajectories.jsonl" if path.is_dir() else path for path in paths]
     if missing := [str(file) for file in files if not file.is_file()]:
@@ -41,15 +41,15 @@ def sample_files_of(paths: Sequence[Path]) -> list[Path]:
 def read_samples(
     path: Path, *, trust_pickle: bool = False, begin: int = 0, lines_before: int = 0
 ) -> Iterator[FileSample]:
-    """The samples of one file, in its order; of JSONL, those from byte `begin` on, before which are `lines_before`.
+    """The samples of one file in order; JSONL is read from byte `begin` on, after `lines_before` lines.
 
-    Raises ValueError with one sentence if the file is no dump and no JSONL of samples, OSError if it cannot be read.
+    Raises ValueError, in one sentence, if the file is neither a dump nor JSONL of samples, OSError if it is unreadable.
     """
     return _read_dump(path, trust_pickle) if path.suffix == ".pt" else _read_jsonl(path, begin, lines_before)
 
 
 def is_dump(path: Path) -> bool:
-    """Whether a file of torch looks like one of --save-debug-rollout-data; reads its first bytes only."""
+    """True if the file looks like a dump of --save-debug-rollout-data; reads only its first bytes."""
     try:
         with zipfile.ZipFile(path) as parts:
             name = next((name for name in parts.namelist() if name.endswith("/data.pkl")), None)
@@ -62,7 +62,7 @@ def _read_dump(path: Path, trust_pickle: bool) -> Iterator[FileSample]:
     dump = _load(path, trust_pickle)
     samples = dump.get("samples") if isinstance(dump, dict) else None
     if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
-        raise ValueError(f"{path} is no dump of --save-debug-rollout-data: it has no list of `samples`.")
+        raise ValueError(f"{path} is not a dump of --save-debug-rollout-data: it has no list of `samples`.")
     size = path.stat().st_size
     for number, sample in enumerate(samples):
         share = size * (number + 1) // len(samples) - size * number // len(samples)
@@ -70,7 +70,7 @@ def _read_dump(path: Path, trust_pickle: bool) -> Iterator[FileSample]:
 
 
 def _load(path: Path, trust_pickle: bool) -> Any:
-    import torch  # seconds, and JSONL does not need it
+    import torch  # slow to import, and JSONL does not need it
 
     if trust_pickle:
         return torch.load(path, map_location="cpu", weights_only=False)
@@ -80,18 +80,18 @@ def _load(path: Path, trust_pickle: bool) -> Any:
     except pickle.UnpicklingError:
         try:
             objects = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        except (RuntimeError, ValueError, pickle.UnpicklingError):  # not one of torch's files at all
-            raise ValueError(f"{path} is not a file that torch.save wrote.") from None
+        except (RuntimeError, ValueError, pickle.UnpicklingError):  # not a torch file
+            raise ValueError(f"{path} was not written by torch.save.") from None
         raise ValueError(
-            f"{path} holds Python objects ({objects}); loading them can run code of the file's author: "
-            "if you trust the file, add --trust-pickle."
+            f"{path} holds Python objects ({objects}), which can run code when loaded: if you trust the file, add "
+            "--trust-pickle."
         ) from None
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole file of torch.save: {error}") from None
+        raise ValueError(f"{path} is a truncated or damaged torch.save file: {error}") from None
 
 
 def _numpy_globals() -> list[Any]:
-    """What numpy arrays and scalars are pickled as: early slime leaves them in labels, routing replay in samples."""
+    """The names in pickles of numpy arrays and scalars, which early slime has in labels, routing replay in samples."""
     import numpy as np
 
     core: Any = np._core if hasattr(np, "_core") else np.core  # numpy 2, numpy 1
@@ -112,7 +112,7 @@ def _read_jsonl(path: Path, begin: int, lines_before: int) -> Iterator[FileSampl
             try:
                 sample = json.loads(line)
             except ValueError:  # not JSON, or not UTF-8
-                if not line.endswith(b"\n"):  # the end of a file that is being written
+                if not line.endswith(b"\n"):  # the file is still being written
                     return
                 raise ValueError(f"{where} is not JSON.") from None
             if not isinstance(sample, dict):

@@ -1,4 +1,4 @@
-"""Servers as child processes: started, awaited, stopped. Among them an engine that runs as long as an evaluation."""
+"""Starts servers as child processes, waits until they are ready, and stops them; for example an evaluation's engine."""
 
 import shlex
 import socket
@@ -34,7 +34,7 @@ class ServerProcess:
         ready: str = "/health",
         cwd: Path | None = None,
     ) -> None:
-        """`name` is what messages call it, `timeout_s` how long the path `ready` may take to answer 200."""
+        """`name` is used in messages; the path `ready` must answer 200 within `timeout_s`."""
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._name = name
@@ -61,11 +61,11 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The process id, once it is started."""
+        """The process id, once the server is started."""
         return self._process.pid
 
     def _wait_until_ready(self) -> None:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores http_proxy
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
@@ -86,21 +86,21 @@ class ServerProcess:
 
 
 def engine_process(kind: str, model: str, log: Path, extra: str = "") -> ServerProcess:
-    """An engine of ENGINES over a model; `extra` are further arguments of the engine."""
+    """An engine of ENGINES that serves `model`; `extra` holds further arguments for it."""
     port = free_port()
     parts = [part.format(model=model, port=port) for part in shlex.split(ENGINES[kind])]
     return ServerProcess("engine", [sys.executable, *parts, *shlex.split(extra)], port, log, ENGINE_TIMEOUT_S, cwd=ROOT)
 
 
 def free_port() -> int:
-    """A loopback port that is free at this moment."""
+    """A currently free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def check_listening(name: str, url: str) -> None:
-    """Raises ValueError if nothing listens there: better now than after a minute of retries per question."""
+    """Raises ValueError if nothing listens at `url`: better now than after a minute of retries per question."""
     parts = urlsplit(url)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)

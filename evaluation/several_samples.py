@@ -1,12 +1,12 @@
-"""One question asked several times: the mean, pass@k, and the majority's answer.
+"""Scores of a question that was asked several times: mean, pass@k and majority vote.
 
-    avg@n        the mean over the n samples; the estimate of pass@1
-    pass@k       whether one of k samples is right: 1 - C(n - c, k) / C(n, k) for c right ones of n
+    avg@n        mean over the n samples; estimates pass@1
+    pass@k       probability that one of k samples is right: 1 - C(n - c, k) / C(n, k) if c of n are right
                  (unbiased; Chen et al. 2021, arXiv:2107.03374, equation 1)
-    majority@n   whether the answer that most samples give is right (Wang et al. 2022, arXiv:2203.11171)
+    majority@n   whether the most frequent answer is right (Wang et al. 2022, arXiv:2203.11171)
 
-Answers are one answer if they are equal after SQuAD's normalisation; a sample without an answer has no vote. A tie is
-right by the share of the tied answers that are right, as if one of them were drawn.
+Answers are the same if they are equal after SQuAD's normalisation; a sample without an answer has no vote. A tie scores
+the share of the tied answers that are right, as if one of them were drawn.
 """
 
 import math
@@ -18,35 +18,35 @@ from qa_em_format import normalize_answer
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that k of these samples, drawn without replacement, hold a right one. Raises ValueError."""
+    """The probability that k of these samples, drawn without replacement, include a right one. Raises ValueError."""
     if not 0 <= right <= samples or not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} of {right} right ones of {samples} samples makes no sense.")
+        raise ValueError(f"pass@{k} is not defined for {right} right samples of {samples}.")
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def majority(answers: Sequence[str | None], right: Sequence[float]) -> float:
-    """From 0 to 1: whether the most frequent answer is right. `right` has 1.0 or 0.0 for each answer."""
+    """1.0 if the most frequent answer is right, 0.0 if not, in between for ties. `right` has 1.0 or 0.0 per answer."""
     names = [answer and (normalize_answer(answer) or answer.strip().casefold()) for answer in answers]
     votes = Counter(name for name in names if name)
     if not votes:
         return 0.0
-    verdicts = dict(zip(names, right, strict=True))  # equal answers are right or wrong together
+    verdicts = dict(zip(names, right, strict=True))  # equal answers are all right or all wrong
     tied = [name for name, count in votes.items() if count == max(votes.values())]
     return sum(verdicts[name] for name in tied) / len(tied)
 
 
 def drawn(samples: int) -> list[int]:
-    """The k of pass@k that are shown: 2, 4, 8, … and `samples`. Nothing for a single sample, which is pass@1."""
+    """The values of k to show: 2, 4, 8, … and `samples`; empty for a single sample, which is pass@1."""
     return sorted({*(2**power for power in range(1, samples.bit_length())), samples}) if samples > 1 else []
 
 
 def measures(samples: int) -> list[str]:
-    """The keys that `together` adds where a question has several samples."""
+    """The keys that `together` adds for a question with several samples."""
     return [f"pass@{k}" for k in drawn(samples)] + ([f"majority@{samples}"] if samples > 1 else [])
 
 
 def together(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = ("em",)) -> dict[str, float]:
-    """The scores of one question from those of its samples: means of `metrics`, then `measures`."""
+    """The scores of one question: the means of `metrics` over its samples, then `measures`."""
     count = len(rows)
     found = {name: sum(row[name] for row in rows) / count for name in metrics}
     if count > 1:

@@ -1,4 +1,4 @@
-"""What the commands show while they work: progress that is never silent for long, and commands ready to be typed."""
+"""Terminal output of the commands: progress that is never silent for long, and commands ready to type."""
 
 import shlex
 import shutil
@@ -15,12 +15,12 @@ LINE_EVERY_S = 30.0  # elsewhere: in a pipe, a file, a job's log
 class Progress:
     """`with Progress("evaluation", total=128, unit="questions") as progress: progress.update()`.
 
-    Shows title, count, time used and time left on stderr: as one line that is rewritten on a terminal, and as a new
-    line every LINE_EVERY_S elsewhere, even if nothing is counted meanwhile. Without `total` it shows the time only.
+    Shows title, count, elapsed and remaining time on stderr: on a terminal in one line that is rewritten, elsewhere as
+    a new line every LINE_EVERY_S, even without progress. Without `total` it shows only the time.
     """
 
     def __init__(self, title: str, total: int | None = None, unit: str = "", done: int = 0) -> None:
-        """`done` of `total` were finished before this process began."""
+        """`done` of `total` were finished before this process started."""
         self._title = title
         self._total = total
         self._unit = unit
@@ -43,18 +43,18 @@ class Progress:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """Counts `count` more; `note` replaces what stands at the end of the line."""
+        """Counts `count` more; `note` replaces the end of the line."""
         self.done += count
         self._note = note or self._note
 
     def line(self) -> str:
-        """The line as it stands: "evaluation: 37 of 128 questions, 0:42, about 1:43 left"."""
+        """The current line: "evaluation: 37 of 128 questions, 0:42, about 1:43 left"."""
         used = time.monotonic() - self._began
         if self._total is None:
             return ", ".join(filter(None, (f"{self._title} … {clock(used)}", self._note)))
         parts = [f"{self._title}: {self.done:,} of {self._total:,} {self._unit}".rstrip(), clock(used)]
         counted = self.done - self._done_before
-        # Questions are asked side by side: the first few say little about the rest.
+        # Questions run concurrently, so the first few say little about the rest.
         if counted * 10 >= self._total - self._done_before and self.done < self._total:
             parts.append(f"about {clock(used / counted * (self._total - self.done))} left")
         return ", ".join(filter(None, (*parts, self._note)))
@@ -86,6 +86,6 @@ def typed(*words: object) -> str:
 
 
 def short(path: Path) -> str:
-    """The path from the current folder if it lies below it, else the whole path."""
+    """The path relative to the current folder if it lies below it, else the absolute path."""
     whole = path.absolute()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)

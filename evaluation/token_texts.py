@@ -6,31 +6,31 @@ from typing import Any
 
 from search_rollout.protocols.chat_template import decode, encode
 
-TokenText = str | list[int]  # a list: bytes that are UTF-8 only together with those of neighbours
+TokenText = str | list[int]  # a list: bytes of part of a character
 
 
 class TokenTexts:
-    """Ids and their texts, as a table that grows with the ids that are met."""
+    """A table of ids and their texts that grows with the ids it meets."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._size = len(tokenizer)
-        # Behind a first token the spaces are shown that some tokenizers drop at the start of a text.
+        # Decoded after another token, because some tokenizers drop spaces at the start of a text.
         self._first = encode(tokenizer, "a")[-1:]
         self._first_text = decode(tokenizer, self._first)
         self.table: dict[int, TokenText] = {}
 
     def add(self, ids: Iterable[int]) -> None:
-        """Makes sure that the table has these ids; an id that the tokenizer does not know gets no text."""
+        """Adds these ids to the table; an id unknown to the tokenizer gets no text."""
         for token in set(ids).difference(self.table):
             self.table[token] = self._text(token) if 0 <= token < self._size else ""
 
     def decode_to(self, ids: list[int], text: str) -> bool:
-        """Whether the ids, all of them in the table, decode to `text`."""
+        """True if the ids, which must all be in the table, decode to `text`."""
         try:
             if "".join(map(self.table.__getitem__, ids)) == text:  # type: ignore[arg-type]
                 return True
-        except TypeError:  # bytes among them
+        except TypeError:  # some are bytes
             pass
         return decode(self._tokenizer, [token for token in ids if 0 <= token < self._size]) == text
 
@@ -43,7 +43,7 @@ class TokenTexts:
 
 
 def _bytes(piece: str) -> bytes | None:
-    """The bytes of a vocabulary's entry in one of the two notations in use; None if it is in neither."""
+    """The bytes of a vocabulary entry in one of the two common notations; None if it uses neither."""
     if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):  # SentencePiece's byte fallback
         return bytes.fromhex(piece[3:5])
     letters = _byte_of_letter()
@@ -52,7 +52,7 @@ def _bytes(piece: str) -> bytes | None:
 
 @cache
 def _byte_of_letter() -> dict[str, int]:
-    """Byte-level BPE writes a byte as its Latin-1 letter where that is visible, others as the letters from U+0100."""
+    """Byte-level BPE writes a byte as its Latin-1 letter if that is visible, otherwise as a letter from U+0100 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(0x100)).difference(visible))
     return {chr(byte): byte for byte in visible} | {chr(0x100 + n): byte for n, byte in enumerate(others)}

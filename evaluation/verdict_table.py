@@ -1,6 +1,6 @@
-"""What checks find, as rows of text: aligned columns, wrapped to the terminal and coloured there.
+"""Prints the results of checks as rows with aligned columns, wrapped and coloured for the terminal.
 
-For `preflight` and `audit-tokens`. Standard library only: preflight reports what else is missing.
+`preflight` and `audit-tokens` use it. Standard library only, because preflight reports missing packages.
 """
 
 import os
@@ -20,7 +20,7 @@ WORDS = {"✓": "passed", "✗": "failed", "!": "warnings", "–": "skipped"}
 
 
 class Finding(NamedTuple):
-    """The result of one check. Only ✗ and ! have a `remedy`; its lines that begin with blanks are commands."""
+    """The result of one check. Only ✗ and ! have a `remedy`; its indented lines are commands."""
 
     mark: Mark
     found: str
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 class Table:
-    """Writes rows to a stream as they come, and the count at the end."""
+    """Writes rows to a stream as they arrive, and the count at the end."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

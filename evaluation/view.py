@@ -1,15 +1,15 @@
 """Shows trajectories in a browser: all runs below a folder, or one page that opens from disk.
 
-    search-r1 view --serve runs/                        browse all runs, also while they run; compare two; Ctrl-C stops
-    search-r1 view --serve runs/ --engine URL --search local:URL     and go on from a turn with other passages
+    search-r1 view --serve runs/                        browse all runs, finished or not; compare two; Ctrl-C stops
+    search-r1 view --serve runs/ --engine URL --search local:URL     also continue from a turn with other passages
 
-    search-r1 view runs/demo-…                          write one page of a demo run: RUN/trajectories.html
-    search-r1 view runs/eval-step100                    of the output folder of an evaluation
-    search-r1 view runs/eval-a runs/eval-b              of two evaluations, to compare them
-    search-r1 view dumps/*.pt --tokenizer MODEL_DIR     of slime's debug dumps (--save-debug-rollout-data), or JSONL
+    search-r1 view runs/demo-…                          write a page for a demo run: RUN/trajectories.html
+    search-r1 view runs/eval-step100                    write a page for an evaluation
+    search-r1 view runs/eval-a runs/eval-b              write a page that compares two evaluations
+    search-r1 view dumps/*.pt --tokenizer MODEL_DIR     write a page for slime's debug dumps or JSONL files
 
-The page asks nothing of the network but the server that it came from. Text of trajectories comes to it as JSON, never
-as HTML, and the page's script writes it as text only.
+The page contacts no server but the one that it came from. It gets the text of trajectories as JSON, never as HTML, and
+its script inserts it only as text.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from evaluation.viewer_data import Json, trajectory
 
 
 class PageWriter:
-    """Writes the page piece by piece, so that memory holds the rows, the table of tokens and one chunk only."""
+    """Writes the page piece by piece, so that memory holds only the rows, the token table and one chunk."""
 
     def __init__(self, page: TextIO, texts: TokenTexts) -> None:
         self._page = page
@@ -45,7 +45,7 @@ class PageWriter:
         page.write(head)
 
     def add(self, row: Json, record: Json) -> None:
-        """One more trajectory."""
+        """Adds a trajectory."""
         self._rows.append(row)
         self._records.append(record)
         self._ids += len(record["ids"])
@@ -53,7 +53,7 @@ class PageWriter:
             self._write_chunk()
 
     def finish(self, facts: Json) -> int:
-        """Writes what is left; returns the number of trajectories. `facts` are further keys of the index."""
+        """Writes the rest; returns the number of trajectories. `facts` adds keys to the index."""
         if self._records:
             self._write_chunk()
         index = {"rows": self._rows, "starts": self._starts, "tokens": self._texts.table, **facts}
@@ -72,10 +72,10 @@ class PageWriter:
 
 
 def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pickle: bool = False) -> int:
-    """Writes the page, whole or not at all, and returns how many trajectories it holds.
+    """Writes the page atomically and returns its number of trajectories.
 
-    Raises ValueError with one sentence that names the file and line that cannot be used, OSError for a file that
-    cannot be read or written.
+    Raises ValueError, in one sentence with file and line, for a sample that cannot be used, and OSError for a file
+    that cannot be read or written.
     """
     total = sum(file.stat().st_size for file in files) // 1000
     texts = TokenTexts(tokenizer)
@@ -105,7 +105,7 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
 
 
 def _short_names(files: Iterable[Path]) -> dict[Path, str]:
-    """Each run's folder, or each file's name without its ending; its path where several have the same."""
+    """Each run's folder, or each file's name without its extension; the whole path if several are equal."""
     names = {file: file.absolute().parent.name if file.name == TRAJECTORIES else file.stem for file in files}
     taken = list(names.values())
     return {file: name if taken.count(name) == 1 else str(file) for file, name in names.items()}
@@ -120,7 +120,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; --tokenizer takes the folder of the model that was rolled out.")
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
-    from transformers import AutoTokenizer  # seconds: not before the arguments are known to be sound
+    from transformers import AutoTokenizer  # slow to import, so check the arguments first
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -162,10 +162,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--serve", action="store_true", help="serve all runs below a folder until Ctrl-C")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     serve.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
-    serve.add_argument("--engine", metavar="URL", help="http://HOST:PORT of an engine, to go on from a turn with it")
+    serve.add_argument("--engine", metavar="URL", help="http://HOST:PORT of an engine that continues forked rollouts")
     serve.add_argument("--search", metavar="local:URL", help="retriever for changed queries (default: none)")
-    serve.add_argument("--temperature", type=float, default=0.0, help="of what the engine adds (0: greedy)")
-    serve.add_argument("--max_response_len", type=int, default=512, help="tokens of one engine call (512)")
+    serve.add_argument("--temperature", type=float, default=0.0, help="temperature for --engine (0: greedy)")
+    serve.add_argument("--max_response_len", type=int, default=512, help="maximum tokens per engine call (512)")
     return parser
 
 
@@ -190,7 +190,7 @@ def _serve(args: argparse.Namespace) -> int:
     from evaluation.view_server import Browser, serve
 
     if len(args.files) != 1 or not args.files[0].is_dir():
-        raise ValueError(f"--serve takes one folder of runs; {short(args.files[0])} is none.")
+        raise ValueError(f"--serve takes one folder of runs; {short(args.files[0])} is not a folder.")
     engine = None
     if args.engine:
         engine = ForkEngine(args.engine, args.search, args.temperature, args.max_response_len)

@@ -1,13 +1,13 @@
-"""The run browser: serves the viewer's page and the runs below a folder, on loopback unless asked otherwise.
+"""The run browser: serves the viewer's page and the runs below a folder, by default on loopback only.
 
-    GET  /            the page, the same as a static one but without data
+    GET  /            the page, like a static one but without data
     GET  /api/runs    the runs, and whether rollouts can be forked
-    GET  /api/index   what a page lacks of a run's rows and tokens, read from its files at this moment
+    GET  /api/index   the rows and tokens of a run that are new to the page, read from its current files
     GET  /api/chunk   the records of consecutive rows
-    POST /api/fork    a rollout forked with the engine; changes nothing on disk
+    POST /api/fork    forks a rollout with the engine; writes nothing to disk
 
-Requests name runs that were found, never paths. A page of another site can neither read an answer nor fork: every
-request must name this host, and a fork must carry the token that only our own page can read.
+Requests use the names of known runs, never paths. Pages of other sites can neither read answers nor fork: every request
+must name this host, and a fork needs a token that only our own page can read.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from evaluation.run_list import Run, find_runs
 from evaluation.terminal import short, typed
 from search_rollout.engine.sglang_reply import EngineError
 
-READ_S = 0.5  # of one request for rows; the page asks again for the rest
+READ_S = 0.5  # maximum per request for rows; the page asks again for the rest
 RUNS_KEPT = 8  # in memory
 MAX_FORK_BYTES = 2_000_000
 TOKEN_HEADER = "X-Viewer-Token"
@@ -48,7 +48,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Browser:
-    """The runs below one folder, and what was read of them. `load` makes a tokenizer of its folder."""
+    """The runs below one folder and their data read so far. `load` loads a tokenizer from its folder."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Browser:
         self._opening = asyncio.Lock()
 
     def app(self, hosts: set[str] | None) -> web.Application:
-        """The server. `hosts` are the names under which it may be asked; None: any."""
+        """The server application. `hosts` are the accepted host names; None accepts any."""
         app = web.Application(client_max_size=MAX_FORK_BYTES, middlewares=[_guard(hosts)])
         app.router.add_get("/", self._page)
         app.router.add_get("/api/runs", self._runs)
@@ -124,7 +124,7 @@ class Browser:
         return _packed(pack(await asyncio.to_thread(live.show, forked)))
 
     async def _open(self, name: str) -> LiveRun:
-        """What was read of a run; the least recently asked is forgotten."""
+        """The data of a run; drops the least recently used run if there are too many."""
         async with self._opening:
             if name not in self._opened:
                 run = self._find(name)
@@ -158,21 +158,23 @@ class Browser:
         """What to start so that rollouts can be forked."""
         again = typed("view", "--serve", self._root, "--engine", "URL", "--search", "local:URL")
         return (
-            "To go on from here, the viewer needs an engine that serves the model. For a demo run, "
+            "To continue from here, the viewer needs an engine that serves the model. For a demo run, "
             f"`{typed('serve', 'RUN')}` starts one and prints two URLs. Then start the viewer again:\n{again}"
         )
 
 
 def _guard(hosts: set[str] | None) -> Any:
-    """Refuses requests for another host (a page that renamed itself to our address), and adds HEADERS."""
+    """Rejects requests for another host name (against DNS rebinding), and adds HEADERS."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if hosts is not None and request.host not in hosts:
-            return web.Response(status=403, text="This server answers only under its own address.", headers=HEADERS)
+            return web.Response(
+                status=403, text="This server answers only requests to its own address.", headers=HEADERS
+            )
         origin = request.headers.get("Origin")
         if origin is not None and origin != f"{request.scheme}://{request.host}":
-            return web.Response(status=403, text="Only pages of this server may ask it.", headers=HEADERS)
+            return web.Response(status=403, text="This server answers only its own pages.", headers=HEADERS)
         try:
             response = await handler(request)
         except web.HTTPException as error:
@@ -206,7 +208,7 @@ async def serve(browser: Browser, host: str, port: int) -> int:
             await web.SockSite(runner, listening).start()
             print(f"http://{host}:{port}/  shows the runs; Ctrl-C stops", flush=True)
             if not is_local:
-                print("warning: everybody who reaches this address can read the runs", file=sys.stderr, flush=True)
+                print("warning: anyone who can reach this address can read the runs", file=sys.stderr, flush=True)
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()

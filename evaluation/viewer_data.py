@@ -1,6 +1,6 @@
-"""What the viewer's page shows of a Sample: a row of its list, and the record that is opened from there.
+"""Converts a Sample to the viewer's data: a row of its list, and the record that the row opens.
 
-Rows are few bytes each and read at once; records are many, and read when they are looked at.
+Rows are small and loaded at once; records are large and loaded when opened.
 """
 
 import math
@@ -21,12 +21,12 @@ Json = dict[str, Any]
 
 
 def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple[Json, Json]:
-    """Row and record of one Sample's fields. ValueError if they cannot be a Sample's."""
+    """The row and the record of one Sample. Raises ValueError if the fields cannot belong to a Sample."""
     ids, length = fields.get("tokens"), fields.get("response_length")
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         if "reward_parts" in fields:
             raise ValueError(
-                "this is a demo's log of an older version, without token ids; evaluate its model, view that"
+                "this demo log is from an older version and has no token ids; evaluate its model and view that"
             )
         raise ValueError("`tokens` is not a list of whole numbers")
     if type(length) is not int or not 0 <= length <= len(ids):
@@ -50,7 +50,7 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
 
 
 def _rollout(metadata: Mapping[str, Any]) -> tuple[RolloutRecord | None, str]:
-    """The record of the rollout, and what is wrong with it; None for other rollout functions' samples."""
+    """The record of the rollout, or None for samples of other rollout functions; and what is wrong with it."""
     found = metadata.get(METADATA_KEY)
     if not isinstance(found, Mapping):
         return None, ""
@@ -92,20 +92,22 @@ def _row(
 
 
 def _question_id(fields: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
-    """The id that an evaluation, a demo run or the data gave the question; empty if none did."""
+    """The question's id from the evaluation, the demo run or the data; empty if there is none."""
     found = fields.get("id", metadata.get("question_id"))
     return str(found)[:MAX_TITLE] if isinstance(found, (str, int)) else ""
 
 
 def title(prompt: Any, metadata: Mapping[str, Any]) -> str:
-    """The question for the list: from the metadata, else the prompt's last words of a user."""
+    """The question for the list: from the metadata, else the last line of the prompt's user text."""
     if isinstance(metadata.get("question"), str):
         return metadata["question"][:MAX_TITLE]
     if isinstance(prompt, Sequence) and not isinstance(prompt, str):
         said = [message.get("content") for message in _mappings(prompt) if message.get("role") == "user"]
         prompt = next((text for text in reversed(said) if isinstance(text, str)), "")
     lines = [line.strip() for line in _SPECIAL.sub("\n", str(prompt or "")).split("\n")]
-    sentence = next((line for line in reversed(lines) if " " in line), "".join(lines))  # "assistant" is no sentence
+    sentence = next(
+        (line for line in reversed(lines) if " " in line), "".join(lines)
+    )  # skips lines such as "assistant"
     return sentence.rpartition("Question:")[2].strip()[:MAX_TITLE]
 
 
@@ -119,19 +121,19 @@ def _notes(fields: Mapping[str, Any], rollout: RolloutRecord | None, damage: str
         notes.append("text differs from decode(ids)")
     for name, values in (("loss_mask", record["mask"]), ("rollout_log_probs", record["log_probs"])):
         if values is not None and len(values) != length:
-            notes.append(f"{name} is not one a token")
+            notes.append(f"{name} does not have one value per token")
     return notes
 
 
 def _reward_parts(fields: Mapping[str, Any], rollout: RolloutRecord | None) -> Json:
-    """What the reward is made of, by name; the figures of an evaluation stand apart, as `counts`."""
+    """The parts of the reward by name, without an evaluation's figures, which are in `counts`."""
     reward = _mapping(fields.get("reward"))  # with --reward-key
     parts = {**_mapping(rollout.score if rollout else None), **reward}
     return {str(name): _plain(value) for name, value in parts.items() if name != "reward" or reward}
 
 
 def _facts(fields: Mapping[str, Any], rollout: RolloutRecord | None) -> Json:
-    """What else the rollout recorded, where it is one value."""
+    """Other recorded values of the rollout that are single values."""
     facts: Json = {}
     if rollout:
         faults = [
@@ -147,7 +149,7 @@ def _facts(fields: Mapping[str, Any], rollout: RolloutRecord | None) -> Json:
 
 
 def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: TokenTexts, *, discarded: bool) -> Json:
-    """The Sample's own texts where its ids decode to something else: "response", "prompt"."""
+    """The Sample's own "response" and "prompt" texts, if they differ from the decoded ids."""
     if discarded:  # its ids are fillers
         return {}
     start = len(ids) - length
@@ -158,7 +160,7 @@ def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: 
 
 
 def searches_of(rollout: RolloutRecord | None) -> list[Json]:
-    """Turn, query, error, and the passages of each search that a rollout made: (title, text) and scores."""
+    """Turn, query, error, and passages with their scores of each of the rollout's searches."""
     turns = rollout.turns if rollout else []
     return [_search(result, number) for number, turn in enumerate(turns, 1) for result in turn.results]
 
@@ -188,7 +190,7 @@ def _numbers(values: Any) -> list[int] | None:
 
 
 def _thousandths(values: Any) -> list[int | None] | None:
-    """Natural logarithms in whole thousandths: short in the page, and exact enough to look at."""
+    """Natural logarithms as integers in thousandths: short in the page, and precise enough for display."""
     if values is None:
         return None
     return [

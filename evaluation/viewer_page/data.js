@@ -1,18 +1,18 @@
-// Where rows and records come from: blocks of this page, or the server that sent it. Both have the same contents.
+// Loads rows and records, from blocks of this page or from the server that sent it. Both have the same contents.
 
-const CHUNKS_KEPT = 4; // unpacked chunks of records, of each source
-const POLL_MS = 2000; // how often a run that may grow is looked at
+const CHUNKS_KEPT = 4; // unpacked chunks of records to keep per source
+const POLL_MS = 2000; // polling interval for a run that may grow
 
 const state = {
-  sources: [], // one a run; a static page is one source
-  rows: [], // of all sources, in the order in which they came
-  shown: [], // row numbers behind the filters, sorted
+  sources: [], // one per run; a static page is one source
+  rows: [], // of all sources, in order of arrival
+  shown: [], // numbers of the rows that pass the filters, sorted
   open: -1, // row number
-  pending: "", // key of the row that the address names, until it is read
-  forked: null, // { origin: [row, record], result: [title, row, record] }, shown in place of the open row
+  pending: "", // key of the row named in the address, until it is loaded
+  forked: null, // { origin: [row, record], result: [title, row, record] }, shown instead of the open row
   colour: "mask",
   unfolded: false,
-  texts: new Map(), // row number: all of its text, once that was searched
+  texts: new Map(), // row number: its whole text, once searched
 };
 const isServed = !at("index");
 

@@ -1,4 +1,4 @@
-// The overview that filters on click, the search, the order, and what leaves the page as a file.
+// The clickable overview, search, sort order, and export to a file.
 
 const MAX_CHOICES = 8; // more distinct rewards than this are shown as ranges
 
@@ -67,7 +67,7 @@ function makeFilters() {
 
 async function searchWholeText() {
   if (at("whole-text").checked) {
-    await readAllTexts((share) => (at("count").textContent = `reading all of the text: ${Math.round(100 * share)} %`));
+    await readAllTexts((share) => (at("count").textContent = `reading all text: ${Math.round(100 * share)} %`));
   }
   applyFilters();
 }
@@ -142,7 +142,7 @@ function sortShown() {
   state.shown.sort((left, right) => {
     const [a, b] = [sortKeys[left], sortKeys[right]];
     if (a === b) return left - right;
-    if (a === null || b === null) return a === null ? 1 : -1; // what is not known comes last
+    if (a === null || b === null) return a === null ? 1 : -1; // unknown values come last
     return a < b ? -sign : sign;
   });
 }

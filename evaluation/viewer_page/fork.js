@@ -1,4 +1,4 @@
-// Fork from here: other passages, or those of another query, behind the recorded ids; the engine goes on.
+// Fork from here: appends other passages, or those of another query, to the recorded ids; the engine continues.
 
 /** Only a served viewer can fork: an engine has to answer. */
 function forkButton(row, record, index) {
@@ -20,11 +20,11 @@ const howToFork = () => make("p", { className: "how" }, server.fork?.how ?? "The
 function forkForm(row, record, turn, searches, close) {
   const editors = searches.map(searchEditor);
   const status = make("p", { role: "status", className: "notice", hidden: true });
-  const go = make("button", { type: "submit", className: "primary" }, "Go on from here");
+  const go = make("button", { type: "submit", className: "primary" }, "Continue from here");
   const form = make(
     "form",
     {},
-    make("p", { className: "muted" }, "The model's own ids stay as they were recorded; only what it reads next changes."),
+    make("p", { className: "muted" }, "The model's recorded ids stay the same; only what it reads next changes."),
     ...editors.map((editor) => editor.node),
     status,
     make("div", { className: "buttons" }, go, close),
@@ -32,7 +32,7 @@ function forkForm(row, record, turn, searches, close) {
   form.onsubmit = async (event) => {
     event.preventDefault();
     go.disabled = true;
-    Object.assign(status, { hidden: false, textContent: "The engine answers …" });
+    Object.assign(status, { hidden: false, textContent: "Waiting for the engine …" });
     try {
       await runFork(row, record, turn, editors.map((editor) => editor.value()));
       at("fork").close();
@@ -81,7 +81,7 @@ async function runFork(row, record, turn, searches) {
   const headers = { "Content-Type": "application/json", "X-Viewer-Token": server.fork.token };
   const found = await ask("/api/fork", {}, { method: "POST", headers, body: JSON.stringify(request) });
   const forked = { ...found.row, gold: row.gold, set: row.set, side: found.row.phase, source: null };
-  if (state.open !== open) return; // another trajectory is read now
+  if (state.open !== open) return; // another trajectory is open now
   const result = [`Forked at turn ${turn}`, forked, { ...found.record, tokens: found.tokens }];
   state.forked = { origin: [row, record], result };
   await drawDetail(state.rows[open]);

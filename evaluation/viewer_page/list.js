@@ -1,7 +1,7 @@
-// The list: only the rows that are seen are in the document.
+// The list; only visible rows are in the document.
 
 const ROW_HEIGHT = 78; // pixels, as in the style sheet
-const SPARE_ROWS = 6; // drawn above and below what is seen
+const SPARE_ROWS = 6; // drawn above and below the visible ones
 
 function drawRows() {
   const list = at("list");
@@ -14,8 +14,8 @@ function drawRows() {
 }
 
 function emptyText() {
-  if (state.rows.length) return "Nothing fits these filters.";
-  return state.sources.some((source) => source.more) ? "Reading …" : "This run has no trajectory yet.";
+  if (state.rows.length) return "No trajectory matches these filters.";
+  return state.sources.some((source) => source.more) ? "Reading …" : "This run has no trajectories yet.";
 }
 
 function drawRow(index, position) {

@@ -1,7 +1,7 @@
 // The list of runs of a served viewer.
 
 const server = { folder: "", fork: null };
-const chosenRuns = new Set(); // names, in the order in which they were ticked
+const chosenRuns = new Set(); // names, in the order of ticking
 
 async function showRuns() {
   document.body.classList.add("choosing");

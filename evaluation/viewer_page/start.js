@@ -1,4 +1,4 @@
-// The address, and the beginning. #run=NAME&run=NAME&a=SIDE&b=SIDE&q=KEY: runs, what is compared, the open row.
+// Startup and the page's address: #run=NAME&run=NAME&a=SIDE&b=SIDE&q=KEY holds the runs, the comparison, the open row.
 
 const parameters = () => new URLSearchParams(location.hash.slice(1));
 
@@ -52,7 +52,7 @@ async function readFurther() {
   for (const source of sources) {
     try {
       isNew = (await source.read(reopen)) || isNew;
-      if (sources !== state.sources) return; // other runs were opened, or these began again
+      if (sources !== state.sources) return; // other runs were opened, or these were reloaded
       error ||= source.error;
     } catch (failure) {
       error ||= failure.message;

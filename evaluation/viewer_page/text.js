@@ -1,4 +1,4 @@
-// Text and elements. Text of trajectories enters the document by text nodes only.
+// Text and elements. Text of trajectories enters the document only as text nodes.
 
 const at = (id) => document.getElementById(id);
 

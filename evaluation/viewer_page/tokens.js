@@ -1,4 +1,4 @@
-// The text of ids, a span per token, coloured by mask or by log-probability.
+// The text of ids with one span per token, coloured by mask or log-probability.
 
 const PROBABILITIES = [0.9, 0.7, 0.5, 0.25, 0.1]; // between the six colours of log-probabilities
 
@@ -117,4 +117,4 @@ function colourBy(name) {
   }
 }
 
-const maskAt = (mask, index) => (mask === null ? 1 : mask[index]); // no mask means that all is trained
+const maskAt = (mask, index) => (mask === null ? 1 : mask[index]); // without a mask all tokens are trained

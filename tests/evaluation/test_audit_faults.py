@@ -148,8 +148,8 @@ FAULTS: dict[str, tuple[Any, Callable[[Fields], None], str, str, str]] = {
     "the mask covers the prompt": (XML, whole_mask, "lengths", "✗", "loss_mask has"),
     "log-probabilities are fewer": (XML, fewer_log_probs, "lengths", "✗", "rollout_log_probs has"),
     "response_length counts characters": (XML, response_length_of_text, "lengths", "✗", "response_length is"),
-    "there is no prompt": (XML, no_prompt, "lengths", "✗", "at least one of them the prompt's"),
-    "tokens are no ids": (XML, value("tokens", ["a"]), "lengths", "✗", "no list of whole numbers"),
+    "there is no prompt": (XML, no_prompt, "lengths", "✗", "at least one of which is the prompt's"),
+    "tokens are no ids": (XML, value("tokens", ["a"]), "lengths", "✗", "not a list of whole numbers"),
     "the mask holds halves": (XML, at("loss_mask", trained, 0.5), "mask values", "✗", "holds 0.5"),
     "the mask holds log-probabilities": (XML, at("loss_mask", trained, -1.0), "mask values", "✗", "holds -1.0"),
     "nothing is trained": (XML, at("loss_mask", trained, 0), "trained at all", "✗", "0 everywhere"),
@@ -235,7 +235,7 @@ def test_what_cannot_be_known_is_said() -> None:
     silent = foreign((("model", "some"), ("environment", "thing"), ("model", "else<|im_end|>")))
     findings = audit(silent)
     assert findings["environment"].mark == findings["model tokens"].mark == "–"
-    assert "nothing in the text tells" in findings["environment"].found
+    assert "nothing in the text separates" in findings["environment"].found
     assert reported(findings) == {}
     without = audit(foreign(), reader=None)
     assert {name for name, finding in without.items() if "--tokenizer" in finding.found} >= {

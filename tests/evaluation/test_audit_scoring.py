@@ -83,13 +83,13 @@ def test_a_models_own_log_probabilities_are_passed() -> None:
 def test_turns_sampled_after_text_are_told_from_those_sampled_after_ids() -> None:
     findings = judged(*(rolled(number=number, context=as_text) for number in range(3)), rolled(number=3))
     assert findings["history"].mark == "✗"
-    assert "3 of 4 last turns were sampled after other tokens than those stored" in findings["history"].found
+    assert "3 of 4 last turns were not sampled after the stored tokens" in findings["history"].found
 
 
 def test_another_temperature_is_named() -> None:
     samples = [rolled(number=number, temperature=0.8) for number in range(3)]
     finding = judged(*samples)["reading"]
-    assert finding.mark == "✗" and "they are those of temperature 0.8" in finding.found
+    assert finding.mark == "✗" and "they match temperature 0.8" in finding.found
     assert judged(*samples, temperature=0.8)["reading"].mark == "✓"
 
 
@@ -99,7 +99,7 @@ def test_a_shift_by_one_token_is_named(by: int, name: str) -> None:
     values = fields["rollout_log_probs"]
     fields["rollout_log_probs"] = [0.0, *values[:-1]] if by > 0 else [*values[1:], 0.0]
     finding = judged(fields)["reading"]
-    assert finding.mark == "✗" and f"they are those of {name}" in finding.found
+    assert finding.mark == "✗" and f"they match {name}" in finding.found
 
 
 def test_another_models_log_probabilities_fail() -> None:

@@ -119,7 +119,7 @@ def test_a_terminal_has_commands_for_help_and_exit(
     with serving(Geographer()) as (engine, retriever):
         assert chat.main(arguments(model, engine, retriever)) == 0
     shown = capsys.readouterr().out
-    assert "end the program, as Ctrl-D does" in shown and "/hlep is not a command; /help lists them." in shown
+    assert "end the program, like Ctrl-D" in shown and "/hlep is not a command; /help lists them." in shown
     assert shown.endswith(KENYA) and next(typed) == "never asked"
 
 

@@ -94,7 +94,7 @@ def test_folders_that_are_not_what_they_should_be_are_named(slime: Path, origin:
     path = iteration(tmp_path / "ckpt", 1)
     with pytest.raises(ValueError, match="is not slime's repository"):
         convert(path, slime_dir=tmp_path, origin=origin, cache=tmp_path / "cache")
-    with pytest.raises(ValueError, match="--model must be the Hugging Face folder that training began with"):
+    with pytest.raises(ValueError, match="--model must be the Hugging Face folder that training started from"):
         convert(path, slime_dir=slime, origin=tmp_path, cache=tmp_path / "cache")
     with pytest.raises(ValueError, match="is not a torch_dist checkpoint"):
         convert(origin, slime_dir=slime, origin=origin, cache=tmp_path / "cache")
@@ -144,4 +144,4 @@ def test_a_checkpoint_needs_slime_and_an_engine_of_its_own(capsys: pytest.Captur
     for more in (["--engine", "sglang"], ["--engine", "http://127.0.0.1:1", "--slime_dir", "s"]):
         with pytest.raises(SystemExit):
             run.parse_args([*given, *more])
-        assert "--megatron_checkpoint needs --slime_dir, and --engine sglang" in capsys.readouterr().err
+        assert "--megatron_checkpoint needs --slime_dir and --engine sglang" in capsys.readouterr().err

@@ -158,7 +158,7 @@ def test_two_runs_are_compared_on_the_questions_that_both_were_asked(
     assert figures["popqa"]["p_value"] == 1.0
     assert figures[compare.ALL]["questions"] == 3
     shown = capsys.readouterr().out
-    assert "+0.500" in shown and "1 questions that only one of the runs was asked are left out." in shown
+    assert "+0.500" in shown and "1 questions are left out because only one of the runs has them." in shown
 
 
 def write_samples(folder: Path, answers: dict[str, list[str | None]]) -> Path:
@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, capsys: pytest.
     assert compare.main([str(first), str(second)]) == 1
     assert "have no question in common" in capsys.readouterr().err
     assert compare.main([str(first), str(tmp_path)]) == 1
-    assert f"error: {tmp_path} is the folder neither of an evaluation nor of a demo run" in capsys.readouterr().err
+    assert f"error: {tmp_path} is neither an evaluation nor a demo run" in capsys.readouterr().err
 
 
 def test_a_demo_run_is_compared_with_itself_and_with_another(
@@ -230,4 +230,4 @@ def test_what_a_single_folder_lacks_for_a_comparison_is_named(
     assert "has not reached its last evaluation" in capsys.readouterr().err
     (tmp_path / "trajectories.jsonl").write_text('{"phase": "after", "tokens": ["a"]}\n')
     assert compare.main([str(tmp_path)]) == 1
-    assert "holds a demo run of an older version" in capsys.readouterr().err
+    assert "is a demo run of an older version" in capsys.readouterr().err

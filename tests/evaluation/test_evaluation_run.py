@@ -169,7 +169,7 @@ def test_a_run_with_other_settings_is_refused(
         before = (tmp_path / "out" / "trajectories.jsonl").read_bytes()
         assert run.main([*command, "--temperature", "0.5"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "holds a run with other settings" in error and "temperature was 0.0 and is now 0.5" in error
+    assert "has a run with other settings" in error and "temperature was 0.0 and is now 0.5" in error
     assert (tmp_path / "out" / "trajectories.jsonl").read_bytes() == before
 
 
@@ -290,5 +290,5 @@ def test_an_interrupted_run_keeps_what_is_finished_and_says_so(tmp_path: Path, t
         process.send_signal(signal.SIGINT)
         _, shown = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert shown.splitlines()[-1] == "interrupted; the same command continues from here" and "Traceback" not in shown
+    assert shown.splitlines()[-1] == "interrupted; run the same command again to continue" and "Traceback" not in shown
     assert len(records_of(tmp_path / "out")) == len(CAPITALS) - 1

@@ -160,7 +160,7 @@ def test_a_retriever_that_finds_nothing_is_named(
     monkeypatch.setattr("test_exam.FACTS", [])
     data = write_data(tmp_path / "test.jsonl")
     assert exam.main(arguments(tmp_path, tokenizer_folder, servers, data)) == 1
-    assert "error: The retriever finds nothing for any of the questions" in capsys.readouterr().err
+    assert "error: The retriever finds nothing for any question" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("search", ["none", "google"])

@@ -186,7 +186,7 @@ def broken(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
         (lambda fields: fields, 9, "Turn 9 made no search"),
         (lambda fields: fields | {"metadata": None}, 1, "Only rollouts recorded by this plugin"),
         (lambda fields: fields | {"metadata": {"search_r1": {"segments": []}}}, 1, "Only rollouts recorded by this"),
-        (broken(lambda fields: fields["tokens"].__setitem__(0, 7)), 1, "does not give the recorded prompt's ids"),
+        (broken(lambda fields: fields["tokens"].__setitem__(0, 7)), 1, "does not reproduce the recorded prompt's ids"),
         (broken(lambda fields: fields["metadata"]["search_r1"].pop("turns")), 1, "Cannot fork: the record of the"),
         (broken(lambda fields: fields["metadata"]["search_r1"]["spans"].clear()), 1, "spans do not fit"),
         (

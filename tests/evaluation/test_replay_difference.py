@@ -96,7 +96,7 @@ CASES = [
         [lambda row: row["metadata"]["search_r1"].update(stop_reason="turns_used")],
         f"{WHERE}: stop reason 'turns_used', not 'answered'",
     ),
-    ([lambda row: row.update(id="q7")], f"{WHERE}: question q7 was asked in its place"),
+    ([lambda row: row.update(id="q7")], f"{WHERE}: question q7 was asked instead"),
 ]
 
 

@@ -112,7 +112,7 @@ def test_a_discarded_sample_keeps_its_reward_and_counts_in_no_group(monkeypatch,
     rows = rescored(write(tmp_path / "run.jsonl", lines), tmp_path)
     assert rows[2]["new_reward"] == 0.0 and rows[2]["new_advantage"] is None
     assert rows[0]["advantage"] == pytest.approx(0.5**0.5, rel=1e-4)  # of two samples: (1 - 0.6) / 0.5657
-    assert "1 discarded ones keep theirs" in capsys.readouterr().out
+    assert "1 discarded samples keep theirs" in capsys.readouterr().out
 
 
 def test_a_dump_is_read_like_jsonl(monkeypatch, tmp_path):
@@ -213,7 +213,10 @@ def test_samples_that_cannot_be_scored_are_counted_by_reason(monkeypatch, tmp_pa
         ([{"reward": 1.0, "response": "x"}], "nothing to score again: 1 without a gold answer in `label`."),
         ([{"reward": "high", "response": "x", "label": "y"}], "line 1: the reward 'high' is not a number."),
         ([{"reward": {"em": 1}, "response": "x", "label": "y"}], "give --reward-key, one of: em."),
-        ([{"reward": 1, "response": "x", "label": "y", "status": "odd"}], "line 1: status 'odd' is none of slime's."),
+        (
+            [{"reward": 1, "response": "x", "label": "y", "status": "odd"}],
+            "line 1: 'odd' is not one of slime's statuses.",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_gets_one_sentence(tmp_path, capsys, lines, message):

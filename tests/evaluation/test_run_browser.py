@@ -250,7 +250,7 @@ def test_a_rollout_is_forked_with_another_passage_and_with_another_query(page, t
             expect(page.locator("main .card").first).to_contain_text("Mombasa")
             page.get_by_role("button", name="Fork from here").click()
             page.get_by_label("Text", exact=True).fill("The capital of Kenya is Nairobi.")
-            page.get_by_role("button", name="Go on from here").click()
+            page.get_by_role("button", name="Continue from here").click()
             recorded_side, forked_side = page.locator(".side").first, page.locator(".side").last
             expect(forked_side.locator("h2")).to_contain_text("Forked at turn 1")
             expect(forked_side.locator(".card").first).to_contain_text("Nairobi")
@@ -261,19 +261,19 @@ def test_a_rollout_is_forked_with_another_passage_and_with_another_query(page, t
             retriever.documents = ['"Kenya"\nThe capital of Kenya is Kisumu.']
             page.get_by_role("button", name="Fork from here").click()
             page.get_by_label("Query 1").fill("Kenya, capital city")
-            page.get_by_role("button", name="Go on from here").click()
+            page.get_by_role("button", name="Continue from here").click()
             expect(page.locator(".side").last.locator(".card").first).to_contain_text("Kisumu")
             assert retriever.queries[-1] == "Kenya, capital city"
             shutil.copytree(tmp_path / "runs" / "eval", tmp_path / "runs" / "other")
             page.goto(f"{url}#run=eval&run=other")
             page.get_by_role("button", name="Fork from here").first.click()  # of the first of two that are compared
-            page.get_by_role("button", name="Go on from here").click()
+            page.get_by_role("button", name="Continue from here").click()
             expect(page.locator(".side > h2").first).to_contain_text("Recorded")
             page.get_by_role("button", name="Fork from here").click()
             engine.script = lambda _: Turn(status=400, body={"error": "no"})
-            page.get_by_role("button", name="Go on from here").click()
+            page.get_by_role("button", name="Continue from here").click()
             expect(page.get_by_role("dialog", name="Fork").get_by_role("status")).to_contain_text("answered 400")
-            expect(page.get_by_role("button", name="Go on from here")).to_be_enabled()
+            expect(page.get_by_role("button", name="Continue from here")).to_be_enabled()
 
 
 def test_another_site_cannot_read_runs_or_fork(chromium, tmp_path):

@@ -106,7 +106,10 @@ def test_notes_name_discarded_samples_and_lists_that_are_not_one_a_token(tmp_pat
     discarded = sample(TOKENIZER, [("observation", "x")], reward=0.0, response="", stop="engine_failed")
     short = sample(TOKENIZER, PARTS, loss_mask=[1], rollout_log_probs=None)
     rows = rows_of(tmp_path, discarded, short)
-    assert [row["notes"] for row in rows] == [["discarded: not trained"], ["loss_mask is not one a token"]]
+    assert [row["notes"] for row in rows] == [
+        ["discarded: not trained"],
+        ["loss_mask does not have one value per token"],
+    ]
 
 
 def test_samples_without_our_metadata_mask_or_reward_are_shown(tmp_path):
@@ -165,7 +168,7 @@ def test_a_dump_of_something_else_a_missing_file_and_a_missing_tokenizer_are_nam
     torch.save([1], tmp_path / "a.pt")
     (tmp_path / "empty").mkdir()
     for file, tokenizer, message in (
-        (tmp_path / "a.pt", tokenizer_folder, "is no dump of --save-debug-rollout-data"),
+        (tmp_path / "a.pt", tokenizer_folder, "is not a dump of --save-debug-rollout-data"),
         (tmp_path / "b.pt", tokenizer_folder, "There is no file"),
         (tmp_path / "a.pt", tmp_path / "empty", "holds no tokenizer"),
         (tmp_path / "a.pt", tmp_path / "nowhere", "There is no folder"),
@@ -247,7 +250,7 @@ def test_the_folder_of_a_run_or_an_evaluation_is_enough(tmp_path, tokenizer_fold
 def test_the_log_of_an_older_demo_is_named_as_such(tmp_path, tokenizer_folder, capsys):
     file = write_jsonl(tmp_path / "trajectories.jsonl", [{"tokens": ["<search>"], "reward_parts": {}}])
     assert view.main([str(file), "--tokenizer", str(tokenizer_folder)]) == 1
-    assert "a demo's log of an older version, without token ids" in capsys.readouterr().err
+    assert "this demo log is from an older version and has no token ids" in capsys.readouterr().err
 
 
 def test_a_dump_of_version_0_1_still_opens(tmp_path):

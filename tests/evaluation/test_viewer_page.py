@@ -110,7 +110,7 @@ def test_bars_filter_on_click_and_say_how_many_each_would_show(show):
         bar(page, "Reward", "1").click()
     bar(page, "Reward", "1").click()
     bar(page, "Set", "hotpotqa").click()
-    expect(page.get_by_text("Nothing fits these filters.").first).to_be_visible()
+    expect(page.get_by_text("No trajectory matches these filters.").first).to_be_visible()
 
 
 def test_the_open_trajectory_is_always_one_of_the_list(show):
@@ -119,7 +119,7 @@ def test_the_open_trajectory_is_always_one_of_the_list(show):
     bar(page, "Set", "hotpotqa").click()
     expect(heading).to_have_text("Capital of Peru?")
     page.get_by_label("Search", exact=True).fill("no such thing")
-    expect(page.locator("main")).to_have_text("Nothing fits these filters.")
+    expect(page.locator("main")).to_have_text("No trajectory matches these filters.")
     page.get_by_role("button", name="Clear filters").click()
     expect(page.locator(".row")).to_have_count(3)
     expect(heading).to_have_text("Capital of Kenya?")

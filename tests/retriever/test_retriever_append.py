@@ -266,8 +266,8 @@ def test_ids_that_are_taken_are_refused(
             "was built with --retriever_name minilm --retriever_model fake: give the same",
         ),
         (["--retriever_name", "e5"], "was built with --retriever_name minilm --retriever_model fake: give the same"),
-        (["--overwrite"], "goes without"),
-        (["--index_type", "SQ8"], "goes without"),
+        (["--overwrite"], "leave out --from_index"),
+        (["--index_type", "SQ8"], "leave out --from_index"),
         (["--batch_size", "0"], "--batch_size is 0"),
     ],
 )
@@ -290,7 +290,8 @@ def test_an_encoder_that_makes_other_vectors_is_refused_whatever_its_name(
 
 
 @pytest.mark.parametrize(
-    ("index_type", "complaint"), [("SQ8", "is compressed and cannot grow"), ("BM25", "as a whole")]
+    ("index_type", "complaint"),
+    [("SQ8", "is compressed and cannot grow"), ("BM25", "is a BM25 index, which cannot grow")],
 )
 def test_indexes_that_cannot_grow_are_refused_with_the_way_to_go(
     folder: Path, capsys: pytest.CaptureFixture[str], index_type: str, complaint: str

@@ -208,7 +208,7 @@ def test_titles_in_parquet_are_found(corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "hold no questions"),
+        ("", "have no questions"),
         ("not json\n", "row 0 or the next cannot be read as a question"),
         ('{"golden_answers": ["x"]}\n[1]\n', "row 2 or the next cannot be read"),
         ('{"question": "q?"}\n', "it has no gold answer"),

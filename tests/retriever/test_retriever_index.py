@@ -249,8 +249,8 @@ def test_ef_search_is_set_inside_a_pretransformed_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ({"nprobe": 4}, "--nprobe is for IVF indexes and"),
-        ({"ef_search": 4}, "--ef_search is for HNSW indexes and"),
+        ({"nprobe": 4}, "--nprobe is for IVF indexes, and"),
+        ({"ef_search": 4}, "--ef_search is for HNSW indexes, and"),
         ({"nprobe": 0}, "--nprobe is 0; it must be at least 1"),
     ],
 )

@@ -111,7 +111,7 @@ def test_a_pair_of_which_the_model_makes_nan_comes_last(tmp_path: Path, monkeypa
         ("no folder", "cannot load --reranker .*give a folder with config.json"),
         ("damaged", "cannot load --reranker"),
         ("no head", "is not a cross-encoder: its weights have no classification head"),
-        ("three classes", "sorts into 3 classes: a cross-encoder has 1 or 2"),
+        ("three classes", "has 3 classes: a cross-encoder has 1 or 2"),
         ("no tokenizer", "tokenizer"),
     ],
 )

@@ -72,7 +72,7 @@ def test_no_results_are_no_error():
 
 @pytest.mark.parametrize("answer", [None, [], "text", {}, {"message": "hello"}, {"organic": "none"}, {"organic": 5}])
 def test_what_is_no_answer_of_the_api_is_told(answer):
-    with pytest.raises(RequestFailed, match="shape"):
+    with pytest.raises(RequestFailed, match="unexpected answer"):
         read_answer(answer)
 
 
