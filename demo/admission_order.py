@@ -1,7 +1,7 @@
-"""Which requests the engine admitted before which pass: recorded, and followed when a step is repeated.
+"""Records the order in which the engine admits requests, and follows it when a step is repeated.
 
-Which requests share a forward pass depends on when they arrive, and floating-point results depend on the shape of the
-pass. All else that the engine does follows from the requests, so a repeated order repeats every bit.
+The requests that share a forward pass depend on arrival times, and floating-point results depend on the shape of the
+pass. Everything else in the engine is determined by the requests, so repeating the order repeats every bit.
 """
 
 import hashlib
@@ -11,11 +11,11 @@ from typing import Protocol, TypeVar
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 60.0  # for a request that the order says comes next, while others wait
+PATIENCE_S = 60.0  # to wait for the next request of the order while others are waiting
 
 
 class Admissible(Protocol):
-    """What tells requests apart."""
+    """A request with a key that identifies it."""
 
     @property
     def key(self) -> str: ...
@@ -25,9 +25,9 @@ R = TypeVar("R", bound=Admissible)
 
 
 class AdmissionOrder:
-    """`recorded` is JSON: `[pass, key, key, …]` for each pass before which requests were admitted.
+    """`recorded` is JSON: `[pass, key, key, …]` for each pass that was preceded by admissions.
 
-    `followed`: such a list. Requests that it does not name are never admitted, until it is abandoned.
+    `followed` is an earlier `recorded`. Requests that it does not name are not admitted unless it is abandoned.
     """
 
     def __init__(self, followed: Sequence[Sequence[int | str]] | None = None) -> None:
@@ -37,7 +37,7 @@ class AdmissionOrder:
         self._pass = 0
 
     def due(self, waiting: Iterable[R]) -> list[R] | None:
-        """Those of `waiting` that may be admitted now, in order; None while one that is due has not come yet."""
+        """The requests of `waiting` to admit now, in order; None while a request that is due has not arrived."""
         if not self.follows:
             return list(waiting)
         arrived = list(waiting)
@@ -51,17 +51,17 @@ class AdmissionOrder:
         return found
 
     def note(self, admitted: Sequence[R]) -> None:
-        """A pass begins, with these requests as its new ones."""
+        """Records the requests admitted before the pass that starts now."""
         if admitted:
             self.recorded.append([self._pass, *(request.key for request in admitted)])
         self._pass += 1
 
     def abandon(self) -> None:
-        """Admits what comes from now on: the requests are no longer those of the order."""
-        logger.warning("the requests are not those that were recorded; from pass %d on their order is free", self._pass)
+        """Stops following the order, because the requests no longer match it."""
+        logger.warning("the requests differ from the recorded ones; their order is free from pass %d on", self._pass)
         self.follows = False
 
 
 def request_key(input_ids: Sequence[int], seed: int) -> str:
-    """Tells the requests of a step apart. Two that are equal in both may stand for each other."""
+    """A key that identifies a request within a step. Requests with equal ids and seed are interchangeable."""
     return hashlib.sha256(f"{seed} {list(input_ids)}".encode()).hexdigest()[:16]

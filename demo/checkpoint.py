@@ -1,4 +1,4 @@
-"""What an interrupted run needs to go on: weights, optimizer, and how far it was. One file, replaced as a whole."""
+"""The checkpoint of an interrupted run: weights, optimizer and progress in one file, replaced atomically."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,20 +11,20 @@ FILE = "resume.pt"  # 1.6 GB for SmolLM2-135M; deleted when the run is finished
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     summary: dict[str, Any]
     warm_started: bool = False
     before: list[bool] = field(default_factory=list)  # exact match of the first evaluation, question by question
-    evaluation_s: float = 0.0  # seconds that it took
+    evaluation_s: float = 0.0  # its duration in seconds
     longest_step_s: float = 0.0  # of GRPO
-    questions: int = 0  # taken from the training questions
+    questions: int = 0  # training questions used
     seconds: float = 0.0  # used until the checkpoint
     log_sizes: dict[str, int] = field(default_factory=dict)
 
 
 def save(folder: Path, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Replaces the folder's checkpoint; a kill meanwhile leaves the old one."""
+    """Replaces the folder's checkpoint atomically: a kill leaves the old one."""
     unfinished = folder / f"{FILE}.unfinished"
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
     torch.save({"progress": asdict(progress), **state}, unfinished)
@@ -32,7 +32,7 @@ def save(folder: Path, progress: Progress, model: torch.nn.Module, optimizer: to
 
 
 def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Puts model and optimizer back as they were saved; None if the run was ended before its first checkpoint."""
+    """Restores model and optimizer; None if the run ended before its first checkpoint."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -47,5 +47,5 @@ def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def delete(folder: Path) -> None:
-    """Frees the space when the run is finished."""
+    """Deletes the checkpoint of a finished run."""
     (folder / FILE).unlink(missing_ok=True)

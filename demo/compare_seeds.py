@@ -1,4 +1,4 @@
-"""One table of several runs of the demo, and the pooled gain in exact match over all their held-out questions.
+"""Prints a table of several demo runs, and the pooled gain in exact match over all their held-out questions.
 
 python -m demo.compare_seeds runs/demo-…-seed0 runs/demo-…-seed1 runs/demo-…-seed2
 """
@@ -18,7 +18,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, bool]]]:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         lines = (folder / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not the folder of a run: {error}") from error
+        raise ValueError(f"{folder} is not a run's folder: {error}") from error
     if "gain" not in summary:
         raise ValueError(f"The run in {folder} did not reach its last evaluation.")
     outcomes: dict[str, dict[str, bool]] = {"before": {}, "after": {}}

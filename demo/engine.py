@@ -1,10 +1,10 @@
-"""An inference engine with continuous batching, for the demo's CPU: what SGLang is on a GPU.
+"""An inference engine with continuous batching: for the demo on a CPU, what SGLang is on a GPU.
 
-One thread owns the model. It admits waiting requests, computes their new prompt tokens, and then samples one token
-for every running request, over and over. `demo/engine_server.py` puts SGLang's `/generate` in front of it.
+One thread owns the model. In a loop it admits waiting requests, computes their new prompt tokens, and samples one token
+for every running request. `demo/engine_server.py` serves it with SGLang's `/generate` API.
 
-Precision: in bfloat16 the linear layers are stored in bfloat16 and everything runs under autocast, which is
-numerically what the trainer does with its float32 weights; log-probabilities of the two then differ by rounding only.
+Precision: in bfloat16 mode the linear layers are stored in bfloat16 and everything runs under autocast. That is
+numerically equal to the trainer with its float32 weights, so their log-probabilities differ only by rounding.
 """
 
 import copy
@@ -26,8 +26,8 @@ from demo.slot_cache import ATTENTION, SlotCache
 
 logger = logging.getLogger(__name__)
 
-LOGITS_ROWS = 256  # of a prompt's log-probabilities, computed at once: 50 MB with a vocabulary of 49,152
-PREFILL_TOKENS = 4096  # maximum of one forward pass, padding included: bounds its memory
+LOGITS_ROWS = 256  # prompt log-probabilities computed at once: 50 MB with a vocabulary of 49,152
+PREFILL_TOKENS = 4096  # maximum per forward pass, including padding; bounds memory
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class SamplingParams:
     top_k: int = -1
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    sampling_seed: int = -1  # draws by this seed and the token's position; -1 = by the engine's own random numbers
+    sampling_seed: int = (
+        -1
+    )  # sampling depends on this seed and the token's position; -1 = the engine's own random numbers
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -48,7 +50,7 @@ class SamplingParams:
 
     @classmethod
     def from_json(cls, given: dict) -> "SamplingParams":
-        """Raises ValueError, in one sentence, on what this engine does not know or cannot do."""
+        """Parses SGLang's JSON. Raises ValueError, in one sentence, for unknown or unsupported values."""
         unknown = sorted(set(given) - set(cls.__dataclass_fields__))
         if unknown:
             raise ValueError(f"sampling_params has {unknown}, which this engine does not know.")
@@ -79,7 +81,7 @@ class Request:
     request_id: str
     input_ids: list[int]
     params: SamplingParams
-    logprob_start_len: int = -1  # from this prompt position on, log-probabilities of the prompt are kept; -1 = none
+    logprob_start_len: int = -1  # first prompt position whose log-probability is kept; -1 = none
     done: "Future[Request]" = field(default_factory=Future)
     input_log_probs: list[float | None] = field(default_factory=list)  # the first is None, as in SGLang
     output_ids: list[int] = field(default_factory=list)
@@ -90,7 +92,7 @@ class Request:
 
     @property
     def key(self) -> str:
-        """Tells it apart from the others of a step."""
+        """Identifies the request within a step."""
         return request_key(self.input_ids, self.params.sampling_seed)
 
 
@@ -146,13 +148,13 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise RuntimeError("The engine is closed.")
-            request.done.set_running_or_notify_cancel()  # from here only `abort` ends it
+            request.done.set_running_or_notify_cancel()  # from here on only `abort` can cancel it
             self._waiting.append(request)
             self._changed.notify_all()
         return request.done
 
     def abort(self, request_id: str | None = None) -> None:
-        """Ends one request, or all, at once with finish reason "abort" and the tokens sampled so far."""
+        """Immediately ends one request, or all, with finish reason "abort" and the tokens sampled so far."""
         with self._changed:
             for request in [*self._waiting, *self._running.values()]:
                 if request_id in (None, request.request_id) and not request.finish_reason:
@@ -160,7 +162,7 @@ class Engine:
             self._changed.notify_all()
 
     def load_weights(self, model: PreTrainedModel, version: str) -> None:
-        """Copies the trainer's weights and forgets all computed keys. Call it between rollouts."""
+        """Copies the trainer's weights and clears the cache of keys. Call it between rollouts."""
         with self._changed:
             self._check_idle("The weights of a busy engine cannot be exchanged")
             source = model.state_dict()
@@ -171,10 +173,10 @@ class Engine:
             self.weight_version = version
 
     def begin_step(self, followed: Sequence[Sequence[int | str]] | None = None) -> AdmissionOrder:
-        """Forgets all computed keys, and records from now on in which order requests are admitted.
+        """Clears the cache of keys, and starts recording the order in which requests are admitted.
 
-        With `followed`, what an earlier step recorded, they are admitted in that order: then replies to the same
-        requests, each with a sampling_seed, are equal bit by bit on the same machine.
+        `followed` is the record of an earlier step; requests are then admitted in that order. On the same machine the
+        replies to the same requests, each with a sampling_seed, are then equal bit by bit.
         """
         with self._changed:
             self._check_idle("A busy engine cannot begin a step")
@@ -187,7 +189,7 @@ class Engine:
             raise RuntimeError(f"{refusal}; wait for its requests first.")
 
     def close(self) -> None:
-        """Aborts what runs and ends the engine's thread."""
+        """Aborts running requests and ends the engine's thread."""
         with self._changed:
             self._closing = True
             self.abort()
@@ -197,9 +199,9 @@ class Engine:
         with torch.inference_mode(), computing(self._model, self._dtype):
             while True:
                 with self._changed:
-                    self._retire()  # before the wait: what is due may be what follows a finished request
+                    self._retire()  # before waiting: a finished request may have to leave before the next is due
                     self._wait_for_work()
-                    self._retire()  # what was aborted meanwhile
+                    self._retire()  # requests aborted in the meantime
                     if self._closing and not self._running:
                         return
                     admitted = self._admit()
@@ -210,7 +212,7 @@ class Engine:
                         self._prefill(admitted)
                     elif self._running:
                         self._decode()
-                except Exception as error:  # a bug of ours: every caller gets it, the engine goes on
+                except Exception as error:  # our bug: report it to every caller and keep running
                     logger.exception("engine step failed")
                     self._fail_all(error)
 
@@ -235,7 +237,7 @@ class Engine:
             self._slot_ids.fill_(-1)
 
     def _retire(self) -> None:
-        """Hands out every request that has a finish reason (lock held)."""
+        """Returns every finished request to its caller (lock held)."""
         for slot, request in list(self._running.items()):
             if request.finish_reason:
                 del self._running[slot]
@@ -245,9 +247,9 @@ class Engine:
             request.done.set_result(request)
 
     def _admit(self) -> list[tuple[int, Request]]:
-        """Gives waiting requests a slot that begins with as many of their tokens as any slot holds (lock held).
+        """Assigns slots to waiting requests, reusing the longest prefix found in any slot (lock held).
 
-        A request equal to one admitted in the same round waits for the next: by then it can copy all its keys.
+        A request equal to one admitted in the same round waits for the next round, when it can copy all keys.
         """
         admitted: list[tuple[int, Request]] = []
         free = [slot for slot in range(len(self._slot_ids)) if slot not in self._running]
@@ -263,7 +265,7 @@ class Engine:
             request.cached_tokens = min(int(common[best]), _reusable(request))
             if common[slot] < request.cached_tokens:
                 self._cache.copy_prefix(best, slot, request.cached_tokens)
-            self._slot_ids[slot, request.cached_tokens :] = -1  # not computed yet, so not to be copied
+            self._slot_ids[slot, request.cached_tokens :] = -1  # not computed yet, so never copied
             self._slot_ids[slot, : request.cached_tokens] = torch.tensor(request.input_ids[: request.cached_tokens])
             request.weight_version = self.weight_version
             free.remove(slot)
@@ -273,12 +275,12 @@ class Engine:
         return admitted
 
     def _common_prefixes(self, ids: list[int]) -> torch.Tensor:
-        """(slots,) how many leading tokens each slot's keys share with `ids`."""
+        """(slots,) number of leading tokens that each slot's keys share with `ids`."""
         equal = self._slot_ids[:, : len(ids)] == torch.tensor(ids)
         return equal.cumprod(dim=1).sum(dim=1)
 
     def _prefill(self, admitted: list[tuple[int, Request]]) -> None:
-        """Computes the prompts of newly admitted requests, in passes of similar length, and samples once for each."""
+        """Computes the prompts of admitted requests, in passes of similar length, and samples one token for each."""
         todo = sorted(admitted, key=lambda item: len(item[1].input_ids) - item[1].cached_tokens)
         while todo:
             batch = [todo.pop()]
@@ -297,7 +299,7 @@ class Engine:
         total = [len(self._running[slot].input_ids) + len(self._running[slot].output_ids) for slot in slots]
         starts = torch.tensor(total) - lengths
         steps = torch.arange(int(lengths.max()))
-        # Shorter rows repeat their last token at their last position, which changes nothing.
+        # Shorter rows repeat their last token at its position, which is harmless.
         columns = torch.minimum(steps, lengths[:, None] - 1)  # (B, T)
         input_ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in new_ids], batch_first=True)
         input_ids = input_ids.gather(1, columns)
@@ -325,7 +327,7 @@ class Engine:
     def _input_log_probs(self, request: Request, hidden: torch.Tensor) -> list[float | None]:
         """Log-probabilities of the prompt's ids from logprob_start_len on, always at temperature 1.
 
-        `hidden` (T, D) begins behind the reused keys; each state predicts the id that follows it.
+        `hidden` (T, D) starts after the reused keys; each state predicts the next id.
         """
         ids = torch.tensor(request.input_ids[request.logprob_start_len :], dtype=torch.long)
         states = hidden[request.logprob_start_len - request.cached_tokens :]
@@ -364,7 +366,7 @@ class Engine:
 def sample(
     logits: torch.Tensor, params: list[SamplingParams], generator: torch.Generator, positions: Sequence[int] = ()
 ) -> tuple[list[int], list[float]]:
-    """Samples one token a row from `logits` (B, V) float32; `positions` of the tokens matter to rows with a seed.
+    """Samples one token per row from `logits` (B, V) float32; `positions` matter only for rows with a seed.
 
     A token's log-probability is that of softmax(logits / temperature), before top-k and top-p, as in SGLang;
     greedy rows (temperature 0) report it at temperature 1.
@@ -374,7 +376,7 @@ def sample(
     kept = log_probs
     if any(p.top_k > 0 or p.top_p < 1 for p in params):
         kept = torch.stack([_nucleus(row, p) for row, p in zip(log_probs, params, strict=True)])
-    # One uniform number a row through the cumulative distribution: far cheaper than torch.multinomial here.
+    # Inverts the cumulative distribution at one uniform number per row: far cheaper than torch.multinomial here.
     cumulative = kept.exp().cumsum(dim=-1, dtype=torch.float64)
     uniform = torch.rand(len(params), 1, generator=generator, dtype=torch.float64)
     for row, (p, position) in enumerate(zip(params, positions, strict=False)):
@@ -388,13 +390,13 @@ def sample(
 
 
 def _reusable(request: Request) -> int:
-    """Maximum number of prompt tokens whose keys may be reused: a requested log-probability needs its own pass."""
+    """Maximum number of prompt tokens with reusable keys; requested log-probabilities must be computed."""
     last = len(request.input_ids) - 1
     return last if request.logprob_start_len < 0 else min(last, request.logprob_start_len)
 
 
 def _nucleus(log_probs: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """(V,) with -inf outside the top-k tokens and outside the smallest set that holds top-p of the probability."""
+    """(V,) with -inf outside the top-k tokens and outside the smallest set with top-p of the probability."""
     values, order = log_probs.sort(descending=True)
     before = values.exp().cumsum(0) - values.exp()  # probability of all likelier tokens
     keep = before < params.top_p

@@ -2,11 +2,11 @@
 
     python -m demo.engine_server --model DIR --port 30000
 
-Wire (as far as a rollout needs it): `{"input_ids" or "text", "sampling_params", "return_logprob", "rid"}` in;
-`{"text", "output_ids", "meta_info"}` out, where `meta_info.output_token_logprobs` holds
-`[log_prob, token_id, null]` triples. With `logprob_start_len`, `meta_info.input_token_logprobs` holds such triples of
-the prompt's tokens from that position on, the first with null. `POST /abort_request {"rid"}` or
-`{"abort_all": true}` ends requests. `tests/engine/` holds all this against SGLang itself.
+It supports the part of the API that rollouts need. Input: `{"input_ids" or "text", "sampling_params",
+"return_logprob", "rid"}`. Output: `{"text", "output_ids", "meta_info"}`, where `meta_info.output_token_logprobs` holds
+`[log_prob, token_id, null]` triples. With `logprob_start_len`, `meta_info.input_token_logprobs` holds such triples for
+the prompt's tokens from that position on; the first log_prob is null. `POST /abort_request {"rid"}` or
+`{"abort_all": true}` aborts requests. `tests/engine/` compares all this with SGLang itself.
 """
 
 import argparse
@@ -39,7 +39,7 @@ KNOWN_FIELDS = {
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """The HTTP application over a running engine."""
+    """The HTTP application for a running engine."""
     app = FastAPI(title="demo engine", docs_url=None)
 
     @app.get("/health")
@@ -89,7 +89,7 @@ def _parse(body: object, engine: Engine) -> Request:
         raise ValueError(f"This engine does not know {unknown or ['stream']}.")
     ids, text = body.get("input_ids"), body.get("text")
     if (ids is None) == (text is None):
-        raise ValueError("Give input_ids or text, one of them.")
+        raise ValueError("Give either input_ids or text.")
     if text is not None:
         if not isinstance(text, str):
             raise ValueError("text must be a string.")
@@ -114,11 +114,11 @@ def _reply(request: Request, engine: Engine, *, with_log_probs: bool) -> dict:
     params = request.params
     assert request.finish_reason is not None
     matched = request.finish_reason.get("matched")
-    trim = matched is not None and not params.no_stop_trim  # of the text only: the ids are kept as sampled
+    trim = matched is not None and not params.no_stop_trim  # trims only the text; the ids stay as sampled
     ids = request.output_ids[:-1] if trim and isinstance(matched, int) else request.output_ids
     text = engine.tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
     if trim and isinstance(matched, str):
-        text = text.partition(matched)[0]  # not there if it is a special token's text, which decoding skipped
+        text = text.partition(matched)[0]  # absent if it is a special token, which decoding skips
     meta_info = {
         "id": request.request_id,
         "finish_reason": request.finish_reason,
@@ -132,7 +132,7 @@ def _reply(request: Request, engine: Engine, *, with_log_probs: bool) -> dict:
         meta_info["output_token_logprobs"] = [[log_prob, token, None] for log_prob, token in pairs]
     if with_log_probs and request.logprob_start_len >= 0:
         prompt_ids = request.input_ids[request.logprob_start_len :]
-        prompt_pairs = zip(request.input_log_probs, prompt_ids, strict=False)  # none if aborted while it waited
+        prompt_pairs = zip(request.input_log_probs, prompt_ids, strict=False)  # empty if aborted while waiting
         meta_info["input_token_logprobs"] = [[log_prob, token, None] for log_prob, token in prompt_pairs]
     return {"text": text, "output_ids": request.output_ids, "meta_info": meta_info}
 
@@ -165,7 +165,7 @@ class EngineServer:
 
 
 def _take_port(port: int) -> socket.socket:
-    """A socket bound to a loopback port, not listening yet. Raises ValueError, in one sentence, if it cannot be had."""
+    """A socket bound to a loopback port, not listening yet. Raises ValueError, in one sentence, if that fails."""
     listener = socket.socket()
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -180,15 +180,17 @@ def main(argv: list[str] | None = None) -> int:
     """Serves a model folder until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model folder")
-    parser.add_argument("--port", type=int, default=30000, help="0 takes any free port")
+    parser.add_argument("--port", type=int, default=30000, help="port to listen on; 0 picks a free one")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--slots", type=int, default=32, help="requests that run at the same time")
-    parser.add_argument("--max-length", type=int, default=2048, help="tokens of one request, prompt and reply together")
+    parser.add_argument(
+        "--max-length", type=int, default=2048, help="maximum tokens per request, prompt and reply together"
+    )
     args = parser.parse_args(argv)
     from demo.models import load_policy
 
     try:
-        with _take_port(args.port) as listener:  # first, so that a taken port is noticed before the model is loaded
+        with _take_port(args.port) as listener:  # first, to detect a taken port before loading the model
             model, tokenizer = load_policy(args.model)
             with Engine(
                 model, tokenizer, dtype=getattr(torch, args.dtype), slots=args.slots, max_length=args.max_length
@@ -200,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # uvicorn has shut down in order, and hands Ctrl-C on
+    except KeyboardInterrupt:  # uvicorn has shut down cleanly and passes Ctrl-C on
         print("stopped", file=sys.stderr)
     return 0
 

@@ -4,8 +4,8 @@
     loss        -min(w A, clip(w, 1 - 0.2, 1 + 0.28) A),  w = exp(log_prob - rollout log_prob), on tokens with mask 1,
                 averaged over a sample's tokens, then over samples, as slime does     (upper bound: arXiv:2503.14476)
 
-The rollout's log-probabilities serve as the old policy, as with slime's --use-rollout-logprobs. There is no KL term:
-slime's scripts for this task give it the coefficient 0.
+The rollout's log-probabilities are the old policy's, as with slime's --use-rollout-logprobs. There is no KL term, like
+in slime's scripts for this task, which give it the coefficient 0.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ from demo.numerics import computing, output_logits
 
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 MAX_GRAD_NORM = 1.0
-BATCH_TOKENS = 2048  # of one forward and backward pass, padding included: bounds memory
+BATCH_TOKENS = 2048  # per forward and backward pass, including padding; bounds memory
 
 
 @dataclass(frozen=True)
 class TrainSample:
-    """What training reads of a slime Sample."""
+    """The fields of a slime Sample that training reads."""
 
     tokens: list[int]  # (T,) prompt and response
     loss_mask: list[int]  # (T_resp,) over the last T_resp tokens
@@ -33,7 +33,7 @@ class TrainSample:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser step in figures."""
+    """The figures of one optimiser step."""
 
     loss: float
     grad_norm: float  # before clipping
@@ -42,7 +42,7 @@ class StepResult:
 
 
 def group_advantages(rewards: Sequence[float]) -> list[float] | None:
-    """Advantages of one question's samples; None if all rewards are equal: there is nothing to learn."""
+    """Advantages of one question's samples; None if all rewards are equal, so there is nothing to learn."""
     group = torch.tensor(rewards, dtype=torch.float64)
     if len(group) < 2 or bool((group == group[0]).all()):
         return None
@@ -50,7 +50,7 @@ def group_advantages(rewards: Sequence[float]) -> list[float] | None:
 
 
 def clipped_loss(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """(N,) the loss of each token; all arguments are (N,)."""
+    """(N,), the loss of each token; all arguments are (N,)."""
     ratio = (log_probs - old_log_probs).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantages)
 
@@ -60,7 +60,9 @@ def masked_log_probs(
 ) -> torch.Tensor:
     """(N,) log-probabilities of every token with mask 1, sample after sample."""
     sequences = [torch.tensor(sample.tokens, device=model.device) for sample in batch]
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, T) right-padded: causal, so unseen
+    ids = torch.nn.utils.rnn.pad_sequence(
+        sequences, batch_first=True
+    )  # (B, T) right-padded; causal attention never sees the padding
     trained = torch.zeros_like(ids, dtype=torch.bool)
     for row, sample in zip(trained, batch, strict=True):
         end = len(sample.tokens)

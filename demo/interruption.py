@@ -1,13 +1,12 @@
-"""SIGTERM as an interruption: what was done is kept, and what was started is stopped."""
+"""Handles SIGTERM like Ctrl-C, so that finished work is kept and child processes are stopped."""
 
 import signal
 
 
 def terminating_interrupts() -> None:
-    """From now on SIGTERM does what Ctrl-C does, also where SIGINT is ignored, as in a script's background.
+    """Makes SIGTERM act like Ctrl-C from now on, even if SIGINT is ignored, as for a script's background jobs.
 
-    There SIGINT is held back instead of ignored: asyncio ends its tasks in order at a SIGINT that Python handles, and
-    would leave an ignored one alone.
+    In that case SIGINT is blocked instead of ignored: asyncio cancels its tasks cleanly only if Python handles SIGINT.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -16,7 +15,7 @@ def terminating_interrupts() -> None:
     def interrupt(*_: object) -> None:
         is_waiting = signal.SIGINT in signal.sigpending()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        if not is_waiting:  # one that was held back has just arrived, and a second would be "at once" to asyncio
+        if not is_waiting:  # a blocked one has just arrived, and asyncio treats a second one as "exit at once"
             signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, interrupt)

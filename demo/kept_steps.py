@@ -1,11 +1,11 @@
-"""What repeats a GRPO step's rollouts, kept in `RUN/steps/STEP/` by `search-r1 demo --keep-steps`.
+"""The data for repeating a GRPO step's rollouts; `search-r1 demo --keep-steps` saves it in `RUN/steps/STEP/`.
 
-    model/              the weights with which the step began, in float32, and the tokenizer
-    questions.jsonl     what was asked, as in the world's files
-    trajectories.jsonl  what came of it: the samples, group by group
+    model/              the step's initial weights, in float32, and the tokenizer
+    questions.jsonl     the questions, in the format of the world's files
+    trajectories.jsonl  the samples, group by group
     step.json           seed, settings, versions, and the order in which the engine admitted requests
 
-All steps share RUN/searches.sqlite: every search's passages, so that a repetition needs no retriever.
+All steps share RUN/searches.sqlite, which holds every search's passages, so a repetition needs no retriever.
 """
 
 import json
@@ -28,25 +28,25 @@ SEARCHES = "searches.sqlite"  # in the run's folder
 
 @dataclass(frozen=True)
 class KeptStep:
-    """A step as it was kept."""
+    """A saved step."""
 
     folder: Path
     seed: int
-    samples: int  # of each question
+    samples: int  # per question
     dtype: str
     api_mode: str
     weight_version: str
-    order: list[list[int | str]] | None  # of the engine's admissions; None: as they come
+    order: list[list[int | str]] | None  # of the engine's admissions; None: any order
     machine: dict[str, Any]
 
     @property
     def questions(self) -> list[Question]:
-        """What was asked. Raises ValueError."""
+        """The step's questions. Raises ValueError."""
         return load_questions(self.folder / "questions.jsonl")
 
     @property
     def trajectories(self) -> list[dict[str, Any]]:
-        """What came of it."""
+        """The recorded samples, as JSON."""
         return [json.loads(line) for line in (self.folder / "trajectories.jsonl").read_text("utf-8").splitlines()]
 
 
@@ -58,7 +58,7 @@ def keep(
     groups: Sequence[Sequence[Any]],
     facts: dict[str, Any],
 ) -> None:
-    """Writes a step, whole or not at all; `facts` are the fields of KeptStep. An interrupted step is kept anew."""
+    """Saves a step atomically; `facts` are the fields of KeptStep. Replaces what an interrupted save left."""
     folder, unfinished = _folder(run, step), _folder(run, step).with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished / "model")
@@ -76,26 +76,26 @@ def samples_as_json(groups: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def kept_steps(run: Path) -> list[int]:
-    """The numbers of the steps that a run has kept."""
+    """The numbers of a run's saved steps."""
     return sorted(int(path.parent.name) for path in run.glob("steps/*/step.json") if path.parent.name.isdecimal())
 
 
 def load(run: Path, step: int) -> KeptStep:
-    """Raises ValueError if the run has not kept the step."""
+    """Loads a saved step. Raises ValueError if the run has not saved it."""
     path = _folder(run, step) / "step.json"
     try:
         return KeptStep(path.parent, **json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         kept = ", ".join(map(str, kept_steps(run)))
         raise ValueError(
-            f"{run} has kept {f'the steps {kept} only' if kept else 'no steps: its demo ran without --keep-steps'}."
+            f"{run} has kept {f'only the steps {kept}' if kept else 'no steps: its demo ran without --keep-steps'}."
         ) from error
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
 
 
 def machine() -> dict[str, Any]:
-    """What floating-point results depend on beside the numbers."""
+    """The machine and software versions that floating-point results depend on."""
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

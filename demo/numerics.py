@@ -1,7 +1,7 @@
 """The arithmetic that the engine and the trainer must share, so that their log-probabilities agree.
 
-Under bfloat16, linear layers multiply in bfloat16 over float32 weights and a float32 residual stream (autocast), and
-the last layer is computed in float32 in both: rounded logits alone would cost 0.03 of mean difference.
+With bfloat16, linear layers multiply in bfloat16 over float32 weights and a float32 residual stream (autocast). Both
+compute the last layer in float32: rounded logits alone would cause a mean difference of 0.03.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def computing(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
-    """What a forward pass in `dtype` runs in. Tensors made inside are on the model's device."""
+    """The context for a forward pass in `dtype`. Tensors created in it are on the model's device."""
     device = model.device
     bfloat16 = dtype == torch.bfloat16
-    # On a CPU no device is set: it would slow every small operation down.
+    # On a CPU no device is set, because that slows down every small operation.
     with nullcontext() if device.type == "cpu" else device, torch.autocast(device.type, torch.bfloat16, bfloat16):
         yield
 

@@ -1,12 +1,12 @@
-"""Repeats the rollouts of a demo run's GRPO steps, and says "equal" or names the first difference.
+"""Repeats the rollouts of a demo run's GRPO steps, and prints "equal" or the first difference.
 
-    search-r1 demo --keep-steps              keeps what a repetition needs, 540 MB for each step
-    search-r1 replay RUN 3                   repeats step 3
-    search-r1 replay RUN                     repeats every kept step
+    search-r1 demo --keep-steps              save what a repetition needs, 540 MB per step
+    search-r1 replay RUN 3                   repeat step 3
+    search-r1 replay RUN                     repeat every saved step
 
-The engine starts on the step's weights, the same samples draw by the same seeds, searches are answered from the run's
-record, and requests are admitted in the recorded order. On the same machine, with the same versions and as many
-threads, ids, masks, log-probabilities and rewards are equal bit by bit. The optimiser's step is not repeated.
+It uses the step's weights and seeds, answers searches from the run's record, and admits requests in the recorded order.
+On the same machine, with the same versions and number of threads, ids, masks, log-probabilities and rewards are equal
+bit by bit. The optimiser's step is not repeated.
 """
 
 import argparse
@@ -22,17 +22,17 @@ from demo.interruption import terminating_interrupts
 from demo.train import MAX_LENGTH
 from evaluation.replay import Decode, first_difference
 
-if TYPE_CHECKING:  # it imports torch, which --help does without
+if TYPE_CHECKING:  # it imports torch, which --help does not need
     from demo.kept_steps import KeptStep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 if all steps are equal, 1 if not, or if one could not be repeated."""
+    """Runs the command line; returns 0 if all steps are equal, 1 if one differs or cannot be repeated."""
     parser = argparse.ArgumentParser(
         prog="search-r1 replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder of a demo run with --keep-steps")
-    parser.add_argument("steps", type=int, nargs="*", metavar="step", help="which steps (default: all that were kept)")
+    parser.add_argument("steps", type=int, nargs="*", metavar="step", help="which steps (default: all saved ones)")
     args = parser.parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def replay(run: Path, numbers: Sequence[int]) -> int:
-    """Repeats the steps one after the other; returns the exit code. Raises ValueError."""
+    """Repeats the steps one after another; returns the exit code. Raises ValueError."""
     from demo.kept_steps import kept_steps, load, machine
 
     steps = [load(run, number) for number in numbers or kept_steps(run) or [1]]
@@ -68,7 +68,7 @@ def replay(run: Path, numbers: Sequence[int]) -> int:
 
 
 async def repeat(run: Path, step: "KeptStep") -> list[dict[str, Any]]:
-    """The samples of a step, rolled out once more. Raises ValueError if what it needs is not there."""
+    """Rolls out a step's samples again. Raises ValueError if something it needs is missing."""
     import torch
 
     import generate_with_search
@@ -79,7 +79,7 @@ async def repeat(run: Path, step: "KeptStep") -> list[dict[str, Any]]:
     from demo.rollouts import roll_out, slime_args
 
     if not (run / SEARCHES).is_file():
-        raise ValueError(f"{run / SEARCHES} is missing: without it searches cannot be answered as they were.")
+        raise ValueError(f"{run / SEARCHES} is missing: without it, searches cannot be repeated.")
     model, tokenizer = load_policy(step.folder / "model")
     with (
         Engine(model, tokenizer, dtype=getattr(torch, step.dtype), max_length=MAX_LENGTH) as engine,
@@ -91,7 +91,7 @@ async def repeat(run: Path, step: "KeptStep") -> list[dict[str, Any]]:
         args = slime_args(
             model=str(run / "tokenizer"),
             engine_port=server.port,
-            retriever_port=1,  # never asked
+            retriever_port=1,  # never used
             max_length=MAX_LENGTH,
             api_mode=step.api_mode,
             seed=step.seed,

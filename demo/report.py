@@ -1,12 +1,12 @@
-"""The page of one demo run: `python -m demo.report RUN_DIR` reads the run's files and writes RUN_DIR/report.html.
+"""The report of a demo run: `python -m demo.report RUN_DIR` reads the run's files and writes RUN_DIR/report.html.
 
-    summary.json         required: the seed, and whatever else is known (evaluations, gain, arguments)
+    summary.json         required: the seed, and optionally evaluations, gain and arguments
     steps.jsonl          one line per GRPO step: the curves
     warm_start.jsonl     one line per warm-start step: a curve
     trajectories.jsonl   one line per recorded rollout: a slime Sample, its phase and the texts of its tokens
 
-This module turns them into what the page shows; report.html.jinja, report.css and report.js are the page. It is one
-file that asks nothing of the network. Its policy allows our own script only, by its hash.
+This module prepares the data; report.html.jinja, report.css and report.js are the page. The page is one file and makes
+no network requests. Its policy allows only our own script, by its hash.
 """
 
 import argparse
@@ -50,7 +50,7 @@ STEP_COLUMNS = {  # key in steps.jsonl: its name on the page
     "seconds": "seconds",
 }
 
-# The shape of each file. An int must be there; all else may be missing or null, and is then "", NaN, [] or {}.
+# The shape of each file. An int is required; other values may be missing or null, and become "", NaN, [] or {}.
 STEP: Record = {"step": int} | dict.fromkeys(STEP_COLUMNS, float)
 EVALUATION: Record = {
     **dict.fromkeys(("exact_match", "valid_format", "searches_per_question", "questions"), float),
@@ -85,10 +85,10 @@ class Run(NamedTuple):
 
 
 def read_run(run_dir: Path) -> Run:
-    """Reads a run's files; ValueError with one sentence that names the file and line that cannot be used."""
+    """Reads a run's files. Raises ValueError, in one sentence with file and line, if one cannot be used."""
     path = run_dir / "summary.json"
     if not path.is_file():
-        raise ValueError(f"{run_dir} holds no summary.json; is it the folder of a run?")
+        raise ValueError(f"{run_dir} has no summary.json; is it a run's folder?")
     try:
         summary = _conform(json.loads(path.read_bytes()), SUMMARY, "the file")
     except json.JSONDecodeError as error:
@@ -100,7 +100,7 @@ def read_run(run_dir: Path) -> Run:
 
 
 def _read_jsonl(path: Path, shape: Record) -> list[Record]:
-    """One record per line. A missing file is empty; an unfinished last line is an interrupted write, left out."""
+    """One record per line. A missing file is empty; an incomplete last line (an interrupted write) is skipped."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     records = []
     for number, line in enumerate(lines, start=1):
@@ -121,7 +121,7 @@ def _read_jsonl(path: Path, shape: Record) -> list[Record]:
 
 
 def _conform(value: Any, shape: Any, name: str) -> Any:
-    """`value`, checked against `shape`, with what is missing filled in; infinite numbers become NaN, "not known"."""
+    """`value`, checked against `shape`, with missing parts filled in; infinite numbers become NaN ("unknown")."""
     kind: Any = shape if isinstance(shape, type) else type(shape)
     if value is None and kind is not int:
         value = math.nan if kind is float else kind()
@@ -138,7 +138,7 @@ def _conform(value: Any, shape: Any, name: str) -> Any:
 
 
 def _check_alignment(record: Record) -> None:
-    """A trajectory's tokens, mask and log-probabilities go together, one each; other records have none of them."""
+    """Checks that a record has one mask value and log-probability per token, or none of the three."""
     length, mask = len(record.get("pieces", [])), record.get("loss_mask", [])
     if len(mask) != length or len(record.get("rollout_log_probs", [])) not in (0, length):
         raise ValueError("`pieces`, `loss_mask` and `rollout_log_probs` differ in length")
@@ -150,7 +150,7 @@ def _check_alignment(record: Record) -> None:
 
 
 def _number(value: float, spec: str = ".4g") -> str:
-    """`value` in a format spec with a real minus sign and without -0; a dash for a number that is not known."""
+    """Formats `value` with a real minus sign and without -0; a dash for an unknown number."""
     return "—" if math.isnan(value) else f"{round(value, 9) + 0.0:{spec}}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -162,7 +162,7 @@ def _points(difference: float) -> str:
 
 
 def _headline(summary: Record) -> Record:
-    """Title and gain; a run that has no last evaluation yet gets a notice instead of the gain."""
+    """Title and gain; a run without its last evaluation gets a notice instead of the gain."""
     before, after, gain = summary["before"], summary["after"], summary["gain"]
     if math.isnan(after["exact_match"]):
         running = summary["stopped"] == "running"
@@ -193,7 +193,7 @@ def _headline(summary: Record) -> Record:
 
 
 def _story(records: list[Record]) -> Record | None:
-    """A question that GRPO taught the model to answer, else any that was asked before and after; or before only."""
+    """A question that GRPO taught the model to answer; else any asked before and after, or only before."""
     before, after = ({r["id"]: r for r in records if r["phase"] == phase} for phase in ("before", "after"))
     both = [name for name in before if name in after]
     learned = [name for name in both if not _is_right(before[name]) and _is_right(after[name])]
@@ -260,7 +260,7 @@ MORE_CHARTS = (
     Chart(STEP_COLUMNS["abs_delta_logprob"], "near 0: trainer and rollout agree", ("abs_delta_logprob",)),
 )
 WARM_START = Chart("Warm start: loss", "supervised steps before GRPO", ("loss",))
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 44, 12, 10, 36  # of a chart and its margins, in SVG units
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 44, 12, 10, 36  # chart size and margins, in SVG units
 
 
 def _figures(charts: Iterable[Chart], rows: list[Record], summary: Record) -> list[Record]:
@@ -268,7 +268,7 @@ def _figures(charts: Iterable[Chart], rows: list[Record], summary: Record) -> li
 
 
 def _figure(chart: Chart, rows: list[Record], summary: Record) -> Record | None:
-    """What the template draws of one chart; None when no step has its numbers."""
+    """The template's data for one chart; None if no step has its numbers."""
     rows = sorted(rows, key=lambda row: int(row["step"]))
     values = [row[key] for row in rows for key in chart.series if math.isfinite(row[key])]
     if not values:
@@ -302,7 +302,7 @@ def _figure(chart: Chart, rows: list[Record], summary: Record) -> Record | None:
 
 
 def _line(key: str, rows: list[Record], x: Callable[[int], float], y: Callable[[float], float]) -> Record:
-    """The curve of one series, broken where a step lacks the number, and its points."""
+    """The points and curve of one series; the curve has a gap at steps that lack the number."""
     path, points, pen = "", [], "M"
     for row in rows:
         if math.isnan(row[key]):
@@ -330,7 +330,7 @@ def _ticks(low: float, high: float) -> list[float]:
 # ---- trajectories ----------------------------------------------------------------------------------------------------
 
 PHASES = {"untrained": "Untrained model", "before": "Before GRPO", "after": "After GRPO", "": "Unnamed phase"}
-SHOWN = 6  # trajectories of a phase; links lead to all of them
+SHOWN = 6  # trajectories per phase; links lead to all of them
 LIKELY, UNLIKELY = -0.1, -1.0  # log-probabilities between the three shades of trained tokens: p = 0.90 and p = 0.37
 
 
@@ -349,7 +349,7 @@ def _is_right(record: Record) -> bool:
 
 
 def _shown(record: Record) -> Record:
-    """What the template shows of a trajectory."""
+    """The template's data for a trajectory."""
     rollout, score = _rollout(record), _score(record)
     kind, badge = ("good", "✓ correct") if score.get("exact_match") is True else ("bad", "✗ wrong")
     if not isinstance(score.get("exact_match"), bool):
@@ -387,7 +387,7 @@ def _tokens(record: Record) -> list[Record]:
     tokens = []
     for index, (text, mask) in enumerate(zip(record["pieces"], record["loss_mask"], strict=True)):
         tip, kind, log_prob = f"token {index} · environment", "m0", log_probs[index]
-        if mask:  # an environment token's log-probability is a placeholder: it is not shown
+        if mask:  # the log-probabilities of environment tokens are placeholders
             tip = f"token {index} · trained"
             tip += "" if math.isnan(log_prob) else f" · logprob {_number(log_prob, '.2f')}"
             kind = "m1 p2" if log_prob < UNLIKELY else "m1 p1" if log_prob < LIKELY else "m1"
@@ -406,7 +406,7 @@ LINKS = {"trajectories.html": "in the browser, with filters", "trajectories.json
 
 
 def render(run: Run, links: list[tuple[str, str]]) -> str:
-    """The whole page; `links` are files of the run's folder with a title each."""
+    """The whole page; `links` are files in the run's folder with their titles."""
     summary = run.summary
     groups: dict[str, list[Record]] = {}
     for record in run.trajectories:
@@ -443,7 +443,7 @@ def render(run: Run, links: list[tuple[str, str]]) -> str:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes `report.html` into the run's folder, whole or not at all, and returns its path."""
+    """Writes `report.html` into the run's folder atomically and returns its path."""
     links = [(name, title) for name, title in LINKS.items() if (run_dir / name).is_file()]
     page = render(read_run(run_dir), links)
     path = run_dir / "report.html"

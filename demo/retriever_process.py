@@ -1,4 +1,4 @@
-"""The real retriever as a separate process: builds its index once, starts the server, waits for it, stops it."""
+"""Runs the real retriever as a separate process: builds its index once, starts and stops the server."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ START_TIMEOUT_S = 120.0
 
 
 def index_path(cache: Path, corpus: Path) -> Path:
-    """Where a corpus's index is kept. The name depends on the text, so another corpus never gets this index."""
+    """The path of a corpus's index. Its name depends on the text, so another corpus never gets this index."""
     try:
         digest = hashlib.sha256(corpus.read_bytes()).hexdigest()[:12]
     except OSError as error:
@@ -26,9 +26,9 @@ def index_path(cache: Path, corpus: Path) -> Path:
 def build_index(corpus: Path, index: Path, encoder: Path) -> None:
     """Encodes the corpus into a FAISS index, unless it exists. Raises RuntimeError with the tool's own message.
 
-    The tool's progress is shown as it comes; only its `error:` line is held back, to be the exception's message.
+    The tool's progress is passed through; its `error:` line becomes the exception's message.
     """
-    if index.is_file():  # its name follows the corpus
+    if index.is_file():  # its name depends on the corpus
         return
     command = [sys.executable, str(SCRIPTS / "build_index.py"), "--corpus_path", str(corpus)]
     command += ["--index_path", str(index), "--retriever_name", "minilm", "--retriever_model", str(encoder)]
@@ -37,13 +37,13 @@ def build_index(corpus: Path, index: Path, encoder: Path) -> None:
     waiting = contextlib.nullcontext() if is_terminal else Progress("building the index")
     with waiting, subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        # newline="": a progress bar's \r ends a line, and is kept.
+        # newline="": a progress bar's \r ends a line and is preserved.
         lines = io.TextIOWrapper(process.stderr, encoding="utf-8", errors="replace", newline="")
         try:
             for line in lines:
                 if line.startswith("error: "):
                     reason = line.removeprefix("error: ").strip()
-                elif is_terminal or "%|" not in line:  # a bar is for terminals
+                elif is_terminal or "%|" not in line:  # progress bars are for terminals
                     sys.stderr.write(line)
                     sys.stderr.flush()
         except BaseException:

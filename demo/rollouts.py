@@ -1,4 +1,4 @@
-"""Rollouts of the demo: the plugin called as slime calls it, by import path, on many questions at once."""
+"""Rolls out many questions at once by calling the plugin like slime does, by import path."""
 
 import argparse
 import asyncio
@@ -30,11 +30,11 @@ def slime_args(
     searches: Path | None = None,
     repeats: bool = False,
 ) -> argparse.Namespace:
-    """What slime's command line would hold, and all settings, as a --custom-config-path file would add them.
+    """The args that slime's command line would produce, plus all settings as from a --custom-config-path file.
 
-    Every setting is given, so that none comes from the user's environment and a run means the same everywhere.
-    With a `seed`, every sample of a group draws by a seed of its own, and searches are kept in the file `searches`;
-    if the run `repeats` another one, they are read from it and the retriever is never asked.
+    Every setting is given, so that none comes from the user's environment and runs are comparable. With a `seed`, every
+    sample of a group has its own seed, and searches are stored in the file `searches`; if the run `repeats` another
+    one, searches are read from that file and the retriever is never called.
     """
     kept = {"search_cache": str(searches or ""), "search_cache_mode": "replay" if repeats else "readwrite"}
     args = plugin_args(
@@ -49,7 +49,7 @@ def slime_args(
 
 
 def settings(api_mode: str, max_length: int) -> dict[str, Any]:
-    """All settings but for where the retriever is."""
+    """All settings except the retriever's address."""
     config = SearchConfig(
         llm_api_mode=api_mode,
         search_backend="local",
@@ -74,18 +74,18 @@ class Metrics:
 
     @classmethod
     def of(cls, samples: Iterable[Any]) -> "Metrics":
-        """Means over slime Samples that were rewarded."""
+        """Means over rewarded slime Samples."""
         rows = [outcome(sample) for sample in samples]
         columns = ("reward", "exact_match", "valid_format", "searches", "response_length")
         return cls(*(sum(float(row[column]) for row in rows) / len(rows) for column in columns))
 
     def as_dict(self) -> dict[str, float]:
-        """Rounded, for records."""
+        """The rounded figures, for records."""
         return {key: round(value, 4) for key, value in asdict(self).items()}
 
 
 def outcome(sample: Any) -> dict[str, Any]:
-    """What came of one sample, in a few plain values."""
+    """The outcome of one sample in a few plain values."""
     record = record_of(sample)
     assert record is not None  # ours
     score = record.score or {}
@@ -128,9 +128,9 @@ async def roll_out(
 
 
 def _seed_of(args: argparse.Namespace, sample: Any, samples: int) -> dict[str, int]:
-    """slime's parameter for deterministic inference, but another seed for each sample of a step, not of a group only.
+    """slime's parameter for deterministic inference, with a seed that is unique within the step, not only the group.
 
-    So a step's requests can be told apart, even if it asks a question twice.
+    So all requests of a step can be distinguished, even if it asks a question twice.
     """
     if args.rollout_seed is None:
         return {}
@@ -145,7 +145,7 @@ def row_of(question: Question, api_mode: str) -> dict[str, Any]:
 
 
 def evaluation_rows(questions: Iterable[Question], api_mode: str, corpus: Path) -> Iterator[dict[str, Any]]:
-    """Rows of held-out questions, each with the passages that answer it, for `search-r1 exam`."""
+    """Rows of held-out questions with the passages that answer them, for `search-r1 exam`."""
     passages = map(json.loads, corpus.read_text(encoding="utf-8").splitlines())
     contents = {passage["id"]: passage["contents"] for passage in passages}
     for question in questions:
@@ -155,5 +155,5 @@ def evaluation_rows(questions: Iterable[Question], api_mode: str, corpus: Path) 
 
 
 def sample_of(args: argparse.Namespace, tokenizer: Any, question: Question, index: int = 0) -> Any:
-    """A question as slime's Sample: what slime makes of its row."""
+    """A question as the Sample that slime would make of its row."""
     return sample_of_row(args, tokenizer, row_of(question, args.llm_api_mode), index)

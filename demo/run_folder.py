@@ -1,4 +1,4 @@
-"""The folder of one run. Everything is logged line by line as it happens, so an interrupted run keeps it all."""
+"""The folder of one run. Everything is logged immediately, line by line, so an interruption loses nothing."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ LOGS = ("warm_start.jsonl", "steps.jsonl", "evaluation.jsonl", "trajectories.jso
 
 
 class RunFolder:
-    """`<runs>/demo-<time>-seed<seed>/`, newly made; or that of an interrupted run, with `existing`."""
+    """A new folder `<runs>/demo-<time>-seed<seed>/`, or with `existing` that of an interrupted run."""
 
     def __init__(self, runs: Path, seed: int) -> None:
         name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
@@ -28,7 +28,7 @@ class RunFolder:
             try:
                 self.path.mkdir()
                 break
-            except FileExistsError:  # a run of the same second
+            except FileExistsError:  # another run started in the same second
                 continue
 
     @classmethod
@@ -44,18 +44,18 @@ class RunFolder:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def log_sizes(self) -> dict[str, int]:
-        """Bytes of each of LOGS, for `truncate_logs`."""
+        """The sizes of LOGS in bytes, for `truncate_logs`."""
         return {name: (self.path / name).stat().st_size for name in LOGS if (self.path / name).is_file()}
 
     def truncate_logs(self, sizes: dict[str, int]) -> None:
-        """Forgets what was logged after `log_sizes` gave these sizes."""
+        """Removes everything logged since `log_sizes` returned these sizes."""
         for name in LOGS:
             if (self.path / name).is_file():
                 with (self.path / name).open("ab") as log:
                     log.truncate(sizes.get(name, 0))
 
     def keep_evaluation(self, rows: Iterable[dict[str, Any]], settings: dict[str, Any], corpus: Path) -> None:
-        """What a later evaluation needs beside the models: eval.jsonl, settings.yaml and corpus.jsonl."""
+        """Saves what a later evaluation needs besides the models: eval.jsonl, settings.yaml and corpus.jsonl."""
         (self.path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         lines = (f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
         (self.path / "settings.yaml").write_text("".join(lines), encoding="utf-8")
@@ -68,9 +68,9 @@ class RunFolder:
         unfinished.replace(self.path / "summary.json")
 
     def append_trajectory(self, phase: str, sample: Any, tokenizer: Any) -> None:
-        """Adds a rewarded slime Sample to trajectories.jsonl, as evaluations record it; for report, view and compare.
+        """Adds a rewarded slime Sample to trajectories.jsonl, in evaluations' format, for report, view and compare.
 
-        The demo adds the phase of the run, and the texts of the response's tokens.
+        The demo adds the phase of the run and the texts of the response's tokens.
         """
         begin = len(sample.tokens) - sample.response_length
         golds = gold_answers(sample.label)

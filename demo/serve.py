@@ -1,12 +1,12 @@
-"""Starts a finished run's model and retriever again: to ask it questions, evaluate it once more, or check it.
+"""Starts a finished run's model and retriever again, to ask questions, repeat the evaluation, or check the setup.
 
-    search-r1 chat RUN           ask it questions at the terminal; --ask "…" asks one
-    search-r1 evaluate RUN       its held-out questions again, into RUN/evaluation-after
-    search-r1 exam RUN           whether it searches, and whether that helps it, into RUN/exam-after
-    search-r1 preflight RUN      the checks of a training setup, with one real rollout
-    search-r1 serve RUN          serve both until Ctrl-C, for programs of your own
+    search-r1 chat RUN           ask it questions at the terminal; --ask "…" asks only one
+    search-r1 evaluate RUN       ask its held-out questions again; writes RUN/evaluation-after
+    search-r1 exam RUN           test whether it searches, and whether that helps; writes RUN/exam-after
+    search-r1 preflight RUN      check the training setup, with one real rollout
+    search-r1 serve RUN          serve both until Ctrl-C, for your own programs
 
-`--phase before` takes the model before GRPO. Further options are those of the command itself.
+`--phase before` uses the model before GRPO. Other options are passed to the command itself.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from evaluation.terminal import Progress, short
 
 
 class Served(NamedTuple):
-    """A run whose model and retriever are up."""
+    """A run whose model and retriever are running."""
 
     run: Path
     phase: str
@@ -45,16 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="search-r1 serve",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # what is not known here belongs to the command
+        allow_abbrev=False,  # unknown options belong to the command
     )
-    parser.add_argument("run", type=Path, help="the folder that the demo named in its last line")
-    parser.add_argument("--phase", choices=["before", "after"], default="after", help="of GRPO (default: after)")
+    parser.add_argument("run", type=Path, help="the folder named on the demo's last line")
+    parser.add_argument(
+        "--phase", choices=["before", "after"], default="after", help="the model before or after GRPO (default: after)"
+    )
     parser.add_argument(
         "--cache", type=Path, default=ROOT / ".cache", help="where the index is kept (default: .cache/)"
     )
     what = parser.add_mutually_exclusive_group()
     for name in DOINGS:
-        what.add_argument(f"--{name}", dest="what", action="store_const", const=name, help=f"as search-r1 {name} RUN")
+        what.add_argument(
+            f"--{name}", dest="what", action="store_const", const=name, help=f"same as search-r1 {name} RUN"
+        )
     args, more = parser.parse_known_args(argv)
     if more and not args.what:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
@@ -73,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def served(run: Path, phase: str, cache: Path) -> Iterator[Served]:
-    """Engine and retriever of a run, stopped at the end. Raises ValueError if the folder has no model of that phase."""
+    """Runs a run's engine and retriever for the context. Raises ValueError if it has no model of that phase."""
     model = run / phase
     if not (model / "config.json").is_file() or not (run / "summary.json").is_file():
         raise ValueError(
-            f"{run} holds no finished run with a model in {phase}/ (kept unless --no-save-models is given)."
+            f"{run} is not a finished run with a model in {phase}/ (saved unless --no-save-models is given)."
         )
     config = json.loads((run / "summary.json").read_text(encoding="utf-8"))["config"]
     print(f"starting the engine on {short(model)} and the retriever, about half a minute", file=sys.stderr, flush=True)
@@ -111,7 +115,7 @@ def wait(run: Served) -> int:
 
 
 def chat(run: Served, more: Sequence[str]) -> int:
-    """Questions at the terminal."""
+    """Asks questions at the terminal."""
     from evaluation.chat import main as command
 
     mode = "chat" if run.config["api_mode"] == "chat" else "xml"
@@ -119,17 +123,17 @@ def chat(run: Served, more: Sequence[str]) -> int:
 
 
 def evaluate(run: Served, more: Sequence[str]) -> int:
-    """The held-out questions, into a folder of the run."""
+    """Asks the held-out questions again; writes into a folder of the run."""
     from evaluation.run import main as command
 
-    # All questions at once, as the demo asks them: in bfloat16 a reply may depend on what shares its batch.
+    # Asks all questions at once, like the demo: in bfloat16 a reply may depend on the rest of its batch.
     fixed = ["--concurrency", "256", "--per_set", "all", "--data", str(run.run / "eval.jsonl")]
     output = ["--output", str(run.run / f"evaluation-{run.phase}")]
     return command([*_evaluation_options(run), *fixed, *output, *more])
 
 
 def exam(run: Served, more: Sequence[str]) -> int:
-    """Five arms over the held-out questions, into a folder of the run."""
+    """Runs the exam's five arms on the held-out questions; writes into a folder of the run."""
     from evaluation.exam import main as command
 
     fixed = ["--concurrency", "256", "--data", str(run.run / "eval.jsonl")]
@@ -137,7 +141,7 @@ def exam(run: Served, more: Sequence[str]) -> int:
 
 
 def preflight(run: Served, more: Sequence[str]) -> int:
-    """The checks of a training setup as far as they apply to the demo, and one real rollout."""
+    """Runs the setup checks that apply to the demo, and one real rollout."""
     from demo.rollouts import MAX_RESPONSE_LEN
     from preflight.__main__ import main as command
     from preflight.__main__ import prepare_process
@@ -150,7 +154,7 @@ def preflight(run: Served, more: Sequence[str]) -> int:
         SEARCH_BACKEND="local",
         RETRIEVAL_SERVER_URL=run.retriever,
         ROLLOUT_MAX_RESPONSE_LEN=str(MAX_RESPONSE_LEN),
-        ROLLOUT_BATCH_SIZE="1",  # the held-out questions may be fewer than those of a training step
+        ROLLOUT_BATCH_SIZE="1",  # there may be fewer held-out questions than a training step needs
     )
     prepare_process()
     return command(["--skip", "packages", "machine", "model", "--engine", run.engine, *more])

@@ -1,8 +1,8 @@
 """Keys and values of many running requests in one block of memory, handed to Hugging Face models.
 
-A *slot* is one row of the block: the tokens of one request, from position 0. A finished request's slot keeps its
-keys and values, so that the next turn of the same conversation computes only what is new, and samples of one
-question share their prompt.
+A *slot* is one row of the block: the tokens of one request, from position 0. A finished request's slot keeps its keys
+and values, so the next turn of a conversation computes only its new tokens, and samples of one question share their
+prompt.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ ATTENTION = "slot_cache_attention"
 
 
 class SlotCache:
-    """Has what a Hugging Face decoder calls on its `past_key_values`: `update` and `get_seq_length`.
+    """Implements the `past_key_values` methods that Hugging Face decoders call: `update` and `get_seq_length`.
 
     `keys[layer]` and `values[layer]`: (slots, max_length, kv_heads, head_dim).
     """
@@ -40,14 +40,14 @@ class SlotCache:
         self._max_length = max_length
 
     def select(self, rows: Sequence[int], positions: torch.Tensor) -> torch.Tensor:
-        """Names the slots and positions (B, T) that the next forward pass computes.
+        """Selects the slots and positions (B, T) that the next forward pass computes.
 
         Returns its attention mask (B, 1, T, width): position p of a slot sees positions 0..p of that slot.
         """
         index = torch.tensor(rows)
         self._width = int(positions.max()) + 1
         self._targets = (index[:, None] * self._max_length + positions).flatten()  # (B * T,) rows of a flattened block
-        # While the first slots are the busy ones, as usual, a view of them does and nothing is copied.
+        # Usually the first slots are the busy ones, and a view of them avoids copying.
         self._rows: slice | torch.Tensor = slice(len(rows)) if list(rows) == list(range(len(rows))) else index
         return (torch.arange(self._width) <= positions[:, :, None])[:, None]
 

@@ -27,15 +27,15 @@ from search_rollout.metrics import rollout_metrics
 from search_rollout.runtime import Runtime, engine_url
 
 TRACES_PER_WARM_STEP = 8
-EVALUATION_RESERVE = 1.25  # the last evaluation takes about as long as the first, and a little is kept spare
-SHOWN_EVERY = 4  # GRPO steps between two whose trajectories are kept for the report
-CHECKPOINT_EVERY_S = 120.0  # of GRPO; writing one takes seconds
+EVALUATION_RESERVE = 1.25  # the last evaluation takes about as long as the first; this adds a margin
+SHOWN_EVERY = 4  # every so many GRPO steps, trajectories are saved for the report
+CHECKPOINT_EVERY_S = 120.0  # during GRPO; writing one takes seconds
 PHASES = 5  # set-up, which is train.py's, and the four of `_phases`
-WARM_STEP_S, QUESTION_S = 9.0, 0.7  # on two idle cores (docs/DEMO.md); only for the times that are announced
+WARM_STEP_S, QUESTION_S = 9.0, 0.7  # on two idle cores (docs/DEMO.md); used only for the announced times
 
 
 class TrainingRun:
-    """One run over a running engine and retriever; writes into its folder as it goes."""
+    """One run on a running engine and retriever; writes its results into its folder."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class TrainingRun:
         started: float,
     ) -> None:
         self.args = args
-        self.plugin = plugin  # slime's args, as the plugin gets them
+        self.plugin = plugin  # slime's args for the plugin
         self.folder = folder
         self.model = model
         self.tokenizer = tokenizer
@@ -59,7 +59,7 @@ class TrainingRun:
         self.held_out = held_out
         self.dtype = getattr(torch, args.dtype)
         self.choose = random.Random(args.seed)
-        # One optimiser for both phases: without its second moments the first GRPO steps would follow signs alone.
+        # Both phases share the optimiser: without its second moments the first GRPO steps would depend on signs alone.
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=args.warm_learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )
@@ -68,7 +68,7 @@ class TrainingRun:
         self.summary = self.progress.summary
         self.deltas: list[float] = []  # |train - rollout log-probability| of each step of this process
         self.started = started - self.progress.seconds
-        # A resumed run skips the questions that it took before.
+        # A resumed run skips the questions that it has already used.
         self.questions = itertools.islice(endless(train, self.choose), self.progress.questions, None)
         if self.progress.warm_started:
             engine.load_weights(model, f"step {self.summary['steps']}")
@@ -91,7 +91,7 @@ class TrainingRun:
         }
 
     def run(self) -> bool:
-        """All phases; False if the run was interrupted. The summary and the report are written either way."""
+        """Runs all phases; returns False if interrupted. The summary and the report are written in both cases."""
         finished = True
         ending = "error"
         self._write_report("running")
@@ -102,7 +102,7 @@ class TrainingRun:
         except KeyboardInterrupt:
             finished = False
             ending = "interrupted"
-            print("\ninterrupted: what was done so far is in the report", flush=True)
+            print("\ninterrupted: the report covers everything up to here", flush=True)
         finally:
             self._write_viewer_page()
             self._write_report(ending)
@@ -110,20 +110,20 @@ class TrainingRun:
         return finished
 
     def _write_viewer_page(self) -> None:
-        """All recorded trajectories as the page of `search-r1 view`; the report links to it."""
+        """Writes the page of `search-r1 view` for all recorded trajectories; the report links to it."""
         log = self.folder.path / "trajectories.jsonl"
         if log.is_file() and log.stat().st_size:
             write_page([log], self.tokenizer, log.with_suffix(".html"))
 
     def _write_report(self, stopped: str) -> None:
-        """Summary and report as they stand; `stopped` is "running", or why the run ended."""
+        """Writes the current summary and report; `stopped` is "running", or why the run ended."""
         self.summary["stopped"] = stopped
         self.summary["seconds"] = round(time.monotonic() - self.started, 1)
         self.folder.write_summary(self.summary)
         write_report(self.folder.path)
 
     async def _phases(self) -> str:
-        """Everything that is not done yet; returns why GRPO ended."""
+        """Runs all unfinished phases; returns why GRPO ended."""
         import generate_with_search
 
         done = self.progress
@@ -147,8 +147,8 @@ class TrainingRun:
             left = self.started + self.args.minutes * 60 - time.monotonic() - done.evaluation_s * EVALUATION_RESERVE
             self._announce(4, "GRPO, as many steps as time allows" if self.args.steps is None else "GRPO", left)
             print(
-                f"a step asks {self.args.questions_per_step} questions {self.args.samples} times each; `groups` counts "
-                "the questions whose samples earned different rewards: only they teach anything",
+                f"each step asks {self.args.questions_per_step} questions {self.args.samples} times; `groups` counts "
+                "the questions whose samples got different rewards: GRPO learns only from these",
                 flush=True,
             )
             ending = await self._grpo(reserve_s=done.evaluation_s * EVALUATION_RESERVE)
@@ -177,7 +177,7 @@ class TrainingRun:
         return next(self.questions)
 
     def _save_model(self, phase: str) -> None:
-        """Keeps the model as it is now, for `demo.serve` and `evaluation`, with the tokenizer that rollouts use."""
+        """Saves the current model with the rollouts' tokenizer, for `demo.serve` and `evaluation`."""
         if self.args.save_models:
             from transformers import AutoTokenizer
 
@@ -186,7 +186,7 @@ class TrainingRun:
             AutoTokenizer.from_pretrained(self.plugin.hf_checkpoint, local_files_only=True).save_pretrained(folder)
 
     async def _look_at_untrained(self) -> None:
-        """Shows what the model does before it has seen the protocol."""
+        """Prints a rollout of the untrained model, which does not know the protocol."""
         groups = await roll_out(self.plugin, self.train[:4], samples=1, evaluation=True, title="untrained")
         for (sample,) in groups:
             self.folder.append_trajectory("untrained", sample, self.tokenizer)
@@ -214,7 +214,7 @@ class TrainingRun:
         print(f"warm start: {self.args.warm_start_steps} steps, loss {loss:.3f}, {self._clock()}", flush=True)
 
     def _set_learning_rate(self, progress: float) -> None:
-        """Falls in a straight line from the warm start's rate (progress 0) to GRPO's (1)."""
+        """Interpolates linearly from the warm start's rate (progress 0) to GRPO's (1)."""
         rate = self.args.warm_learning_rate + progress * (self.args.learning_rate - self.args.warm_learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -244,7 +244,7 @@ class TrainingRun:
         return [row["exact_match"] for row in outcomes], time.monotonic() - began
 
     async def _grpo(self, reserve_s: float) -> str:
-        """GRPO steps until the number of steps or the time is used up: returns which, "steps" or "time"."""
+        """Runs GRPO steps until the steps or the time run out; returns which: "steps" or "time"."""
         self._set_learning_rate(1.0)
         done, saved = self.progress, time.monotonic()
         while self.args.steps is None or self.summary["steps"] < self.args.steps:
@@ -265,7 +265,7 @@ class TrainingRun:
         return "steps"
 
     async def _grpo_step(self, step: int) -> tuple[Metrics, dict[str, float], StepResult | None, int]:
-        """Rollouts, advantages, one optimiser step, new weights for the engine; the second is `rollout_metrics`."""
+        """Rollouts, advantages, one optimiser step, new engine weights; the second result is `rollout_metrics`."""
         questions = [self._next_question() for _ in range(self.args.questions_per_step)]
         order = self.engine.begin_step() if self.args.keep_steps else None
         groups = await roll_out(
@@ -296,7 +296,7 @@ class TrainingRun:
     def _keep_step(
         self, step: int, questions: Sequence[Question], groups: Sequence[Sequence[Any]], order: AdmissionOrder
     ) -> None:
-        """What `search-r1 replay` needs; the weights are still those of the step's rollouts."""
+        """Saves what `search-r1 replay` needs, while the weights are still those of the step's rollouts."""
         facts = {
             "seed": self.args.seed,
             "samples": self.args.samples,

@@ -1,7 +1,7 @@
-"""A few supervised steps on synthetic traces, so that GRPO meets a model that knows the protocol but uses it badly.
+"""A few supervised steps on synthetic traces, which teach the protocol but also a bad habit for GRPO to correct.
 
-A trace is what the rollout of a model that follows a question's reference solution would be: the same ids, the same
-loss mask, and observations from the real retriever.
+A trace equals the rollout of a model that follows a question's reference solution: the same ids, the same loss mask,
+and observations from the real retriever.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from search_rollout.search.searcher import search_all
 
 
 def search_text(api_mode: str, query: str) -> str:
-    """How the model of an API mode searches."""
+    """The text with which the model searches in an API mode."""
     if api_mode == "generate":
         return f"<search>{query}</search>"
     call = json.dumps({"name": "search", "arguments": {"queries": [query]}})
@@ -32,14 +32,14 @@ def search_text(api_mode: str, query: str) -> str:
 
 
 def answer_text(api_mode: str, answer: str) -> str:
-    """How it answers."""
+    """The text with which the model answers in an API mode."""
     return f"<answer>{answer}</answer>" + ("<|im_end|>" if api_mode == "chat" else "")
 
 
 def solutions(questions: Iterable[Question]) -> Iterator[Question]:
-    """What the traces show: the reference solutions, but every second two-search question stops after one search.
+    """The solutions for the traces: the reference ones, but every second two-search question stops after one search.
 
-    Its answer is then what that search found: a valid reply, and wrong.
+    Its answer is then what the first search found: valid in format, but wrong.
     """
     early = itertools.cycle((True, False))
     for question in questions:
@@ -50,7 +50,7 @@ def solutions(questions: Iterable[Question]) -> Iterator[Question]:
 
 
 async def trace(question: Question, runtime: Runtime, args: argparse.Namespace) -> TrainSample:
-    """The trajectory of one solution as training data, built by the parts that rollouts are made of."""
+    """The trajectory of one solution as training data, built with the parts of real rollouts."""
     mode = runtime.config.llm_api_mode
     rollout = await runtime.begin(args, sample_of(args, runtime.tokenizer, question), {}, evaluation=False)
     trajectory = rollout.trajectory
@@ -77,7 +77,7 @@ async def trace(question: Question, runtime: Runtime, args: argparse.Namespace) 
 def supervised_step(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, traces: Sequence[TrainSample], dtype: torch.dtype
 ) -> float:
-    """One step of cross-entropy on the model's tokens of all traces; returns the mean loss of a token."""
+    """One cross-entropy step on the model's tokens in all traces; returns the mean loss per token."""
     model.train()
     tokens = sum(sum(sample.loss_mask) for sample in traces)
     total = 0.0

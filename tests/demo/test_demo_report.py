@@ -344,7 +344,7 @@ def test_malformed_summary_is_named_in_one_sentence(tmp_path: Path, content: str
 
 def test_folder_without_a_summary_is_an_error_with_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
-    assert "holds no summary.json; is it the folder of a run?" in capsys.readouterr().err
+    assert "has no summary.json; is it a run's folder?" in capsys.readouterr().err
 
 
 def test_failed_report_leaves_the_old_page_as_it_was(tmp_path: Path) -> None:

@@ -27,5 +27,5 @@ def test_a_folder_without_a_finished_run_or_without_its_model_is_named(
         (tmp_path / name).touch()
     assert serve.main([str(tmp_path)]) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith(f"error: {tmp_path} holds no finished run with a model in after/")
+    assert shown.startswith(f"error: {tmp_path} is not a finished run with a model in after/")
     assert len(shown.splitlines()) == 1

@@ -202,8 +202,8 @@ def test_an_abort_of_nothing_in_particular_is_refused(client: httpx.Client, body
     ("body", "sentence"),
     [
         ([1], "The body must be a JSON object."),
-        ({}, "Give input_ids or text, one of them."),
-        ({"input_ids": [5], "text": "a"}, "Give input_ids or text, one of them."),
+        ({}, "Give either input_ids or text."),
+        ({"input_ids": [5], "text": "a"}, "Give either input_ids or text."),
         ({"text": ["a"]}, "text must be a string."),
         ({"text": ""}, "A request needs at least one token"),
         ({"input_ids": []}, "A request needs at least one token"),
@@ -303,7 +303,7 @@ def test_a_model_of_another_architecture_is_refused(
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     error = error_of(capsys, "--model", tmp_path, "--port", 0)
-    assert "holds a GPT2LMHeadModel; the demo trains decoders of Llama's shape only." in error
+    assert "holds a GPT2LMHeadModel; the demo trains only Llama-style decoders." in error
 
 
 def test_a_taken_port_is_named_before_the_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

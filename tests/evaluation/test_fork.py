@@ -192,7 +192,7 @@ def broken(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
         (
             broken(lambda fields: fields["metadata"]["search_r1"]["turns"][0].__setitem__("queries", ["other"])),
             1,
-            "reads turn 1 in another way",
+            "reads turn 1 differently",
         ),
     ],
 )

@@ -153,7 +153,7 @@ def test_the_list_can_be_sorted_both_ways_with_what_is_not_known_last(show):
     page = show(sample(TOKENIZER, [ANSWER], prompt="Capital of Chad?", reward=None), *three())
     choice(page, "Sort by").select_option("reward")
     assert questions(page) == ["Capital of Peru?", "Capital of Mali?", "Capital of Kenya?", "Capital of Chad?"]
-    page.get_by_label("Other direction").click()
+    page.get_by_label("Reverse the order").click()
     assert questions(page) == ["Capital of Kenya?", "Capital of Mali?", "Capital of Peru?", "Capital of Chad?"]
 
 

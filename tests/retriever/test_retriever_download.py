@@ -409,7 +409,7 @@ def test_a_token_that_cannot_be_sent_is_refused_at_once_and_not_printed(hub: Hub
     began = time.monotonic()
     done = run(hub, tmp_path, HF_TOKEN=token)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "HF_TOKEN holds" in done.stderr and "hf_" not in done.stderr
+    assert "HF_TOKEN has a space" in done.stderr and "hf_" not in done.stderr
     assert time.monotonic() - began < 10 and hub.keys == set()
 
 
