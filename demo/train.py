@@ -1,7 +1,7 @@
 """Trains a small language model to search, on a CPU, with real parts: the demo behind `make demo`.
 
-    search-r1 demo                          18 minutes; the folder that it names at the end has all of it
-    search-r1 demo --resume runs/demo-…     continues an interrupted or killed run, with its own options
+    search-r1 demo                          takes 18 minutes; the last lines name the folder with the results
+    search-r1 demo --resume runs/demo-…     continue an interrupted or killed run, with its original options
 
 1 a corpus of real-world facts and questions about it             demo/world_facts.py
 2 the real retriever, as a separate server                        local_dense_retriever/
@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # … and this plugin's folder
 from demo.interruption import terminating_interrupts  # noqa: E402
 from evaluation.terminal import Progress, short, typed  # noqa: E402
 
-MAX_LENGTH = 896  # tokens of a trajectory
+MAX_LENGTH = 896  # maximum tokens per trajectory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # asyncio turns the first SIGINT into a cancellation, heard at the end of a training step; a second one is heard at
-    # once.
+    # asyncio turns the first SIGINT into a cancellation, which takes effect at the end of a training step; a second one
+    # takes effect immediately.
     terminating_interrupts()
     try:
         return run(args)
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--minutes", 18.0, "total time; set-up, warm start, evaluations and one step always run", type=_positive(float)
     )
     option("--steps", None, "maximum GRPO steps", type=_positive(int), shown="as many as time allows")
-    option("--seed", 0, "seed of sampling and of the order of questions", type=int)
+    option("--seed", 0, "seed for sampling and question order", type=int)
     option("--model", None, "Hugging Face model folder", type=Path, shown="SmolLM2-135M-Instruct, from its package")
     option(
         "--world",
@@ -81,7 +81,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "how the model searches: generate = XML tags, chat = messages and tool calls",
         choices=["generate", "chat"],
     )
-    option("--device", "cpu", "where engine and trainer compute", choices=["cpu", "cuda"])
+    option("--device", "cpu", "device of engine and trainer", choices=["cpu", "cuda"])
     option("--dtype", "bfloat16", "arithmetic of engine and trainer", choices=["bfloat16", "float32"])
     option("--warm-start-steps", 16, "supervised steps on synthetic traces", type=_positive(int))
     option("--questions-per-step", 8, "questions (groups) per GRPO step", type=_positive(int))
@@ -89,8 +89,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     option("--warm-learning-rate", 5e-5, "warm start's first rate; falls to GRPO's", type=_positive(float))
     option("--learning-rate", 2e-5, "GRPO's rate", type=_positive(float))
     option("--held-out", 128, "held-out questions to ask before and after", type=_positive(int))
-    option("--runs", ROOT / "runs", "where the run's folder is made", type=Path, shown="runs/")
-    option("--cache", ROOT / ".cache", "where model, corpus and index are kept", type=Path, shown=".cache/")
+    option("--runs", ROOT / "runs", "parent of the run's folder", type=Path, shown="runs/")
+    option("--cache", ROOT / ".cache", "folder for model, corpus and index", type=Path, shown=".cache/")
     parser.add_argument(
         "--save-models",
         action=argparse.BooleanOptionalAction,
@@ -100,7 +100,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep-steps",
         action="store_true",
-        help="keep what repeats each GRPO step (540 MB each), for `search-r1 replay`",
+        help="save each GRPO step for `search-r1 replay` (540 MB each)",
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run; its own options apply")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -119,7 +119,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _arguments_of(run: Path) -> list[str]:
-    """The command line that began a run. Raises ValueError if there is nothing to go on with."""
+    """The command line that started a run. Raises ValueError if it cannot be resumed."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         arguments = summary["arguments"]
@@ -142,9 +142,9 @@ def _positive(kind: type) -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sets up model, corpus, retriever and engine, trains, and tears everything down again."""
+    """Sets up model, corpus, retriever and engine, trains, and tears everything down."""
     started = time.monotonic()
-    for folder in (args.runs, args.cache):  # one that cannot be written is found before the long work
+    for folder in (args.runs, args.cache):  # an unwritable folder must fail before the long work
         folder.mkdir(parents=True, exist_ok=True)
     say("phase 1 of 5: model, corpus, index, servers, about a minute")
     with Progress("loading PyTorch, the model and the questions"):
@@ -211,10 +211,10 @@ def run(args: argparse.Namespace) -> int:
 def _say_what_next(run: Path, finished: bool, has_models: bool) -> None:
     commands: dict[str, tuple[object, ...]] = {"continue this run": ("demo", "--resume", run)}
     if finished:
-        commands = {"look through its trajectories": ("view", run), "compare before and after": ("compare", run)}
+        commands = {"browse its trajectories": ("view", run), "compare before and after": ("compare", run)}
     if finished and has_models:
         commands |= {"ask the trained model": ("chat", run), "evaluate it again": ("evaluate", run)}
-        commands |= {"find out whether searching helps it": ("exam", run)}
+        commands |= {"test whether searching helps it": ("exam", run)}
         commands |= {"check it with preflight": ("preflight", run)}
     print("next:")
     for what, words in commands.items():
@@ -222,7 +222,7 @@ def _say_what_next(run: Path, finished: bool, has_models: bool) -> None:
 
 
 def say(text: str) -> None:
-    """One line about what is going on."""
+    """Prints a progress line."""
     print(f"[demo] {text}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A few supervised steps on synthetic traces, which teach the protocol but also a bad habit for GRPO to correct.
+"""Runs a few supervised steps on synthetic traces, after which the model knows the protocol but uses it badly.
 
 A trace equals the rollout of a model that follows a question's reference solution: the same ids, the same loss mask,
 and observations from the real retriever.

@@ -2,10 +2,11 @@
 
     python launch/contain.py [--log FILE] [--environment FILE] [--end-session NAME] [--grace SECONDS] COMMAND …
 
-When the command ends, every process that it started is stopped, daemons in sessions of their own included; nothing
-else is touched. SIGTERM, SIGINT and SIGHUP reach the command as SIGTERM; after the grace period it is killed. If this
-process is killed itself, the kernel sends the command SIGTERM. The exit status is the command's, or 128 + the signal's
-number. A log that cannot be written, on a full disk for example, costs only the log. Linux and standard library only.
+When the command ends, it stops every process that the command started, including daemons in their own sessions, and
+nothing else. It passes SIGTERM, SIGINT and SIGHUP to the command as SIGTERM, and kills it after the grace period. If
+this process is killed itself, the kernel sends the command SIGTERM. The exit status is the command's, or 128 plus the
+signal's number. If the log cannot be written, for example on a full disk, the command continues without it. Linux and
+standard library only.
 """
 
 import argparse
@@ -24,14 +25,14 @@ LIBC = ctypes.CDLL(None, use_errno=True)  # before any fork
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 POLL_S = 0.1
 LEFTOVER_GRACE_S = 5.0  # between SIGTERM and SIGKILL, for processes that outlive the command
-KILL_TIMEOUT_S = 30.0  # a process that waits for a broken device or file server cannot be killed
+KILL_TIMEOUT_S = 30.0  # a process that is stuck in a broken device or file server cannot be killed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
     received = listen_for_signals()
-    prctl(PR_SET_CHILD_SUBREAPER, 1)  # descendants whose own parent ends become our children, not process 1's
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # adopts descendants whose parent ends
     environment = read_environment(args.environment) if args.environment else None
     command = args.command
     if args.log is None:
@@ -52,13 +53,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--log", type=Path, help="append the command's output to this file, and show it")
     parser.add_argument("--name", default="the command", help="name of the command in the last line of the log")
     parser.add_argument(
-        "--environment", type=Path, help="file with the command's environment, as `env -0` writes it; it is removed"
+        "--environment", type=Path, help="file with the command's environment in the format of `env -0`; it is removed"
     )
     parser.add_argument("--end-session", metavar="NAME", help="finally, kill this tmux session")
     parser.add_argument(
         "--grace", type=float, default=60.0, metavar="SECONDS", help="time to end after SIGTERM (default: %(default)s)"
     )
-    # One list: argparse would take a `--` right behind a positional of its own for itself.
+    # One list: argparse would swallow a `--` after a separate positional argument.
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the command with its arguments")
     args = parser.parse_args(argv)
     if not args.command:
@@ -67,7 +68,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def listen_for_signals() -> list[int]:
-    """Returns a list to which signals that ask us to stop are added from now on."""
+    """Returns a list that collects the stop signals received from now on."""
     received: list[int] = []
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: received.append(number))
@@ -90,7 +91,7 @@ def read_environment(path: Path) -> dict[bytes, bytes]:
 def contain_with_log(
     command: Sequence[str], received: list[int], grace_s: float, environment: dict[bytes, bytes] | None, log: "Log"
 ) -> int:
-    """As `contain`; the output goes to the log and to stdout."""
+    """Like `contain`, with the output copied to the log and stdout."""
     reading, writing = os.pipe()
 
     def copy() -> None:
@@ -143,7 +144,7 @@ def contain(
 
     def end_with_parent() -> None:  # in the child
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it was killed before the call
+        if os.getppid() != parent:  # the parent died before the call
             os._exit(128 + signal.SIGTERM)
 
     try:
@@ -153,7 +154,7 @@ def contain(
             stdin=subprocess.DEVNULL if output is not None else None,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C in the terminal reaches only us, and we stop it in order
+            start_new_session=True,  # Ctrl-C in the terminal then reaches only us, and we stop the command cleanly
             preexec_fn=end_with_parent,
         )
     except OSError as error:
@@ -187,7 +188,7 @@ def stop_descendants(child: subprocess.Popen) -> None:
     if wait_until(gone, LEFTOVER_GRACE_S):
         return
 
-    def killed() -> bool:  # repeatedly: a process may start another before it dies
+    def killed() -> bool:  # called repeatedly: a process may start another before it dies
         for pid in descendants():
             send(pid, signal.SIGKILL)
         return gone()
@@ -203,7 +204,7 @@ def descendants() -> list[int]:
             try:
                 # "pid (name) state parent …"; the name may hold anything, also blanks and brackets
                 state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-            except (OSError, ValueError):  # it has just ended
+            except (OSError, ValueError):  # the process has just ended
                 continue
             if state != "Z":
                 children.setdefault(int(parent), []).append(int(folder.name))

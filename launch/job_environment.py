@@ -1,10 +1,10 @@
-"""Checks the modes and prints a Ray job's runtime environment as JSON.
+"""Checks the modes and prints the runtime environment of a Ray job as JSON.
 
     python -m launch.job_environment [--joining] NAME=VALUE …
 
-It holds every setting in our environment and the variables given. All users of a machine can read command lines, so
-keys of services are left out: a Ray that the launch script starts inherits them; a cluster that runs already
-(`--joining`) needs the path of a file that holds the key, on every node.
+It contains every setting in our environment, plus the given variables. All users of a machine can read command lines,
+so API keys are left out. A Ray started by the launch script inherits them; a running cluster (`--joining`) needs the
+path of a file with the key on every node.
 """
 
 import argparse
@@ -23,7 +23,7 @@ class SecretError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--joining", action="store_true", help="the job goes to a cluster that runs already")
+    parser.add_argument("--joining", action="store_true", help="the job runs on an existing cluster")
     parser.add_argument("variables", nargs="*", metavar="NAME=VALUE", help="further variables of the job")
     args = parser.parse_args(argv)
     further = dict(entry.split("=", 1) for entry in args.variables)
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_modes(environment: Mapping[str, str]) -> None:
-    """Raises ConfigError on an unknown mode, backend or other choice, and on modes that do not go together."""
+    """Raises ConfigError for an unknown mode, backend or other choice, and for incompatible modes."""
     chosen = {key: environment[name] for key, name in variables().items() if key in CHOICES and environment.get(name)}
     SearchConfig(**chosen, google_api_key="unchecked", search_cache="unchecked")  # type: ignore[arg-type]
 
@@ -52,7 +52,7 @@ def job_variables(environment: Mapping[str, str], *, joining: bool) -> dict[str,
             found[file] = os.path.abspath(environment[file])
         elif name in secrets and joining and environment.get(name, PLACEHOLDER_KEY) not in ("", PLACEHOLDER_KEY):
             raise SecretError(
-                f"{name} cannot reach a running Ray without being shown to everybody: "
+                f"{name} cannot be passed to a running Ray without showing it to all users: "
                 f"write it to a file that every node can read, and set {file} to its path."
             )
         elif name not in secrets and environment.get(name):

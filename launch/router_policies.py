@@ -1,13 +1,13 @@
-"""Prints the policies that the installed sglang-router accepts as --router-policy; nothing if it is not installed.
+"""Prints the values that the installed sglang-router accepts for --router-policy; nothing if it is not installed.
 
-slime hands its command line to the router's own parser, which may refuse a policy that the router has.
+slime passes its command line to the router's own parser, which may reject a policy that the router supports.
 """
 
 import argparse
 
 
 def policies() -> list[str]:
-    """Those of the router's parser."""
+    """The policies that the router's parser accepts."""
     try:
         from sglang_router.launch_router import RouterArgs
     except ImportError:

@@ -1,13 +1,13 @@
 """Checks the setup before a training job uses a GPU: settings, packages, machine, model, data, search.
 
     python -m preflight
-    python -m preflight --skip machine packages             away from the GPUs
-    python -m preflight --engine http://127.0.0.1:30000     also makes one real rollout
+    python -m preflight --skip machine packages             on a machine without the GPUs
+    python -m preflight --engine http://127.0.0.1:30000     also run one real rollout
 
 It reads the environment variables of the launch scripts (./run_qwen2.5_3B.sh --help) and of the rollouts (README.md,
-Settings), with the same defaults. It starts and stops nothing. Each row is one check:
+Settings), with the same defaults. It changes nothing. Each row is one check:
 
-    ✓  right      ✗  wrong, with the remedy      !  works, but may not be meant      –  skipped, with the reason
+    ✓  right      ✗  wrong, with the remedy      !  works, but may be a mistake      –  skipped, with the reason
 
 The exit status is 1 if there is a ✗, or with --strict a !.
 """
@@ -26,8 +26,8 @@ from preflight.groups import run_groups
 from preflight.setup import Setup
 
 GROUPS = {  # one module each
-    "settings": "values, and how they fit together",
-    "packages": "slime, Ray, SGLang, Megatron and what the plugin needs",
+    "settings": "values, and whether they are consistent",
+    "packages": "slime, Ray, SGLang, Megatron and the plugin's requirements",
     "machine": "GPUs, ports, Ray, disk, shared memory",
     "model": "the checkpoint, and its Megatron form",
     "template": "the chat template",
@@ -80,7 +80,7 @@ def _url(text: str) -> str:
 
 
 def prepare_process() -> None:
-    """Silences the warnings of libraries and plugin: the rows of the table report what matters."""
+    """Silences warnings of the libraries and the plugin; the table reports what matters."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,4 +1,4 @@
-"""What is in a model folder: config.json, the headers of weight files, the iteration of a Megatron checkpoint."""
+"""Reads a model folder: config.json, the headers of weight files, the iteration of a Megatron checkpoint."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """config.json, or the part of it that is about text. Raises BadFile."""
+    """config.json, or its text part for multimodal models. Raises BadFile."""
     config = read_json(folder / "config.json")
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
@@ -71,7 +71,7 @@ def _count(path: Path) -> int:
 
 
 def is_megatron(folder: Path) -> bool:
-    """Whether it looks like what Megatron's --save or slime's converter writes."""
+    """True if it looks like the output of Megatron's --save or slime's converter."""
     return (folder / "latest_checkpointed_iteration.txt").is_file() or (folder / "common.pt").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Checks of the prompt data: its rows must be what this mode of the rollouts takes."""
+"""Checks that the prompt data's rows suit the rollouts' mode."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -129,7 +129,7 @@ def require_golds(setup: Setup, data: Data) -> Data:
 
 
 def longest_prompt(setup: Setup, data: Data) -> int:
-    """In tokens. Raises Mistake if it leaves no room for an observation and an answer."""
+    """The longest prompt in tokens. Raises Mistake if it leaves no room for an observation and an answer."""
     config, tokenizer = setup.config, setup.tokenizer
     if not tokenizer.chat_template and not isinstance(data.first[0]["prompt"], str):
         raise Blocked("there is no chat template")
@@ -153,7 +153,7 @@ def _are_messages(prompt: Any) -> bool:
 
 
 def _rendered(setup: Setup, row: Mapping[str, Any]) -> str:
-    """A row's prompt as the text that the model reads."""
+    """A row's prompt, rendered as the text for the model."""
     if isinstance(row["prompt"], str):
         return row["prompt"]
     tools = tools_of(_metadata(row)) if setup.config.llm_api_mode == "chat" else []

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from preflight.findings import Mistake, one_line
 from preflight.setup import ROOT, Setup
 
-ROWS_READ = 100  # the first of those that are used
+ROWS_READ = 100  # the first of the selected rows
 SLICE = re.compile(r"^(?P<path>.*)@\[(?P<start>-?\d*):(?P<stop>-?\d*)\]$")
 
 
@@ -43,7 +43,7 @@ def read_evaluation(setup: Setup) -> list[Data]:
 
 
 def read_data(setup: Setup, name: str, value: str | None = None) -> Data:
-    """The rows of the file that a setting names, or of `value` that stands in the setting's file. Raises Mistake."""
+    """The rows of the file named by a setting, or by `value`, an entry in that setting's file. Raises Mistake."""
     given = setup[name] if value is None else value
     match = SLICE.match(given)
     path = Path(match["path"] if match else given)

@@ -1,4 +1,4 @@
-"""Checks of a running engine (--engine URL): its limits, its tokenizer, its stops, and one rollout by the plugin."""
+"""Checks of a running engine (--engine URL): limits, tokenizer, stop strings, and one rollout by the plugin."""
 
 import asyncio
 import dataclasses
@@ -17,10 +17,10 @@ from search_rollout.engine.sglang_reply import EngineError, Reply
 from search_rollout.protocols.chat_template import decode, encode
 from search_rollout.samples.record import record_of
 
-KEPT_BY_SGLANG = 6  # SGLang refuses prompts that come nearer to its context length than this many tokens
+KEPT_BY_SGLANG = 6  # SGLang rejects prompts that leave fewer free tokens than this in its context
 ROLLOUT_TIMEOUT_S = 200.0
 TEXT = "Naïve café: 東京 123,456 <search>"  # tokenizers split it differently
-BEGINNING = "Once upon a time, there was a"  # which every model goes on with
+BEGINNING = "Once upon a time, there was a"  # every model continues this
 STOPS = ("a", "e", "i", "o", " ")  # the first words of almost any reply contain one of them
 STOP_TOKENS, OVERSHOOT = 64, 8  # tokens asked for, and allowed after a stop: speculative decoding adds a few at a time
 NO_ANSWER = "the engine does not answer"
@@ -70,7 +70,7 @@ def vocabulary(setup: Setup) -> Finding:
         return skipped("the engine does not report how it splits text; rollouts send ids")
     # The first id of a prompt has no log-probability, and a beginning-of-text id may stand before ours.
     if theirs[1 - len(ours) :] != ours[1:]:
-        problem = "the engine splits text into other ids than the tokenizer of HF_CHECKPOINT"
+        problem = "the engine and the tokenizer of HF_CHECKPOINT split text into different ids"
         return wrong(problem, "start the engine on HF_CHECKPOINT, or on a checkpoint of the same model")
     return fine("the engine splits text as the tokenizer of HF_CHECKPOINT does")
 
@@ -87,7 +87,7 @@ def stop_strings(setup: Setup) -> Finding:
     if count - stopped > OVERSHOOT:
         return wrong(
             f"the engine ignores `stop`: {count - stopped} tokens follow the first stop string",
-            "use an engine that obeys sampling_params.stop; else the model writes its own documents after </search>",
+            "use an engine that obeys sampling_params.stop; otherwise the model invents documents after </search>",
         )
     if reply.ended_turn or reply.finish == "length":
         return skipped("the reply ended in another way, before a stop string")
@@ -150,7 +150,7 @@ def one_rollout(setup: Setup) -> Finding:
 
 
 async def _roll_out(setup: Setup, tokenizer: Any, row: dict[str, Any]) -> Any:
-    """One Sample by the plugin's hooks, called as slime calls them."""
+    """Rolls out one Sample with the plugin's hooks, called like in slime."""
     from evaluation import plugin
 
     plugin.find_slime()
@@ -171,7 +171,7 @@ async def _roll_out(setup: Setup, tokenizer: Any, row: dict[str, Any]) -> Any:
 
 
 def _misaligned(sample: Any, vocabulary_size: int) -> str:
-    """Which invariant of a Sample is broken; empty if none is."""
+    """The violated invariant of a Sample; empty if none is violated."""
     size, log_probs = sample.response_length, sample.rollout_log_probs
     if len(sample.loss_mask) != size or len(sample.tokens) <= size:
         return f"{len(sample.tokens)} tokens, a loss mask of {len(sample.loss_mask)}, a response of {size}: not aligned"

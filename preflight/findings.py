@@ -1,8 +1,8 @@
-"""What a check finds. A group of checks is a module of this package with a tuple CHECKS.
+"""The results of checks. A group of checks is a module of this package with a tuple CHECKS.
 
-A check is a function from the `Setup` to one `Finding`; its name is that of the row. It may also raise `Mistake`,
-which becomes a row with ✗, or `Blocked` when another row already reports why it cannot look. Any other exception
-becomes a row with ✗ that names it.
+A check is a function from the `Setup` to one `Finding`; its name is the row's name. It may also raise `Mistake`, which
+becomes a row with ✗, or `Blocked` if another row already reports why it cannot run. Any other exception becomes a row
+with ✗ that names it.
 """
 
 import sys
@@ -13,7 +13,7 @@ from evaluation.verdict_table import Finding as Finding  # the groups import it 
 
 
 class Mistake(Exception):
-    """Something is wrong; whichever check meets it first reports it."""
+    """Something is wrong; the first check that notices it reports it."""
 
     def __init__(self, found: str, remedy: str = "") -> None:
         super().__init__(found)
@@ -21,7 +21,7 @@ class Mistake(Exception):
 
 
 class Blocked(Exception):
-    """A check cannot look; the message says why. Another row reports the cause."""
+    """A check cannot run; the message says why. Another row reports the cause."""
 
 
 fine = partial(Finding, "✓")
@@ -36,6 +36,6 @@ def pip_install(*packages: str, python: str = sys.executable) -> str:
 
 
 def one_line(text: Any, limit: int = 300) -> str:
-    """Text from elsewhere on one line of at most `limit` characters."""
+    """External text, joined to one line of at most `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""Runs the checks of all groups at the same time; a check that fails or hangs spoils no other."""
+"""Runs the checks of all groups concurrently; a check that fails or hangs does not affect other groups."""
 
 import importlib
 import threading
@@ -17,9 +17,9 @@ ENGINE_LIMIT_S = 240.0  # a real rollout takes as long as the engine does
 
 
 def run_groups(setup: Setup, names: Sequence[str]) -> Iterator[Row]:
-    """The rows of these groups in order; each group's rows come together, once all are there."""
+    """The rows of these groups in order; each group's rows arrive together once the group is finished."""
     began = time.monotonic()
-    # Imported here, one by one: a thread that imports a module while another's import of it fails gets half a module.
+    # Imported here, one by one: concurrent imports in threads may see a half-initialised module if one of them fails.
     groups = [_Group(name, _checks(name), setup) for name in names]
     missing: set[str] = set()
     for group in groups:

@@ -77,7 +77,7 @@ def gpu_memory(setup: Setup) -> Finding:
 
 
 def _processes(setup: Setup, uuids: set[str]) -> str:
-    """The processes that hold memory of these GPUs; empty where the driver does not say, as in containers."""
+    """The processes that use memory of these GPUs; empty if the driver does not say, as in containers."""
     command = ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid,process_name", "--format=csv,noheader"]
     done = run(command, setup.environment, SMI_TIMEOUT_S)
     rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
@@ -85,7 +85,7 @@ def _processes(setup: Setup, uuids: set[str]) -> str:
 
 
 def _visible(setup: Setup) -> list[Gpu]:
-    """The GPUs that Ray sees; it gives the first NUM_GPUS of them to the job. Raises Blocked."""
+    """The GPUs visible to Ray, which gives the first NUM_GPUS of them to the job. Raises Blocked."""
     found, names = setup.need(find_gpus), setup.environment.get("CUDA_VISIBLE_DEVICES")
     return found if names is None else [gpu for name in _names(names) for gpu in _matching(found, name)]
 
@@ -95,7 +95,7 @@ def _training(setup: Setup) -> list[Gpu]:
 
 
 def _matching(found: list[Gpu], name: str) -> list[Gpu]:
-    """The GPU that CUDA_VISIBLE_DEVICES names by its number or the beginning of its UUID."""
+    """The GPU that CUDA_VISIBLE_DEVICES names by number or UUID prefix."""
     return [gpu for gpu in found if gpu.number == name or (not name.isdecimal() and gpu.uuid.startswith(name))]
 
 

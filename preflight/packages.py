@@ -1,4 +1,4 @@
-"""Checks of the software: what $PYTHON finds on the job's PYTHONPATH, without importing it."""
+"""Checks of the software that $PYTHON finds on the job's PYTHONPATH, without importing it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ SLIME_PACKAGES = ("torch", "transformers", "ray", "sglang", "megatron")
 LOGGERS = {"USE_WANDB": "wandb", "USE_TENSORBOARD": "tensorboard"}
 PYTHON_TIMEOUT_S = 30.0
 SET_PYTHON = "set PYTHON to slime's"
-TESTED_SLIME = ("0.2.0", "0.2.3", "0.3.1")  # what the setup.py of v0.2.0, v0.2.4, v0.3.1 and HEAD say of themselves
+TESTED_SLIME = ("0.2.0", "0.2.3", "0.3.1")  # the versions in the setup.py of v0.2.0, v0.2.4, v0.3.1 and HEAD
 FEATURES = {  # a name in slime/utils/types.py -> what it means; docs/SLIME_VERSIONS.md has the whole table
     "remove_sample": "samples can be removed",
     "session_id": "a session stays on one engine",
@@ -49,7 +49,7 @@ def find_packages(setup: Setup) -> dict[str, str]:
 
 
 def version_of(setup: Setup, package: str) -> str:
-    """The version that is installed; empty if it is not known."""
+    """The installed version; empty if unknown."""
     try:
         return setup.need(find_packages).get(package, "")
     except Blocked:

@@ -1,4 +1,4 @@
-"""Quick looks at programs, servers, ports and folders: each ends in time, whatever is there."""
+"""Quick checks of programs, servers, ports and folders, each with a time limit."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ TIMEOUT_S = 5.0
 def run(
     command: Sequence[str], environment: Mapping[str, str], timeout_s: float, remedy: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program. Raises Mistake if there is none, or it takes too long; its exit status is the caller's matter."""
+    """Runs a program. Raises Mistake if it is missing or takes too long; the caller checks its exit status."""
     settings: dict[str, Any] = {"capture_output": True, "text": True, "errors": "surrogateescape"}
     try:
         return subprocess.run(command, env=environment, timeout=timeout_s, stdin=subprocess.DEVNULL, **settings)
@@ -27,7 +27,7 @@ def run(
 
 
 class Answer(NamedTuple):
-    """The result of a GET: its status, and its body if that is JSON; or in words why there is no answer."""
+    """The result of a GET: its status, and its body if that is JSON; or the reason why there is no answer."""
 
     status: int = 0
     body: Any = None
@@ -40,7 +40,7 @@ def get(url: str) -> Answer:
 
 def get_all(urls: Sequence[str]) -> list[Answer]:
     """Asks all URLs at the same time."""
-    import aiohttp  # here, so that the checks of machine that need no server run without it
+    import aiohttp  # imported late: machine checks without a server run without it
 
     async def get_one(session: aiohttp.ClientSession, url: str) -> Answer:
         try:
@@ -52,7 +52,7 @@ def get_all(urls: Sequence[str]) -> list[Answer]:
         except TimeoutError:
             return Answer(trouble=f"no answer within {TIMEOUT_S:.0f} s")
         except aiohttp.ClientConnectorDNSError:
-            return Answer(trouble="the host is not known")
+            return Answer(trouble="the host is unknown")
         except aiohttp.ClientConnectorError:
             return Answer(trouble="nothing listens there")
         except (aiohttp.ClientError, ValueError) as error:
@@ -67,9 +67,9 @@ def get_all(urls: Sequence[str]) -> list[Answer]:
 
 
 def is_taken(port: int) -> bool:
-    """Whether a program on this machine listens there, at any of its addresses."""
+    """True if a program listens on the port at any address of this machine."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that lingers does not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignores lingering connections
         try:
             probe.bind(("", port))
         except OSError:
@@ -83,7 +83,7 @@ def nearest_folder(path: Path) -> Path:
 
 
 def unwritable(path: Path) -> str:
-    """Why a folder cannot be made or written; empty if it can."""
+    """Why a folder cannot be created or written; empty if it can."""
     there = nearest_folder(path)
     if not there.is_dir():
         return f"{there} is not a folder"

@@ -25,7 +25,7 @@ NOT_READY = "a retriever is not ready"
 
 
 class Server(NamedTuple):
-    """A retriever server that is ready, and its own description: empty if it is not one of ours."""
+    """A ready retriever server and its description, which is empty for other servers than ours."""
 
     url: str
     about: dict[str, Any]
@@ -89,7 +89,7 @@ def index(setup: Setup) -> Finding:
 
 
 def _encoder_dimension(setup: Setup) -> int | None:
-    """The dimension of RETRIEVER_MODEL, if that is a folder here."""
+    """The dimension of RETRIEVER_MODEL if that is a local folder."""
     try:
         size = text_config(Path(setup.environment.get("RETRIEVER_MODEL") or "/none")).get("hidden_size")
     except BadFile:  # usually a name on the hub
@@ -110,7 +110,7 @@ def corpus(setup: Setup) -> Finding:
 
 
 def first_passages(setup: Setup) -> dict[str, list[Passage]]:
-    """What each server, by its URL, finds for QUERY. Raises Mistake."""
+    """URL → the passages that the server finds for QUERY. Raises Mistake."""
     servers = setup.need(find_servers, NOT_READY)
     found = {server.url: _find(setup.config, server.url, [QUERY])[0] for server in servers}
     for url, passages in found.items():
@@ -146,7 +146,7 @@ def _search_web(setup: Setup) -> Finding:
 
 
 def known_answer(setup: Setup) -> Finding:
-    """Searches for passages by their own text: they are not found if index and corpus do not belong together."""
+    """Searches for passages by their own text; this fails if index and corpus do not belong together."""
     notes = []
     for url, about in setup.need(find_servers, NOT_READY):
         if not about:

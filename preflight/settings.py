@@ -1,4 +1,4 @@
-"""Checks of the settings of launch scripts and rollouts, and of how they fit together."""
+"""Checks of the settings of launch scripts and rollouts, and of their consistency."""
 
 import dataclasses
 import difflib

@@ -1,4 +1,4 @@
-"""What is checked: the settings as the launch scripts and the plugin read them, and what several checks share."""
+"""The setup under test: the settings as the launch scripts and the plugin read them, and values shared by checks."""
 
 import argparse
 import ast
@@ -18,7 +18,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 BASH_TIMEOUT_S = 20.0  # it calls nvidia-smi, which may take seconds
 
-# Reads the settings as the scripts do, and prints the environment. A second pass over the scripts' own changes nothing.
+# Reads the settings like the scripts and prints the environment. Reading settings twice gives the same result.
 READ_SETTINGS = 'set -euo pipefail; HERE="$1"; source "$HERE/launch/common.sh"; bound_trajectories; env -0'
 TOKENIZER_REMEDY = "copy the model's tokenizer files there (tokenizer.json, tokenizer_config.json)"
 
@@ -26,14 +26,14 @@ TOKENIZER_REMEDY = "copy the model's tokenizer files there (tokenizer.json, toke
 class Setup:
     """The setup under test: read-only, and shared by the threads of all groups.
 
-    A function that makes something from it raises Mistake. `once` is for the check that reports this mistake, `need`
-    for all other checks.
+    Functions that compute something from it may raise Mistake. The check that reports this mistake calls them with
+    `once`, all other checks with `need`.
     """
 
     def __init__(
         self, environment: Mapping[str, str], engine: str | None = None, train_args: Sequence[str] = ()
     ) -> None:
-        """`engine`: address of a running engine, for one rollout. `train_args`: more arguments of slime's train.py."""
+        """`engine` is the address of a running engine; `train_args` are further arguments for slime's train.py."""
         self.engine = engine
         self.train_args = train_args
         self.launch_error = ""
@@ -52,7 +52,7 @@ class Setup:
         return self.environment[name]
 
     def once(self, make: "Callable[[Setup], T]") -> T:
-        """What `make` returns or raises for this setup; it is called once, whichever check asks first."""
+        """Returns or raises what `make` does for this setup; `make` is called only once for all checks."""
         with self._lock:
             is_first = make not in self._made
             made = self._made.setdefault(make, Future())
@@ -64,21 +64,21 @@ class Setup:
         return made.result()
 
     def need(self, make: "Callable[[Setup], T]", why: str = "") -> T:
-        """As `once`, but raises Blocked where another check reports the mistake; `why` replaces the mistake's words."""
+        """Like `once`, but raises Blocked, because another check reports the mistake; `why` replaces its message."""
         try:
             return self.once(make)
         except (Mistake, ModuleNotFoundError) as mistake:
             raise Blocked(why or str(mistake)) from mistake
 
     def number(self, name: str) -> int:
-        """A setting that is a whole number. Raises Mistake: the scripts do not check all of them."""
+        """A setting as a whole number. Raises Mistake if it is not one: the scripts do not check them all."""
         try:
             return int(self[name])
         except ValueError as error:
             raise Mistake(f"{name} has value {self[name]!r}", f"set {name} to a whole number") from error
 
     def is_on(self, name: str) -> bool:
-        """A switch, as launch/common.sh reads it."""
+        """A switch, read like in launch/common.sh."""
         return self[name].lower() in ("1", "true", "yes")
 
     # --- the plugin's settings ---
@@ -90,12 +90,12 @@ class Setup:
 
     @property
     def config(self) -> SearchConfig:
-        """The settings of rollouts as slime's workers will have them; with a made-up key if web search has none."""
+        """The rollouts' settings in slime's workers, with a placeholder key if web search has none."""
         return self.need(read_config, "a setting of the rollouts has a wrong value")
 
     @property
     def lacks_google_key(self) -> bool:
-        """Whether web search has no key, which has a row of its own."""
+        """True if web search has no key, which another row reports."""
         return self.config.search_backend == "google" and not self.google_key
 
     @property
@@ -118,7 +118,7 @@ class Setup:
 
 
 def read_config(setup: Setup) -> SearchConfig:
-    """As `Setup.config`. Raises Mistake."""
+    """See `Setup.config`. Raises Mistake."""
     settings = {**setup.yaml, **({} if setup.google_key else {"google_api_key": "no-key-yet"})}
     try:
         return load_config(setup.defaults, setup.environment, argparse.Namespace(**settings))
@@ -127,7 +127,7 @@ def read_config(setup: Setup) -> SearchConfig:
 
 
 def load_tokenizer(setup: Setup) -> Any:
-    """As `Setup.tokenizer`. Raises Mistake."""
+    """See `Setup.tokenizer`. Raises Mistake."""
     folder = setup["HF_CHECKPOINT"]
     rows = text_config(Path(folder)).get("vocab_size") or 0
     from transformers import AutoTokenizer  # which takes seconds
@@ -136,16 +136,16 @@ def load_tokenizer(setup: Setup) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # OSError, ValueError, the tokenizer's own, …: depends on what is wrong with the files
+    except Exception as error:  # OSError, ValueError, the tokenizer's own, …, depending on the bad file
         raise Mistake(f"the tokenizer of {folder} cannot be loaded: {one_line(error)}", TOKENIZER_REMEDY) from error
-    if len(tokenizer) < rows / 2:  # where files are missing, transformers makes one of a few special tokens
+    if len(tokenizer) < rows / 2:  # without files, transformers returns a tokenizer of a few special tokens
         found = f"the tokenizer of {folder} cannot be loaded: it knows {len(tokenizer)} of the model's {rows} tokens"
         raise Mistake(found, TOKENIZER_REMEDY)
     return tokenizer
 
 
 def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with every setting of launch/settings.sh in it. Raises Mistake."""
+    """The environment with every setting of launch/settings.sh. Raises Mistake."""
     done = run(["bash", "-c", READ_SETTINGS, "bash", str(ROOT)], environment, BASH_TIMEOUT_S)
     if done.returncode != 0:
         raise Mistake(one_line(done.stderr).removeprefix("error: "))

@@ -1,4 +1,4 @@
-"""Checks of the chat template: it exists, teaches tool calls that can be read, and turns can be appended to it."""
+"""Checks that the chat template exists, teaches readable tool calls, and allows appending turns."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from search_rollout.protocols.prompts import SEARCH_TOOL, chat_messages, xml_mes
 from search_rollout.protocols.tool_formats import REMEDY, fits, tool_format
 
 OTHER_MODEL = "use a model whose template does, such as Qwen2.5-3B-Instruct"
-MARK = "a text that stands nowhere else"
+MARK = "a text that occurs nowhere else"
 
 
 def chat_template(setup: Setup) -> Finding:
@@ -25,13 +25,13 @@ def chat_template(setup: Setup) -> Finding:
         )
     try:
         text = _render(setup)
-    except Exception as error:  # templates raise what they like
+    except Exception as error:  # templates may raise anything
         return wrong(f"the chat template refuses our prompt: {one_line(error)}", OTHER_MODEL)
     ids = encode(setup.tokenizer, text)
     if (read := decode(setup.tokenizer, ids)) != text:
         return wrong(
             f"the tokenizer changes our prompt: {_difference(text, read)}",
-            "use the tokenizer that came with the model: this one cannot give back a text that it encoded",
+            "use the tokenizer that came with the model: this one does not decode to the text that it encoded",
         )
     return fine(f"renders our prompt in {len(ids)} tokens")
 
@@ -54,7 +54,7 @@ def tools(setup: Setup) -> Finding:
 
 
 def appending(setup: Setup) -> Finding:
-    """What follows a turn must not depend on earlier turns: only then can it be put behind the engine's ids."""
+    """The text after a turn must not depend on earlier turns; only then can it be appended to the engine's ids."""
     _require_template(setup)
     role = _role(setup)
     message = {"role": role, "content": MARK} | ({"tool_call_id": "call00000"} if role == "tool" else {})
@@ -132,7 +132,7 @@ def _role(setup: Setup) -> str:
 
 
 def _difference(text: str, read: str) -> str:
-    """Where a text that was encoded and decoded first differs."""
+    """The first difference between a text and its encoded and decoded form."""
     place = next((n for n, pair in enumerate(zip(text, read, strict=False)) if pair[0] != pair[1]), len(read))
     return f"{text[place : place + 30]!r} is read back as {read[place : place + 30]!r}"
 
@@ -151,7 +151,7 @@ def _render(setup: Setup) -> str:
 
 
 def _text_after_turn(setup: Setup, messages: list[dict[str, str]]) -> str:
-    """What the plugin appends behind an assistant's words, the end of that turn included."""
+    """The text that the plugin appends after an assistant's words, including the end of that turn."""
     return decode(setup.tokenizer, next_turn_ids(setup.tokenizer, messages, None, **setup.template_kwargs))
 
 

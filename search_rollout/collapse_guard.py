@@ -1,12 +1,12 @@
-"""Notices that a model is collapsing, from the series of its rollouts; COLLAPSE_GUARD says what happens then.
+"""Detects from a run's rollout series that the model is collapsing; COLLAPSE_GUARD sets the reaction.
 
-The rule, found on provoked collapses (docs/METRICS.md): in STEPS steps running, each compared with the best of all
-earlier steps,
+The rule was derived from provoked collapses (docs/METRICS.md). In STEPS consecutive steps, each compared with the best
+of all earlier steps,
 
     valid_format has fallen and truncated has risen,
     and repetition has risen or log_prob has fallen,
 
-each by at least its MARGINS. A long answer alone, or a bad step alone, is no collapse.
+each by at least its margin in MARGINS. Long answers alone, or a single bad step, are not a collapse.
 """
 
 import logging
@@ -22,13 +22,13 @@ STEPS = 2
 
 
 class CollapseDetected(RuntimeError):
-    """Ends the job, with COLLAPSE_GUARD=stop; the message names the checkpoint to go back to."""
+    """Ends the job if COLLAPSE_GUARD=stop; the message names the checkpoint to return to."""
 
 
 class Alarm(NamedTuple):
-    """A collapse, at the step in which the rule was met."""
+    """A detected collapse."""
 
-    since: int  # the first rollout that shows it
+    since: int  # the first rollout of the collapse
     best: Mapping[str, float]  # of each series, before this step
     now: Mapping[str, float]
 
@@ -38,16 +38,16 @@ class Alarm(NamedTuple):
 
 
 class CollapseGuard:
-    """The rule over one run's steps. Pure: it logs nothing and ends nothing."""
+    """Applies the rule to one run's steps. It has no side effects: it logs nothing and stops nothing."""
 
     def __init__(self) -> None:
         self._best: dict[str, float] = {}
-        self._bad: list[int] = []  # the rollouts running that show a collapse
+        self._bad: list[int] = []  # the consecutive rollouts that look like a collapse
 
     def observe(self, rollout_id: int, series: Mapping[str, float]) -> Alarm | None:
-        """Takes a step's series of `metrics.rollout_metrics`; the alarm, in the one step in which it begins.
+        """Takes a step's series of `metrics.rollout_metrics`; returns an alarm once, when a collapse is detected.
 
-        A step that lacks one of the series, such as one whose samples were all discarded, is passed over.
+        Steps that lack one of the series are skipped, such as a step whose samples were all discarded.
         """
         if not all(name in series for name in MARGINS):
             return None
@@ -74,22 +74,22 @@ def act_on(alarm: Alarm, mode: str, save: str | None) -> None:
 
 
 def way_back(save: str | None, since: int) -> str:
-    """One sentence: the checkpoint to continue from, and how."""
+    """One sentence that says which checkpoint to continue from, and how."""
     if not save:
-        return "No checkpoint was saved (SAVE_DIR), so training can only start again, at a lower learning rate."
+        return "No checkpoint was saved (SAVE_DIR), so restart training from the beginning, at a lower learning rate."
     step = last_good_checkpoint(Path(save), since)
     if step is None:
-        return f"No checkpoint in {save} is older than the collapse: start again, at a lower learning rate."
+        return f"No checkpoint in {save} is older than the collapse: restart training, at a lower learning rate."
     checkpoint = Path(save) / f"iter_{step:07d}"
     return f"Go back to {checkpoint} (LOAD_DIR={save}, and -- --ckpt-step {step}), at a lower learning rate."
 
 
 def last_good_checkpoint(folder: Path, since: int) -> int | None:
-    """The newest whole checkpoint whose model still rolled out well; None if there is none.
+    """The newest complete checkpoint whose model still rolled out well; None if there is none.
 
-    slime names a checkpoint after the rollout that it was trained on last, so that of `since - 2` rolled out the step
-    before `since`. What is newer than Megatron's latest_checkpointed_iteration.txt says may be half written. Megatron
-    takes --ckpt-step 0 for none.
+    slime numbers a checkpoint by the last rollout it was trained on, so checkpoint `since - 2` produced the step before
+    `since`. Checkpoints newer than Megatron's latest_checkpointed_iteration.txt may be incomplete. Megatron treats
+    --ckpt-step 0 as no step.
     """
     try:
         whole = int((folder / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
-"""Which groups a training step keeps: GRPO learns nothing from a group whose samples all have the same reward.
+"""Decides which groups a training step keeps: GRPO learns nothing from a group with equal rewards.
 
-A discarded sample says nothing about the model, so it is left out of the comparison. slime's own filter reads its
-preset reward of 0.0 as a wrong answer, and so keeps a group that is right but for one engine failure.
+Discarded samples are left out of the comparison, because they say nothing about the model. slime's own filter treats
+their reward of 0.0 as a wrong answer, so it keeps a group that is all right except for one engine failure.
 
-slime's loop generates until enough groups are kept. The filter is its only hook inside the loop, so the filter bounds
-it: once a step has dropped `max_dropped` groups, it takes what comes.
+slime's loop generates until it has enough groups. The filter is the only hook inside that loop, so it also limits it:
+once a step has dropped `max_dropped` groups, the filter keeps every group.
 """
 
 import logging
@@ -19,20 +19,20 @@ logger = logging.getLogger(__name__)
 GroupFilter: TypeAlias = Literal["off", "reward", "exact_match"]
 Reason: TypeAlias = Literal["all_right", "all_wrong", "same_reward", "too_few"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-TOLERANCE = 1e-6  # rewards closer than this are the same
+TOLERANCE = 1e-6  # rewards closer than this count as equal
 
 
 class Outcome(NamedTuple):
-    """What became of a sample that was not discarded."""
+    """The outcome of a sample that was not discarded."""
 
     reward: float
     exact_match: bool | None  # None: another reward function scored it
 
 
 def drop_reason(group: Sequence[Outcome], group_filter: GroupFilter) -> Reason | None:
-    """Why the group teaches nothing; None if it does, or if the filter is off.
+    """Why the group is dropped; None if it teaches something or the filter is off.
 
-    Raises ValueError if exact matches are to be compared and a sample has none.
+    Raises ValueError if the filter compares exact matches and a sample has none.
     """
     if group_filter == "off":
         return None
@@ -57,7 +57,7 @@ class FilterStep:
     max_dropped: float = math.inf
     dropped: Counter[Reason] = field(default_factory=Counter)
     kept: int = 0
-    unfiltered: int = 0  # of the kept ones: would have been dropped
+    unfiltered: int = 0  # groups kept only because of the limit
     surplus: set[int] = field(default_factory=set)  # id() of each group kept beyond `size`, which slime does not train
 
     def judge(self, group: object, reason: Reason | None) -> Reason | None:
@@ -87,8 +87,8 @@ class FilterStep:
     def _warn(self) -> None:
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items())
         logger.warning(
-            "GROUP_FILTER has dropped %d groups in this step (%s); the %d groups that are still missing are taken as "
-            "they come. SEARCH_R1_GROUP_FILTER_ROUNDS sets this limit.",
+            "GROUP_FILTER has dropped %d groups in this step (%s); the last %d groups are taken unfiltered. "
+            "SEARCH_R1_GROUP_FILTER_ROUNDS sets this limit.",
             self.dropped.total(),
             reasons,
             self.size - self.kept,

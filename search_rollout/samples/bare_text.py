@@ -1,7 +1,7 @@
-"""A record made from a response that came as bare text: read by the same parsers as the turns of a rollout.
+"""Builds a record from a response that is only text, with the parsers that read the turns of a rollout.
 
-For samples of other rollout functions. Bare text cannot tell an observation from one the model made up, and says
-nothing of the passages behind it: use the recorded rollout wherever there is one.
+It is for samples of other rollout functions. Text alone does not show whether an observation is real or invented by the
+model, or which passages it contains, so prefer the recorded rollout if there is one.
 """
 
 import functools
@@ -16,7 +16,7 @@ from search_rollout.samples.record import RolloutRecord, Span, Turn
 from search_rollout.trajectory import StopReason
 
 _OBSERVATION = re.compile(r"(?:\n\n)?<information>"), re.compile(r"</information>(?:\n\n)?")
-_TOOL_MESSAGES = (  # in ChatML; other templates leave the response one turn
+_TOOL_MESSAGES = (  # in ChatML; with other templates the response is one turn
     re.compile(r"<\|im_end\|>\s{0,9}<\|im_start\|>(?:user|tool)\n"),
     re.compile(r"<\|im_start\|>assistant\n"),
 )
@@ -24,9 +24,9 @@ _END_MARK = re.compile(r"(?:<\|[^<>|]{1,40}\|>|</s>|<end_of_turn>)\Z")
 
 
 def xml_record(response: str | None, *, think_opened: bool = False) -> RolloutRecord:
-    """The record of a response in tags: closed <information> blocks are the environment's.
+    """The record of a response in XML tags; closed <information> blocks are the environment's.
 
-    `think_opened`: the prompt ended in <think>.
+    `think_opened` means that the prompt ended in <think>.
     """
 
     def parse(turn: str, opened: bool) -> Action:
@@ -38,7 +38,7 @@ def xml_record(response: str | None, *, think_opened: bool = False) -> RolloutRe
 def tool_record(
     response: str | None, *, tool_format: str = "hermes", max_calls: int = 8, think_opened: bool = False
 ) -> RolloutRecord:
-    """The record of a response with tool calls in a family's format, offered the search tool."""
+    """The record of a response with calls of the search tool in a model family's format."""
     form, read_calls = _form(tool_format).with_tools([SEARCH_TOOL]), tools.CallReader([SEARCH_TOOL], max_calls)
 
     def parse(turn: str, opened: bool) -> Action:
@@ -53,9 +53,9 @@ def _form(name: str) -> ToolFormat:
 
 
 def split(response: str, block: tuple[re.Pattern[str], re.Pattern[str]]) -> Iterator[tuple[bool, str]]:
-    """(by the model?, text) of each stretch of the response that is not empty; joined they give the response.
+    """Splits the response into non-empty stretches (by the model?, text), in linear time.
 
-    `block` is how the environment's stretches begin and end. One that is not closed is the model's. Linear in time.
+    `block` matches the begin and end of the environment's stretches; an unclosed one is the model's.
     """
     begin, end = block
     position = 0
@@ -79,7 +79,7 @@ def _record(
 ) -> RolloutRecord:
     spans, turns, opened = [], [], think_opened
     for by_model, text in stretches:
-        spans.append(Span("turn" if by_model else "observation", 0))  # a text has no tokens
+        spans.append(Span("turn" if by_model else "observation", 0))  # text has no token counts
         if by_model:
             turns.append(Turn.of(parse(_without_end_marks(text), opened)))
             opened = False

@@ -1,7 +1,7 @@
-"""slime's Sample, read and written: which of its fields a rollout uses, and what each must hold.
+"""Reads and writes slime's Sample: the fields that a rollout uses, and what each must hold.
 
-Works on any slime version's Sample by its attributes; slime is not imported. What we keep beyond slime's own fields is
-the record in the sample's metadata: see `samples.record`.
+Features are detected by attribute, so it works with any slime version; slime is not imported. Our only addition to
+slime's own fields is the record in the sample's metadata: see `samples.record`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,19 +24,19 @@ from search_rollout.trajectory import StopReason, Trajectory
 
 
 class SampleError(ValueError):
-    """A sample that cannot be rolled out; the message says what is wrong with it."""
+    """The sample cannot be rolled out; the message says why."""
 
 
 class Prompt(NamedTuple):
     """A sample's prompt as the model reads it."""
 
     text: str
-    messages: list[dict[str, Any]] | None  # None: the prompt came as a string
+    messages: list[dict[str, Any]] | None  # None: the prompt is a string
     tools: list[dict[str, Any]]  # empty in generate mode
 
 
 def read_prompt(sample: Any, tokenizer: Any, kwargs: Mapping[str, Any], *, with_tools: bool) -> Prompt:
-    """The prompt: a string as it is, messages and tools by the chat template. Raises SampleError."""
+    """The prompt: a string unchanged, or messages and tools rendered by the chat template. Raises SampleError."""
     tools = sample_tools(sample) if with_tools else []
     if isinstance(sample.prompt, str):
         return Prompt(sample.prompt, None, tools)
@@ -46,8 +46,8 @@ def read_prompt(sample: Any, tokenizer: Any, kwargs: Mapping[str, Any], *, with_
         raise SampleError(f"The prompt is neither a string nor a list of messages: {error}") from error
     try:
         return Prompt(render_prompt(tokenizer, messages, tools, **kwargs), messages, tools)
-    except Exception as error:  # templates raise what they like about messages that they do not take
-        raise SampleError(f"The chat template does not take the prompt: {error!r}") from error
+    except Exception as error:  # templates may raise anything
+        raise SampleError(f"The chat template rejects the prompt: {error!r}") from error
 
 
 def sample_tools(sample: Any) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def template_kwargs(args: Any, sample: Any) -> dict[str, Any]:
 
 
 def reset(sample: Any) -> None:
-    """Removes an earlier, aborted rollout. slime's counters of the engine's work for this sample stay."""
+    """Removes an earlier, aborted rollout, but keeps slime's counters of the engine's work for this sample."""
     sample.tokens = []
     sample.response = ""
     sample.response_length = 0
@@ -85,7 +85,7 @@ def reset(sample: Any) -> None:
 def write_rollout(
     sample: Any, trajectory: Trajectory, record: RolloutRecord, decode: Callable[[Sequence[int]], str]
 ) -> None:
-    """Puts a finished trajectory into slime's fields, and its record beside them."""
+    """Writes a finished trajectory into slime's fields, and its record into the metadata."""
     sample.tokens = trajectory.ids
     sample.response = decode(trajectory.response_ids)
     sample.response_length = len(trajectory.response_ids)
@@ -101,10 +101,10 @@ def write_rollout(
 
 
 def write_discarded(sample: Any, trajectory: Trajectory, record: RolloutRecord, *, filler_id: int, reward: Any) -> None:
-    """The one form of a rollout that must not be trained: one masked token, `reward` kept, sample marked for removal.
+    """Turns the sample into a discarded one: a single masked token, the given `reward`, marked for removal.
 
-    slime keeps the sample's position in its group, so it must stay well-formed: `filler_id` stands for a response, and
-    for a prompt where there is none or it is too long for the trainer. Of the record only the counts of searches stay.
+    slime keeps the sample in its group, so it must stay well-formed: `filler_id` replaces the response, and also the
+    prompt if that is missing or too long for the trainer. The record keeps only its counts of searches.
     """
     too_long = record.stop is StopReason.PROMPT_TOO_LONG
     sample.tokens = [*(trajectory.prompt_ids[: 1 if too_long else None] or [filler_id]), filler_id]
@@ -116,13 +116,13 @@ def write_discarded(sample: Any, trajectory: Trajectory, record: RolloutRecord, 
     sample.status = sample.Status.TRUNCATED
     if hasattr(sample, "remove_sample"):
         sample.remove_sample = True
-    if hasattr(sample, "rollout_top_p_token_ids"):  # which slime wants of every sample, if of any
+    if hasattr(sample, "rollout_top_p_token_ids"):  # slime needs it on all samples or on none
         sample.rollout_top_p_token_ids, sample.rollout_top_p_token_offsets = [], [0, 0]
     store(sample, RolloutRecord(record.stop, record.trajectory_id, search_counts=search_counts(record.searches)))
 
 
 def discarded_reward(args: Any, *, evaluation: bool) -> Any:
-    """The reward 0.0 of a discarded sample, in the form in which slime reads rewards: a dict where it has a key."""
+    """The reward 0.0 of a discarded sample, in the form that slime reads: a dict if a reward key is set."""
     key = getattr(args, "reward_key", None)
     if evaluation:
         key = getattr(args, "eval_reward_key", None) or key
@@ -130,11 +130,11 @@ def discarded_reward(args: Any, *, evaluation: bool) -> Any:
 
 
 def describe_to_slime(samples: Sequence[Any]) -> None:
-    """Writes into the metadata what slime's own curves read: `raw_reward` (exact match), `round_number` (turns of the
-    model) and `source_name` (the question's data set).
+    """Writes the metadata for slime's own curves: `raw_reward` (exact match), `round_number` (turns of the model) and
+    `source_name` (the question's data set).
 
-    A key is written into all samples of the batch or into none, because an early slime looks at the first sample only
-    and fails where another one lacks the key. A discarded sample has an exact match and turns of 0.
+    Each key is written into all samples of the batch or into none, because early slime checks only the first sample and
+    fails if another one lacks the key. For a discarded sample, exact match and turns are 0.
     """
     for key, value_of in (("raw_reward", _exact_match), ("round_number", _rounds), ("source_name", _source)):
         values = [value_of(sample) for sample in samples]
@@ -144,7 +144,7 @@ def describe_to_slime(samples: Sequence[Any]) -> None:
 
 
 def count_engine_work(args: Any, sample: Any, trajectory: Trajectory) -> None:
-    """Adds to slime's own counters, where the version has them, what the engine did for this sample."""
+    """Adds the engine's work for this sample to slime's own counters, if this version has them."""
     if not hasattr(sample, "prefix_cache_info"):
         return
     for meta_info in trajectory.meta_infos:

@@ -1,4 +1,4 @@
-"""The group filter in slime's rollout loop: reads the samples of a group, and knows which step it is in."""
+"""The group filter in slime's rollout loop: reads a group's samples and tracks the current step."""
 
 import asyncio
 import math
@@ -14,7 +14,7 @@ Group = Sequence[Any]  # slime's Samples of one prompt
 
 
 class GroupSteps:
-    """The current step of each rollout loop. In slime a step is one asyncio task, whose end also ends the step."""
+    """The current step of each rollout loop. In slime a step is one asyncio task, and ends with it."""
 
     def __init__(self) -> None:
         self._steps: WeakKeyDictionary[asyncio.Task, FilterStep] = WeakKeyDictionary()
@@ -22,7 +22,7 @@ class GroupSteps:
     def judge(self, args: Any, config: SearchConfig, group: Group) -> Reason | None:
         """Why the group is dropped; None if it is kept.
 
-        Raises ConfigError where exact matches are to be compared and there are none.
+        Raises ConfigError if the filter compares exact matches and there are none.
         """
         try:
             reason = drop_reason(outcomes(group, getattr(args, "reward_key", None)), config.group_filter)
@@ -33,10 +33,10 @@ class GroupSteps:
         return self._current(args, config.group_filter_rounds).judge(group, reason)
 
     def finish(self, args: Any, groups: Sequence[Group], data_source: Any) -> tuple[FilterStep, list[Group]]:
-        """Ends the step and returns it with its groups, without those that go into the next step.
+        """Ends the step and returns it with its groups, without those saved for the next step.
 
-        slime stores aborted groups for the next step, but throws away a group that finished beside the last one that
-        it needed. Under --partial-rollout such a group is stored, too. `data_source` is slime's, or its `get_samples`.
+        slime stores aborted groups for the next step, but drops surplus groups that finished together with the last one
+        it needed. With --partial-rollout we store those too. `data_source` is slime's, or its `get_samples`.
         """
         task = _task()
         step = (self._steps.pop(task, None) if task else None) or FilterStep()
@@ -47,7 +47,7 @@ class GroupSteps:
         return step, [group for group in groups if id(group) not in step.surplus]
 
     def _current(self, args: Any, rounds: int) -> FilterStep:
-        """The running task's step; outside a task a step of its own, which bounds nothing."""
+        """The running task's step; outside a task, a new step without a limit."""
         size = getattr(args, "rollout_batch_size", None) or 0
         step = FilterStep(size, size * rounds if size else math.inf)
         task = _task()
@@ -55,7 +55,7 @@ class GroupSteps:
 
 
 def outcomes(group: Group, reward_key: str | None) -> list[Outcome]:
-    """What became of the group's samples, without discarded and unrewarded ones; `reward_key` is slime's."""
+    """The outcomes of the group's samples, without discarded and unrewarded ones; `reward_key` is slime's."""
     return [
         Outcome(
             float(sample.reward[reward_key] if reward_key else sample.reward),

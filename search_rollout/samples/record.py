@@ -1,13 +1,13 @@
 """The record of a rollout: what it did, turn by turn, as JSON values in `sample.metadata["search_r1"]`.
 
-The rollout writes it once. Reward, resume, metrics, evaluation, viewer, demo and preflight read it through this module
-only, so what is scored and shown is what the rollout acted on. Texts stand in it once: a turn's own text is in the
+The rollout writes it once. Reward, resume, metrics, evaluation, viewer, demo and preflight read it only through this
+module, so they score and show exactly what the rollout acted on. No text is stored twice: a turn's text is in the
 sample's ids, a passage only here.
 
     {"version": 2, "trajectory_id": …, "stop_reason": …, "spans": [[kind, tokens], …], "turns": [Turn, …],
      "search_counts": {…}, "search_seconds": …, "score": {…}}
 
-`spans` cover the response's ids in order. `score` is added by the reward, `resume` by an abort.
+`spans` cover the response's ids in order. The reward adds `score`, an abort adds `resume`.
 """
 
 from collections import Counter
@@ -22,15 +22,15 @@ from search_rollout.trajectory import StopReason
 METADATA_KEY = "search_r1"
 VERSION = 2
 
-SpanKind = Literal["turn", "observation", "correction"]  # a turn is the model's, all else the environment's
+SpanKind = Literal["turn", "observation", "correction"]  # the model writes turns, the environment the rest
 
 
 class RecordError(ValueError):
-    """A record that cannot be read; the message says why."""
+    """The record cannot be read; the message says why."""
 
 
 class Span(NamedTuple):
-    """A stretch of the response by one author."""
+    """A stretch of the response written by one author."""
 
     kind: SpanKind
     tokens: int
@@ -38,24 +38,24 @@ class Span(NamedTuple):
 
 @dataclass
 class Turn:
-    """One turn of the model: the action that the rollout acted on, and what came of its searches."""
+    """One turn of the model: the action that the rollout executed, and the results of its searches."""
 
     action: Literal["search", "answer", "invalid"]
     answer: str | None = None
     queries: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)  # tool calls that could not be run, by kind
-    fault: str | None = None  # how it departs from the asked-for format: a key of protocols.base.FAULTS
+    fault: str | None = None  # how it violates the format: a key of protocols.base.FAULTS
     results: list[SearchResult] = field(default_factory=list)  # one per query; empty if the searches were not made
 
     @classmethod
     def of(cls, action: Action) -> "Turn":
-        """The turn of an action that is about to be acted on."""
+        """The turn of an action that is about to be executed."""
         answer = action.text if action.kind == "answer" else None
         return cls(action.kind, answer, action.queries, action.mistakes, action.fault)
 
     @property
     def is_clean(self) -> bool:
-        """Whether it keeps to the format, and each of its tool calls was sound."""
+        """True if the turn keeps to the format and all its tool calls are valid."""
         return self.action != "invalid" and self.fault is None and not self.mistakes
 
 
@@ -66,15 +66,17 @@ class RolloutRecord:
     stop: StopReason
     trajectory_id: str = ""
     spans: list[Span] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)  # an open turn that an abort cut is in `spans` only
-    search_counts: dict[str, int] = field(default_factory=dict)  # queries, and by where their results came from
+    turns: list[Turn] = field(default_factory=list)  # an open turn cut by an abort is only in `spans`
+    search_counts: dict[str, int] = field(
+        default_factory=dict
+    )  # number of queries, and their number by the source of the results
     search_seconds: float = 0.0  # spent waiting for searches
     score: dict[str, Any] | None = None  # qa_em_format.Score as a dict
     resume: dict[str, Any] | None = None  # see `samples.resume`
 
     @property
     def discarded(self) -> bool:
-        """Whether the rollout failed for no fault of the model, so that nothing of it is trained."""
+        """True if the rollout failed through no fault of the model, so it is not trained."""
         return self.stop.discards
 
     @property
@@ -99,7 +101,7 @@ class RolloutRecord:
 
     @property
     def valid_format(self) -> bool:
-        """Whether it is (search turn, observation)* answer turn, each turn clean, with nothing else anywhere."""
+        """True if the rollout is exactly (search turn, observation)* answer turn, with every turn clean."""
         return (
             self.answer is not None
             and all(turn.is_clean and turn.action == "search" for turn in self.turns[:-1])
@@ -109,12 +111,12 @@ class RolloutRecord:
 
     @property
     def model_turns(self) -> int:
-        """Turns of the model, an open one included."""
+        """The number of the model's turns, including an open one."""
         return sum(span.kind == "turn" for span in self.spans)
 
     @property
     def corrections(self) -> int:
-        """How often the model was told what a valid turn is."""
+        """The number of corrections that the model got."""
         return sum(span.kind == "correction" for span in self.spans)
 
     def as_json(self) -> dict[str, Any]:
@@ -139,26 +141,26 @@ def record_of(sample: Any) -> RolloutRecord | None:
 
 
 def is_discarded(sample: Any) -> bool:
-    """Whether a slime Sample was discarded by this plugin, without a look at the rest of its record."""
+    """True if this plugin discarded the slime Sample; does not parse the rest of its record."""
     found = _metadata(sample).get(METADATA_KEY)
     stop = found.get("stop_reason") if isinstance(found, Mapping) else None
     return any(reason.discards for reason in StopReason if reason.value == stop)
 
 
 def score_of(sample: Any) -> Mapping[str, Any] | None:
-    """The score in a slime Sample's record, without a look at the rest of it; None if this plugin did not score it."""
+    """The score in a slime Sample's record, without parsing the rest; None if this plugin did not score it."""
     found = _metadata(sample).get(METADATA_KEY)
     score = found.get("score") if isinstance(found, Mapping) else None
     return score if isinstance(score, Mapping) else None
 
 
 def store(sample: Any, record: RolloutRecord) -> None:
-    """Puts the record into the sample's metadata, without changing a dict that siblings may share."""
+    """Stores the record in the sample's metadata, in a copy, because siblings may share the dict."""
     sample.metadata = {**_metadata(sample), METADATA_KEY: record.as_json()}
 
 
 def store_score(sample: Any, score: Mapping[str, Any]) -> None:
-    """Adds the score to the sample's record, and makes one where another rollout function left none."""
+    """Adds the score to the sample's record, creating one for samples of other rollout functions."""
     found = _metadata(sample).get(METADATA_KEY)
     record = found if isinstance(found, Mapping) else {}
     sample.metadata = {**_metadata(sample), METADATA_KEY: {**record, "score": dict(score)}}
@@ -170,7 +172,7 @@ def forget(sample: Any) -> None:
 
 
 def read_record(found: Mapping[str, Any]) -> RolloutRecord:
-    """The record in JSON values, also in those of version 1. Raises RecordError."""
+    """Parses a record of this version or of version 1 from JSON values. Raises RecordError."""
     try:
         version = found.get("version", 1)
         if version not in (1, VERSION):
@@ -186,7 +188,7 @@ def read_record(found: Mapping[str, Any]) -> RolloutRecord:
 
 
 def search_counts(results: Iterable[SearchResult]) -> dict[str, int]:
-    """How many queries there were, how many of them failed, and where the other results came from."""
+    """Counts the queries, the failed ones, and the others by the source of their results."""
     origins = Counter("failed" if result.error else result.origin for result in results)
     return {"queries": origins.total()} | {
         origin: origins[origin] for origin in ("backend", "cache", "shared", "failed")
@@ -198,7 +200,7 @@ def _metadata(sample: Any) -> dict[str, Any]:
 
 
 def _turn_json(turn: Turn) -> dict[str, Any]:
-    """Fields that are empty are left out: most turns have few."""
+    """The turn as JSON, without empty fields: most turns have only a few."""
     fields = {"answer": turn.answer, "fault": turn.fault, "queries": turn.queries, "mistakes": turn.mistakes}
     results = [_result_json(result) for result in turn.results]
     return {
@@ -250,7 +252,7 @@ def _read_result(query: str, found: Mapping[str, Any]) -> SearchResult:
 
 
 def _read_version_1(found: Mapping[str, Any]) -> RolloutRecord:
-    """Of 0.1: texts and documents in two lists, and no actions. Its turns are read as far as the lists tell."""
+    """Reads a record of 0.1, which has texts and documents in two lists and no actions; turns may be incomplete."""
     stop = StopReason(found["stop_reason"])
     spans = [Span(segment["kind"], segment["tokens"]) for segment in found["segments"]]
     results = [

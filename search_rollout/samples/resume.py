@@ -1,11 +1,11 @@
-"""Partial rollout: a rollout that slime aborted continues where it was, without encoding anything again.
+"""Partial rollout: continues a rollout that slime aborted, without encoding anything again.
 
-An aborted Sample holds its ids, loss mask and log-probabilities, and its record what else the rollout knew. The abort
-came at one of three moments; the loop of `generate_with_search` continues from each, because the trajectory tells:
+An aborted Sample holds its ids, loss mask and log-probabilities; its record holds the rest of the rollout's state. The
+trajectory shows at which of three moments the abort came, and the loop of `generate_with_search` continues from there:
 
-    before an engine call   the last segment is the environment's, or there is none: the call is made
+    before an engine call   the last segment is the environment's, or there is none: make the call
     inside a turn           the turn is open: the next reply continues it
-    during a search         the turn is complete and not replied to: it is parsed again, and its search made again
+    during a search         the turn is complete, without an observation: parse it and search again
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class Interrupted:
-    """An aborted rollout, as its Sample held it. What it refers to is never changed."""
+    """An aborted rollout as stored in its Sample. It never modifies the objects that it refers to."""
 
     tokens: Sequence[int]
     loss_mask: Sequence[int]  # (T_resp,)
@@ -30,9 +30,9 @@ class Interrupted:
     record: RolloutRecord
 
     def restore(self, trajectory: Trajectory, tracking: Tracking, decode: Decode) -> None:
-        """Puts it into a trajectory that has only its prompt, and what the router knows into `tracking`.
+        """Restores it into a trajectory that has only its prompt, and the router's state into `tracking`.
 
-        Raises ValueError if it did not begin with this trajectory's prompt, or its parts do not fit each other.
+        Raises ValueError if it began with another prompt, or if its parts are inconsistent.
         """
         prompt_length = len(self.tokens) - len(self.loss_mask)
         if list(self.tokens[:prompt_length]) != trajectory.prompt_ids:
@@ -45,9 +45,9 @@ class Interrupted:
 
 
 def interrupted_rollout(args: Any, sample: Any) -> Interrupted | None:
-    """What an abort left in the sample; None if the rollout is to begin with its prompt.
+    """The aborted rollout in the sample; None if the rollout must start from its prompt.
 
-    With slime's --mask-offpolicy-in-partial-rollout nothing of it is trained.
+    With slime's --mask-offpolicy-in-partial-rollout its tokens are masked.
     """
     if sample.status != sample.Status.ABORTED or not sample.response_length:
         return None
@@ -68,9 +68,9 @@ def interrupted_rollout(args: Any, sample: Any) -> Interrupted | None:
 
 
 def resume_state(trajectory: Trajectory, tracking: Tracking) -> dict[str, Any]:
-    """What `Interrupted.restore` needs beside the Sample's fields and the record, as JSON values.
+    """The JSON values that `Interrupted.restore` needs besides the Sample's fields and the record.
 
-    In a router mode that is the text, or the messages, that the router was sent.
+    In router modes these are the text or messages sent to the router.
     """
     return {"finish": trajectory.finish, "ended_turn": trajectory.ended_turn, "tracking": tracking.state()}
 
@@ -78,11 +78,11 @@ def resume_state(trajectory: Trajectory, tracking: Tracking) -> dict[str, Any]:
 def settle_open_turn(
     trajectory: Trajectory, decode: Decode, params: Mapping[str, Any], *, stop_ids: set[int], exact: bool
 ) -> None:
-    """Makes an open turn one that the engine can continue, or closes it where nothing is missing.
+    """Prepares an open turn so that the engine can continue it, or closes it if nothing is missing.
 
-    `params` are those of the call that would continue it. Without `exact` (a router is sent text or messages, and keeps
-    no aborted reply) the turn is sampled again. Else ids are dropped from its end while it ends in the beginning of a
-    stop string, because the engine looks for stop strings only in what it samples itself.
+    `params` are those of the call that would continue it. Without `exact` the turn is sampled again, because a router
+    gets text or messages and stores no aborted replies. Otherwise ids are dropped from its end while it ends in part of
+    a stop string, because the engine looks for stop strings only in newly sampled text.
     """
     if not trajectory.turn_is_open:
         return
@@ -106,5 +106,5 @@ def settle_open_turn(
 
 
 def _ends_in_part_of(text: str, strings: Sequence[str]) -> bool:
-    """True if a string begins at the end of the text, and does not end there."""
+    """True if the text ends in a proper prefix of one of the strings."""
     return any(text.endswith(string[:length]) for string in strings for length in range(1, len(string)))

@@ -1,4 +1,4 @@
-"""Our series in slime's loggers."""
+"""Logs our series with slime's loggers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class SeriesLogger:
-    """Logs the series of `search_rollout.metrics`, and what searching has cost since the last time."""
+    """Logs the series of `search_rollout.metrics`, and the cost of searching since the last call."""
 
     def __init__(self, usage: SearchUsage) -> None:
         self._usage = usage
@@ -21,18 +21,18 @@ class SeriesLogger:
         self._counts: Mapping[str, float] = {}
 
     def hold(self, groups: Sequence[Any], counts: Mapping[str, float]) -> None:
-        """Keeps all groups of a step, dropped ones included, until the step is logged.
+        """Holds all groups of a step, including dropped ones, until the step is logged.
 
-        The step's series are then of these, not only of the samples that are trained, and `counts` stand beside them.
+        The step's series then cover all of them, not only the trained samples, and include `counts`.
         """
         self._groups, self._counts = groups, counts
 
     def log(
         self, rollout_id: int, args: Any, kind: str, samples: Mapping[str, Sequence[Any] | None]
     ) -> dict[str, dict[str, float]]:
-        """Logs prefix → samples under slime's own prefixes and step, so that W&B plots all over one axis. Never raises.
+        """Logs prefix → samples under slime's own prefixes and step, so that W&B plots all on one axis. Never raises.
 
-        `kind` is "rollout" or "eval". Returns prefix → series, as far as they could be made.
+        `kind` is "rollout" or "eval". Returns prefix → series; a failed one is missing.
         """
         series: dict[str, dict[str, float]] = {}
         try:
@@ -50,12 +50,12 @@ class SeriesLogger:
             step, step_key = slime_function("metric_utils.compute_rollout_step")(args, rollout_id), f"{kind}/step"
             log = slime_function("logging_utils.log", "tracking_utils.log")
             log(args, {**metrics, step_key: step}, step_key=step_key)
-        except Exception:  # a plot is no reason to end the job
+        except Exception:  # a failed plot must not end the job
             logger.exception("%s %s: the series could not be logged", kind, rollout_id)
         return series
 
     def _held(self, trained: Sequence[Any] | None) -> tuple[Sequence[Any] | None, Mapping[str, float]]:
-        """What was held for the step of these samples; the samples themselves if it was another step's, or nothing."""
+        """The groups held for the step of these samples, or else the samples themselves."""
         groups, counts = self._groups, self._counts
         self.hold((), {})
         theirs = {id(sample) for sample in flat(groups)}

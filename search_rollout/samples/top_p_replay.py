@@ -10,7 +10,7 @@ from typing import Any
 from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.trajectory import Trajectory
 
-# The names that slime reads; anything else of a reply is none of the trainer's business here.
+# The fields that slime reads; the rest of a reply is not passed on.
 _KEYS = ("top_p_token_ids", "top_p_kept_token_ids", "top_p_token_offsets", "top_p_kept_token_offsets")
 
 
@@ -20,9 +20,9 @@ def replays_top_p(sampling_params: Mapping[str, Any]) -> bool:
 
 
 def write_top_p_replay(args: Any, sample: Any, trajectory: Trajectory) -> None:
-    """Writes prompt and response through slime's own door, which sets the replay fields.
+    """Writes prompt and response with slime's own method, which sets the replay fields.
 
-    Raises EngineError if the engine's data is missing or does not fit its replies.
+    Raises EngineError if the engine's data is missing or does not match its replies.
     """
     sample.tokens, sample.loss_mask, sample.rollout_log_probs = list(trajectory.prompt_ids), None, None
     metas, place = iter(trajectory.meta_infos), 0
@@ -44,4 +44,6 @@ def write_top_p_replay(args: Any, sample: Any, trajectory: Trajectory) -> None:
                 args, tokens=ids, log_probs=log_probs, meta_info=data, update_terminal_info=False
             )
         except (ValueError, TypeError, RuntimeError) as error:
-            raise EngineError(f"--rollout-top-p below 1: the engine's data does not fit its reply: {error}") from error
+            raise EngineError(
+                f"--rollout-top-p below 1: the engine's data does not match its reply: {error}"
+            ) from error

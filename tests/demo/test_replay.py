@@ -114,7 +114,7 @@ def without(path: str) -> Any:
 
 MISSING = [
     (without("steps"), [], "has kept no steps: its demo ran without --keep-steps."),
-    (lambda run: None, ["3"], "has kept the steps 8 only."),
+    (lambda run: None, ["3"], "has kept only the steps 8."),
     (without("searches.sqlite"), [], "searches.sqlite is missing"),
     (without("steps/8/model/config.json"), [], "it has no config.json"),
     (without("steps/8/trajectories.jsonl"), [], "trajectories.jsonl"),
