@@ -1,10 +1,10 @@
 """Every setting of a rollout, read once and checked: the frozen `SearchConfig`.
 
 Sources, later ones win: `SEARCH_R1_CONFIGS` (in `generate_with_search.py`) < environment < slime's
-`--custom-config-path` YAML, whose keys slime puts on `args`. The variables of `ENVIRONMENT` have names of their own;
-any other key is `SEARCH_R1_<KEY>` in the environment. Nothing else reads the environment. A reward preset stands in
-for the scores of `SEARCH_R1_CONFIGS`: the environment and the YAML still override each of them. The key of a service
-may also stand in a file that `<variable>_FILE` names: the way to a Ray cluster that does not inherit our environment.
+`--custom-config-path` YAML, whose keys slime puts on `args`. `ENVIRONMENT` lists the variables with special names; any
+other key is `SEARCH_R1_<KEY>` in the environment. No other module reads the environment. A reward preset replaces the
+scores of `SEARCH_R1_CONFIGS`; the environment and the YAML still override each score. An API key may also be in the
+file named by `<variable>_FILE`, for Ray clusters that do not inherit our environment.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ ENVIRONMENT = {
 
 
 class RewardScores(NamedTuple):
-    """The settings that make a reward; `qa_em_format.score_trajectory` says what each does."""
+    """The settings of the reward, described in `qa_em_format.score_trajectory`."""
 
     answer_metric: AnswerMetric = "em"
     format_score: float = 0.2
@@ -54,7 +54,7 @@ class RewardScores(NamedTuple):
 
 
 REWARD_PRESETS = {
-    "default": RewardScores(),  # or what SEARCH_R1_CONFIGS was changed to
+    "default": RewardScores(),  # or the scores in SEARCH_R1_CONFIGS
     "paper": RewardScores(format_score=0.0),  # pure exact match
     "paper_v03": RewardScores(final_format_score=0.1),  # as in the experiments with a format reward
     "f1": RewardScores(answer_metric="f1"),
@@ -76,7 +76,7 @@ CHOICES = {
     "collapse_guard": ("warn", "stop", "off"),
 }
 
-VALID_PAIRS = {  # (llm_api_mode, token_tracking_mode) -> what it is for
+VALID_PAIRS = {  # (llm_api_mode, token_tracking_mode) -> description
     ("generate", "manual"): "XML tags; ids from each reply",
     ("generate", "router_radix"): "XML tags; ids from the router's radix tree",
     ("chat", "manual"): "OpenAI messages and tools; ids from each reply",
@@ -91,7 +91,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Immutable settings. Build it with `load_config`; the constructor checks what the type alone does not say."""
+    """Immutable settings. Build it with `load_config`; the constructor checks what the types alone do not ensure."""
 
     # The modes of the README's table.
     llm_api_mode: str = "generate"
@@ -101,12 +101,12 @@ class SearchConfig:
     loss_mask_mode: str = "strict"
     # Turns and lengths, in engine calls and tokens.
     max_turns: int = 3
-    max_context_length: int = 16384  # prompt and response together
+    max_context_length: int = 16384  # of prompt and response together
     max_obs_tokens: int = 500
     answer_reserve_tokens: int = 256  # kept free for the model after an observation
     # Tools of chat mode.
     tool_call_format: str = "auto"  # auto: as the tokenizer's chat template writes calls
-    max_tool_calls: int = 8  # of a turn, and queries of a call
+    max_tool_calls: int = 8  # per turn; also the maximum queries per call
     # Search.
     retrieval_server_url: str = "http://localhost:8000"  # several, separated by commas, share the load
     retrieval_api_key: str = dataclasses.field(default="", repr=False)
@@ -115,18 +115,18 @@ class SearchConfig:
     google_gl: str = "us"  # country
     google_hl: str = "en"  # language
     google_full_pages: bool = False  # fetch the pages, instead of reading the snippets
-    google_usd_per_1000: float = 1.0  # calls; only for the estimate of what was spent
+    google_usd_per_1000: float = 1.0  # calls; used only to estimate the cost
     topk: int = 3
     search_concurrency: int = 256
     search_timeout_s: float = 60.0  # one search with all its retries
     search_retries: int = 3
     search_failure_mode: str = "observe"
-    search_cache: str = ""  # a file; none: no cache
+    search_cache: str = ""  # path of the cache file; empty: no cache
     search_cache_mode: str = "readwrite"
-    search_cache_days: float = 30.0  # an older answer is searched again
-    search_budget: int = 0  # calls to the backend; 0: no limit
+    search_cache_days: float = 30.0  # older answers are searched again
+    search_budget: int = 0  # maximum backend calls; 0 = unlimited
     # Engine.
-    engine_timeout_s: float = 1800.0  # one try of a call, waiting in the engine's queue included
+    engine_timeout_s: float = 1800.0  # one attempt, including the wait in the engine's queue
     engine_retries: int = 8
     # Reward; all four scores at 0 give pure exact match. `load_config` fills them in from the preset.
     reward_preset: str = "default"
@@ -137,9 +137,9 @@ class SearchConfig:
     no_search_penalty: float = RewardScores().no_search_penalty
     # Groups, in slime's --dynamic-sampling-filter-path; "off" trains every group, as the paper does.
     group_filter: GroupFilter = "off"
-    group_filter_rounds: int = 10  # drops at most this many times a step's groups; takes the rest as they come
+    group_filter_rounds: int = 10  # drops at most this many times a step's groups, then keeps every group
     # Training.
-    collapse_guard: str = "warn"  # what happens when the series of the rollouts show a collapse
+    collapse_guard: str = "warn"  # reaction if the rollouts' series show a collapse
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
@@ -191,7 +191,7 @@ class SearchConfig:
 
     @property
     def caching(self) -> str:
-        """`search_cache_mode`, or off where there is no file."""
+        """`search_cache_mode`, or "off" without a cache file."""
         return self.search_cache_mode if self.search_cache else "off"
 
     def _check_backend(self) -> None:
@@ -208,14 +208,14 @@ class SearchConfig:
             )
 
     def _check_urls(self, key: str, urls: list[str], key_variable: str) -> None:
-        if any("@" in url for url in urls):  # and not repeated here
+        if any("@" in url for url in urls):  # not quoted in the message
             raise ConfigError(f"{_variable(key)} ({key}) holds a password; it would be logged: use {key_variable}.")
         if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
             raise ConfigError(_wrong_value(key, getattr(self, key), "an http:// or https:// URL"))
 
 
 def load_config(defaults: Mapping[str, Any], environment: Mapping[str, str], args: object) -> SearchConfig:
-    """Merges the three sources into a SearchConfig. Raises ConfigError on an unknown key or a bad value."""
+    """Merges the three sources into a SearchConfig. Raises ConfigError for an unknown key or a bad value."""
     fields = {field.name: field for field in dataclasses.fields(SearchConfig)}
     unknown = sorted(set(defaults) - set(fields))
     if unknown:
@@ -240,20 +240,20 @@ def variables() -> dict[str, str]:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """The names in the environment that look like a setting of ours and are none."""
+    """The environment variables that look like our settings but are not."""
     known = set(variables().values())
     return sorted(name for name in environment if name.startswith("SEARCH_R1_") and name not in known)
 
 
 def secret_keys() -> list[str]:
-    """The settings that nobody may read: no log, no command line."""
+    """The settings that must not appear in a log or on a command line."""
     return [field.name for field in dataclasses.fields(SearchConfig) if not field.repr]
 
 
 def check_key(variable: str, key: str) -> None:
-    """Raises ConfigError, which does not quote the key, if no header can hold it."""
+    """Raises ConfigError, without quoting the key, if it cannot be sent in a header."""
     if not re.fullmatch(r"[!-~]*", key):
-        raise ConfigError(f"{variable} has characters that no key has, such as a space or a line break: copy it again.")
+        raise ConfigError(f"{variable} has invalid characters, such as a space or a line break: copy it again.")
 
 
 def _variable(key: str) -> str:
@@ -261,7 +261,7 @@ def _variable(key: str) -> str:
 
 
 def _from_environment(key: str, environment: Mapping[str, str]) -> str:
-    """The setting's variable, or for a secret what stands in the file of `<variable>_FILE`; empty if neither is set."""
+    """The setting's variable, or for a secret the content of the file `<variable>_FILE`; empty if neither is set."""
     value = environment.get(_variable(key), "").strip()
     path = environment.get(f"{_variable(key)}_FILE", "").strip()
     if value or not path or key not in secret_keys():
@@ -277,7 +277,7 @@ def _wrong_value(key: str, value: object, allowed: str) -> str:
 
 
 def _convert(key: str, value: Any, kind: Any) -> Any:
-    """`value` as the field's type, from the strings of an environment or the scalars of a YAML file."""
+    """Converts `value`, a string from the environment or a scalar from YAML, to the field's type."""
     if kind is bool:
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if str(value).lower() not in words:

@@ -24,7 +24,7 @@ def test_parts_come_together_as_they_were_cut(parts: Path) -> None:
     assert not (parts / "part-09").exists()
 
 
-def test_a_damaged_or_missing_part_is_named(parts: Path) -> None:
+def test_a_damaged_or_missing_part_is_reported(parts: Path) -> None:
     (parts / "part-02").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="part-02 is missing or damaged"):
         joined(parts)
@@ -33,7 +33,7 @@ def test_a_damaged_or_missing_part_is_named(parts: Path) -> None:
         joined(parts)
 
 
-def test_without_a_gpu_the_remedy_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_remedy_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
     if torch.cuda.is_available():

@@ -48,13 +48,13 @@ def test_a_command_gets_its_arguments_and_keeps_its_exit_code(tmp_path: Path) ->
     )
 
 
-def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert search_r1_cli.main(["trian"]) == 2
     assert capsys.readouterr().err == "error: 'trian' is not a command; search-r1 --help lists them all\n"
 
 
 @pytest.mark.parametrize("name", search_r1_cli.ON_A_RUN)
-def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_folder_that_is_no_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert search_r1_cli.main([name, str(tmp_path)]) == 1
     assert "is not the folder of a demo run" in capsys.readouterr().err
 
@@ -91,7 +91,7 @@ def test_completion_of_another_shell_is_a_usage_error(capsys: pytest.CaptureFixt
     assert "completion bash|zsh" in capsys.readouterr().err
 
 
-def test_a_command_is_printed_as_it_must_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_printed_ready_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     venv = tmp_path / ".venv" / "bin"
     venv.mkdir(parents=True)
     monkeypatch.setattr(sys, "executable", str(venv / "python"))

@@ -37,7 +37,7 @@ async def test_an_answer_has_organic_results_with_title_link_and_snippet(api):
     assert any(isinstance(result.get("snippet"), str) for result in answer["organic"])
 
 
-async def test_what_the_client_makes_of_it_names_the_capital(api):
+async def test_the_clients_passages_name_the_capital(api):
     search = GoogleSearch(api[1], endpoint=api[0])
     found = await search.find("capital of Kenya")
     await search.close()

@@ -87,7 +87,7 @@ def test_the_statuses_have_these_names(Sample):
     assert names >= {"PENDING", "COMPLETED", "TRUNCATED", "ABORTED"}
 
 
-def test_what_we_record_survives_a_debug_dump(Sample):
+def test_our_record_survives_a_debug_dump(Sample):
     sample = Sample(index=3, status=Sample.Status.TRUNCATED, metadata={"search_r1": {"spans": [["turn", 1]], "é": "é"}})
     again = Sample.from_dict(sample.to_dict())
     assert again.status is Sample.Status.TRUNCATED and again.metadata == sample.metadata and again.index == 3
@@ -299,7 +299,7 @@ async def test_an_aborted_sample_is_resumed_and_its_old_tokens_masked_where_slim
     assert sample.loss_mask[old:] == [1] * new and (sum(sample.loss_mask) == new) is masked
 
 
-async def test_top_p_replay_data_stand_beside_their_tokens(rolling, Sample):
+async def test_top_p_replay_data_are_aligned_with_their_tokens(rolling, Sample):
     from fakes import Turn
 
     if not hasattr(Sample(), "append_response_tokens"):

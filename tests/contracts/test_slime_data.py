@@ -71,7 +71,7 @@ def test_xml_data_gives_the_rendered_text(prepare):
         assert gold_answers(sample.label) == row.golds
 
 
-def test_text_data_gives_the_text_as_it_is(prepare):
+def test_text_data_is_passed_on_unchanged(prepare):
     for sample, row in zip(load(prepare("text")), PLAIN, strict=True):
         assert sample.prompt == xml_prompt(row.question)
 

@@ -163,7 +163,7 @@ def loss_of(args, losses):
     return loss.tolist(), {name: value.tolist() for name, value in figures.items()}
 
 
-def test_figures_come_by_default_and_leave_the_loss_as_it_was(parsed, losses, tmp_path):  # noqa: F811
+def test_mismatch_figures_are_on_by_default_and_do_not_change_the_loss(parsed, losses, tmp_path):  # noqa: F811
     args = corrected(parsed, tmp_path)
     assert args.get_mismatch_metrics and not args.use_tis
     loss, figures = loss_of(args, losses)
@@ -171,7 +171,7 @@ def test_figures_come_by_default_and_leave_the_loss_as_it_was(parsed, losses, tm
     assert figures["tis"] == pytest.approx([0.1, 1.0, 3.0, 1.0]) and figures["tis_clipfrac"] == [0.0, 0.0, 1.0, 0.0]
 
 
-def test_use_tis_behind_two_dashes_is_not_switched_off_by_our_figures(parsed, losses, tmp_path):  # noqa: F811
+def test_use_tis_after_two_dashes_is_not_switched_off_by_our_figures(parsed, losses, tmp_path):  # noqa: F811
     args = corrected(parsed, tmp_path)
     args.use_tis = True
     assert loss_of(args, losses)[0] == pytest.approx([0.1, 1.0, 2.0, 1.0])
@@ -189,7 +189,7 @@ def test_mis_drops_tokens_outside_its_bounds(parsed, losses, tmp_path):  # noqa:
     assert loss_of(args, losses)[0] == pytest.approx([0.0, 1.0, 0.0, 1.0])
 
 
-def test_slimes_loss_calls_such_a_function_with_these_arguments(losses):
+def test_slimes_loss_calls_our_function_with_these_arguments(losses):
     source = inspect.getsource(losses[0].policy_loss_function)
     for name in ("pg_loss", "train_log_probs", "rollout_log_probs", "loss_masks", "total_lengths", "response_lengths"):
         assert f'"{name}":' in source

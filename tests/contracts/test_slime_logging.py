@@ -87,7 +87,7 @@ async def samples(rolling):  # noqa: F811
 
 
 @pytest.mark.parametrize(("by_train_step", "step"), [(False, 3), (True, 6)])  # 6: 3 rollouts x 4 x 2 / 4 samples
-async def test_our_series_of_a_rollout_reach_wandb_beside_slimes_own(samples, to_wandb, by_train_step, step):
+async def test_our_rollout_series_reach_wandb_with_slimes_own(samples, to_wandb, by_train_step, step):
     log = log_of_slime("rollout")
     log(3, args_of(use_wandb=True, wandb_always_use_train_step=by_train_step), samples, {"rollout/extra": 1.0}, 2.0)
     ours, own = to_wandb
@@ -98,7 +98,7 @@ async def test_our_series_of_a_rollout_reach_wandb_beside_slimes_own(samples, to
     assert set(ours) & set(own) == {"rollout/step"}
 
 
-async def test_our_series_of_an_evaluation_reach_wandb_beside_slimes_own(samples, to_wandb):
+async def test_our_evaluation_series_reach_wandb_with_slimes_own(samples, to_wandb):
     data = {"nq_test": {"rewards": [1.0, 1.0], "truncated": [False, False], "samples": samples}}
     log_of_slime("eval_rollout")(3, args_of(use_wandb=True), data, None)
     ours, own = to_wandb

@@ -109,7 +109,7 @@ def test_the_summary_names_the_sets_and_where_the_file_goes(prepared, capsys: py
     assert f"{folder}/eval.yaml: evaluation sets nq 2, hotpotqa 2, closed_book 4" in capsys.readouterr().out
 
 
-def test_a_wrong_number_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_number_is_reported_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--eval_per_set", "-1")
     assert "'-1' is not a whole number from 0 up" in capsys.readouterr().err

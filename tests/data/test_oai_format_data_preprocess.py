@@ -100,7 +100,7 @@ def test_a_file_that_exists_is_replaced_on_request_only(tmp_path, capsys):
     assert (tmp_path / "train.parquet").read_bytes() != old
 
 
-def test_a_row_with_another_answer_column_is_told_which_fields_are_read(tmp_path, capsys):
+def test_a_row_without_a_known_answer_column_is_reported_with_the_known_fields(tmp_path, capsys):
     own = write_lines(tmp_path / "own.jsonl", [QUESTION, {"question": "who?", "answer": "Jane Austen"}])
     assert run("--input", own, "--local_dir", tmp_path) == 0
     out = capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 # --- what can be wrong --------------------------------------------------------------------------------------------
 
 
-def test_a_split_that_fails_is_told_and_the_others_are_made(tmp_path, capsys):
+def test_a_failing_split_is_reported_and_the_others_are_written(tmp_path, capsys):
     write_lines(tmp_path / "in" / "test.jsonl", [QUESTION])
     assert run("--input", tmp_path / "in", "--local_dir", tmp_path, "--splits", "train,test,dev") == 1
     err = capsys.readouterr().err
@@ -239,7 +239,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     assert list((tmp_path / "out").iterdir()) == [] and "interrupted" in capsys.readouterr().err
 
 
-def test_wrong_arguments_are_one_sentence(tmp_path, capsys):
+def test_wrong_arguments_are_reported_in_one_sentence(tmp_path, capsys):
     own = write_lines(tmp_path / "own.jsonl", [QUESTION])
     assert run("--input", tmp_path / "none") == 1
     assert "does not exist" in capsys.readouterr().err
@@ -338,7 +338,7 @@ def test_a_data_set_comes_from_the_hub(hub, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["no such data set", "no hub"])
-def test_a_data_set_that_cannot_be_had_is_one_sentence(hub, tmp_path, what):
+def test_a_data_set_that_cannot_be_had_is_reported_in_one_sentence(hub, tmp_path, what):
     done = run_with_hub("http://127.0.0.1:9" if what == "no hub" else hub, tmp_path, "--hf_repo_id", "someone/else")
     assert done.returncode == 1
     assert "someone/else cannot be read from the hub" in done.stderr and "--input" in done.stderr

@@ -85,7 +85,7 @@ def test_without_the_order_the_timing_shows_in_the_log_probabilities(engine: Eng
     assert any(one != outcomes[0] for one in outcomes[1:])
 
 
-def test_a_seed_decides_a_reply_beside_any_other_requests(engine: Engine) -> None:
+def test_a_seed_determines_a_reply_whatever_other_requests_run(engine: Engine) -> None:
     ids = some_ids(10)
     alone = complete(engine, request(ids, temperature=1.0, sampling_seed=7))[0].output_ids
     others = [request(some_ids(10, seed=n), f"o{n}", temperature=1.0) for n in range(2)]

@@ -94,30 +94,32 @@ def error_of(folder: Path, model: Path, capfd: pytest.CaptureFixture[str], *flag
         (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
     ],
 )
-def test_a_value_out_of_range_is_named(capsys: pytest.CaptureFixture[str], flags: list[str], sentence: str) -> None:
+def test_a_value_out_of_range_is_reported(capsys: pytest.CaptureFixture[str], flags: list[str], sentence: str) -> None:
     with pytest.raises(SystemExit) as exit:
         train.parse_args(flags)
     assert exit.value.code == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_model_folder_without_a_model_is_named(folder: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_model_folder_without_a_model_is_reported(
+    folder: Path, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for wrong in (folder / "none", folder / "world"):
         assert f"{wrong} is not a Hugging Face model folder" in error_of(folder, model, capfd, "--model", wrong)
 
 
-def test_a_missing_world_is_named(folder: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_world_is_reported(folder: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     error = error_of(folder, model, capfd, "--world", folder / "none")
     assert f"Cannot read the questions in {folder / 'none' / 'train.jsonl'}" in error
 
 
-def test_an_empty_file_of_questions_is_named(folder: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_file_of_questions_is_reported(folder: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = folder / "world" / "held_out.jsonl"
     path.write_text("")
     assert f"{path} holds no questions" in error_of(folder, model, capfd)
 
 
-def test_a_missing_corpus_is_named(
+def test_a_missing_corpus_is_reported(
     folder: Path, model: Path, capfd: pytest.CaptureFixture[str], started: list[subprocess.Popen]
 ) -> None:
     (folder / "world" / "corpus.jsonl").unlink()
@@ -125,7 +127,7 @@ def test_a_missing_corpus_is_named(
     assert started == []
 
 
-def test_a_runs_folder_that_cannot_be_made_is_named(
+def test_a_runs_folder_that_cannot_be_made_is_reported(
     folder: Path, model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "file").touch()
@@ -165,7 +167,7 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_a_retriever_is_ready_in_the_block_and_gone_behind_it(stub: Path, started: list[subprocess.Popen]) -> None:
+def test_a_retriever_is_ready_inside_the_block_and_gone_after_it(stub: Path, started: list[subprocess.Popen]) -> None:
     with retriever(stub) as running:
         assert httpx.get(f"http://127.0.0.1:{running.port}/ready", trust_env=False).status_code == 200
         (process,) = started
@@ -192,7 +194,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_the_retriever(stub: Path, m
         assert is_open(running.port)
 
 
-def test_a_retriever_that_never_answers_is_given_up_and_stopped(
+def test_a_retriever_that_never_answers_is_stopped_after_the_timeout(
     stub: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen]
 ) -> None:
     (stub / "retrieval_server.py").write_text("print('still loading', flush=True)\nimport time\ntime.sleep(60)")

@@ -347,7 +347,7 @@ def test_folder_without_a_summary_is_an_error_with_a_remedy(tmp_path: Path, caps
     assert "has no summary.json; is it a run's folder?" in capsys.readouterr().err
 
 
-def test_failed_report_leaves_the_old_page_as_it_was(tmp_path: Path) -> None:
+def test_a_failed_report_leaves_the_old_page_unchanged(tmp_path: Path) -> None:
     old = write_report(whole_run(tmp_path)).read_bytes()
     (tmp_path / "steps.jsonl").write_text("broken\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"steps\.jsonl, line 1"):

@@ -20,7 +20,7 @@ def main_undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kept", [[], ["summary.json"], ["after"]])
-def test_a_folder_without_a_finished_run_or_without_its_model_is_named(
+def test_a_folder_without_a_finished_run_or_without_its_model_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: list[str]
 ) -> None:
     for name in kept:

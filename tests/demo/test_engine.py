@@ -88,7 +88,7 @@ def test_a_conversation_computes_only_what_is_new_in_each_turn(engine: Engine, m
     assert cached == [0, 39, 56]
 
 
-def test_conversations_that_take_turns_in_fewer_slots_stay_exact(model: Any, tokenizer: Any) -> None:
+def test_conversations_that_share_fewer_slots_stay_exact(model: Any, tokenizer: Any) -> None:
     conversations = [some_ids(10 + number, seed=number % 2) for number in range(5)]  # two families that share prefixes
     with Engine(model, tokenizer, dtype=torch.float32, slots=3, max_length=128) as engine:
         for turn in range(3):
@@ -391,7 +391,7 @@ def test_a_busy_engine_refuses_new_weights(engine: Engine, model: Any, monkeypat
     assert future.result(WAIT_S).weight_version == engine.weight_version == "0"
 
 
-def test_a_failing_pass_is_told_to_all_its_callers_and_the_engine_lives_on(
+def test_a_failing_pass_is_reported_to_all_its_callers_and_the_engine_keeps_running(
     engine: Engine, model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     prompt = some_ids(20)

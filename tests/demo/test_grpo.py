@@ -179,7 +179,7 @@ def test_a_step_moves_the_log_probs_of_its_tokens_where_the_advantage_points(mod
     assert result.clip_fraction == 0.0
 
 
-def test_a_step_leaves_no_gradient_behind_and_bounds_the_one_it_takes(model: Any) -> None:
+def test_a_step_clips_its_gradient_and_leaves_none_behind(model: Any) -> None:
     change = gradients(model, [replace(sample, advantage=1000.0 * sample.advantage) for sample in SAMPLES])
     assert all(parameter.grad is None for parameter in model.parameters())
     norm = math.sqrt(sum(float(part.square().sum()) for part in change.values()))

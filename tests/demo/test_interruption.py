@@ -47,7 +47,7 @@ def test_sigterm_lets_asyncio_end_its_tasks(ignored: bool) -> None:
             assert process.communicate(timeout=60) == ("orderly\ninterrupted\n", "")
 
 
-def test_where_ctrl_c_is_ignored_it_stays_so() -> None:
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
     command = ["env", "--ignore-signal=INT", sys.executable, "-c", BUSY]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"

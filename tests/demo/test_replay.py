@@ -93,14 +93,16 @@ def test_a_kept_step_is_repeated_bit_by_bit(run: Path, capsys: pytest.CaptureFix
     assert "their order is free" not in shown.err
 
 
-def test_other_weights_are_a_difference_with_its_place(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_weights_are_reported_with_the_first_different_token(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny_model(tiny_tokenizer(), seed=1).save_pretrained(run / "steps" / "8" / "model")
     edit(run / "steps" / "8" / "step.json", {"order": None})  # nothing to wait for
     assert replay.main([str(run)]) == 1
     assert capsys.readouterr().out.startswith("step 8: question q0, sample 0, turn 1, token 0: ")
 
 
-def test_other_conditions_are_named_beside_a_difference(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_conditions_are_reported_with_a_difference(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(run / "steps" / "8" / "step.json", {"weight_version": "9", "machine": kept_steps.machine() | {"torch": "1.0"}})
     assert replay.main([str(run)]) == 1
     shown = capsys.readouterr()
@@ -125,7 +127,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("spoil", "steps", "sentence"), MISSING)
-def test_what_a_repetition_lacks_is_one_sentence(
+def test_a_missing_input_of_a_repetition_is_reported_in_one_sentence(
     run: Path, capsys: pytest.CaptureFixture[str], spoil: Any, steps: list[str], sentence: str
 ) -> None:
     spoil(run)

@@ -81,7 +81,7 @@ def test_nothing_is_wider_than_the_screen(page: Page) -> None:
     assert width[0] <= width[1]
 
 
-def test_both_sides_of_the_story_are_side_by_side_where_there_is_room(browser: Browser, tmp_path: Path) -> None:
+def test_both_sides_of_the_story_are_side_by_side_on_wide_screens(browser: Browser, tmp_path: Path) -> None:
     records = [TRAJECTORY | {"phase": phase} for phase in ("before", "after")]
     path = write_report(write_run(tmp_path, steps=STEPS, trajectories=records))
     for width, is_beside in ((1280, True), (390, False)):

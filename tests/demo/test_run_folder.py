@@ -31,7 +31,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkey
     assert names == [f"{name}-seed0", f"{name}-seed0-2", f"{name}-seed0-3", f"{name}-seed1"]
 
 
-def test_a_place_that_is_no_folder_is_an_oserror(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_an_oserror(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         RunFolder(tmp_path / "file", 0)
@@ -72,7 +72,7 @@ def test_a_trajectory_is_recorded_as_evaluations_do_with_the_texts_of_its_tokens
     assert record["prompt_text"] == "capital?" and record["scores"]["em"] == 1.0
 
 
-def test_what_was_logged_after_a_checkpoint_is_forgotten(tmp_path: Path) -> None:
+def test_log_lines_after_a_checkpoint_are_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, 0)
     folder.append("steps.jsonl", {"step": 1})
     sizes = folder.log_sizes()

@@ -171,7 +171,7 @@ def test_a_missing_questions_file_is_named_with_the_remedy(tmp_path: Path) -> No
         load_questions(tmp_path / "train.jsonl")
 
 
-def test_an_empty_questions_file_is_named(tmp_path: Path) -> None:
+def test_an_empty_questions_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.touch()
 

@@ -255,9 +255,7 @@ async def test_when_slime_aborts_the_sample_keeps_what_was_sampled(stage: Stage,
 
 
 @one_mode
-async def test_a_reply_that_the_engine_aborts_on_its_own_is_asked_for_again(
-    stage: Stage, engine: EngineUnderTest
-) -> None:
+async def test_a_reply_that_the_engine_aborts_itself_is_requested_again(stage: Stage, engine: EngineUnderTest) -> None:
     rollout = asyncio.create_task(stage.roll_out(PATTERN, max_new_tokens=100, ignore_eos=True))
     while len(stage.recorder.calls) < 2 and not rollout.done():
         await stage.abort_all(engine)  # one that comes before the request does nothing

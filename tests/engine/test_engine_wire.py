@@ -95,7 +95,7 @@ def test_sampled_log_probs_are_those_of_a_plain_forward_pass(
     figures.agree(engine, f"sampled at temperature {temperature}", found, expected)
 
 
-def test_log_probs_are_told_before_top_p_and_top_k(
+def test_log_probs_are_reported_before_top_p_and_top_k(
     engine: EngineUnderTest, model: Any, tokenizer: Any, figures: Figures
 ) -> None:
     prompt = chat(tokenizer, QUESTIONS[1])
@@ -124,7 +124,7 @@ def test_prompt_log_probs_begin_at_logprob_start_len_with_a_null(
     assert log_probs_of(reply) == pytest.approx(expected, abs=0.5)
 
 
-def test_a_logprob_start_len_behind_the_prompt_is_refused(engine: EngineUnderTest, pattern: list[int]) -> None:
+def test_a_logprob_start_len_after_the_prompt_is_refused(engine: EngineUnderTest, pattern: list[int]) -> None:
     body = {"input_ids": pattern, "return_logprob": True, "logprob_start_len": len(pattern) + 1}
     assert engine.post("/generate", body).status_code == 400
 
@@ -227,7 +227,7 @@ def test_text_is_encoded_as_the_tokenizer_does_it(
     assert reply["meta_info"]["prompt_tokens"] == len(prompt)
 
 
-def test_greedy_replies_do_not_depend_on_who_asks_at_the_same_time(
+def test_greedy_replies_do_not_depend_on_concurrent_requests(
     engine: EngineUnderTest, model: Any, tokenizer: Any
 ) -> None:
     prompts = [chat(tokenizer, question) for question in QUESTIONS]

@@ -231,7 +231,7 @@ def test_log_probabilities_in_some_samples_only_are_found() -> None:
     assert "all or none" not in audit(foreign(rollout_log_probs=None))
 
 
-def test_what_cannot_be_known_is_said() -> None:
+def test_the_auditor_says_what_it_cannot_know() -> None:
     silent = foreign((("model", "some"), ("environment", "thing"), ("model", "else<|im_end|>")))
     findings = audit(silent)
     assert findings["environment"].mark == findings["model tokens"].mark == "–"

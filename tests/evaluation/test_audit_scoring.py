@@ -80,13 +80,13 @@ def test_a_models_own_log_probabilities_are_passed() -> None:
     assert "4 last turns were sampled after the stored tokens" in findings["history"].found
 
 
-def test_turns_sampled_after_text_are_told_from_those_sampled_after_ids() -> None:
+def test_turns_sampled_after_text_are_distinguished_from_turns_sampled_after_ids() -> None:
     findings = judged(*(rolled(number=number, context=as_text) for number in range(3)), rolled(number=3))
     assert findings["history"].mark == "✗"
     assert "3 of 4 last turns were not sampled after the stored tokens" in findings["history"].found
 
 
-def test_another_temperature_is_named() -> None:
+def test_another_temperature_is_reported() -> None:
     samples = [rolled(number=number, temperature=0.8) for number in range(3)]
     finding = judged(*samples)["reading"]
     assert finding.mark == "✗" and "they match temperature 0.8" in finding.found
@@ -94,7 +94,7 @@ def test_another_temperature_is_named() -> None:
 
 
 @pytest.mark.parametrize(("by", "name"), [(1, "the token before"), (-1, "the token after")])
-def test_a_shift_by_one_token_is_named(by: int, name: str) -> None:
+def test_a_shift_by_one_token_is_reported(by: int, name: str) -> None:
     fields = rolled()
     values = fields["rollout_log_probs"]
     fields["rollout_log_probs"] = [0.0, *values[:-1]] if by > 0 else [*values[1:], 0.0]

@@ -58,7 +58,7 @@ def test_of_a_demo_run_the_phase_of_the_model_is_scored(tmp_path, capsys):
     assert "✓ text text of ids 3 samples" in out
 
 
-def test_ids_that_the_model_lacks_are_named(tmp_path, model_folder, capsys):
+def test_ids_that_the_model_lacks_are_reported(tmp_path, model_folder, capsys):
     fields = foreign()
     fields["tokens"] = [*fields["tokens"][:-1], 9999]
     status, out, _ = run(capsys, write_jsonl(tmp_path / "x.jsonl", [fields]), "--model", model_folder)
@@ -73,20 +73,20 @@ def test_ids_that_the_model_lacks_are_named(tmp_path, model_folder, capsys):
         ("{}\n", ["--tokenizer", "nowhere"], "There is no folder nowhere"),
     ],
 )
-def test_what_cannot_be_audited_gets_one_sentence_and_status_2(tmp_path, capsys, lines, options, message):
+def test_an_unusable_file_is_reported_in_one_sentence_with_status_2(tmp_path, capsys, lines, options, message):
     (tmp_path / "x.jsonl").write_text(lines)
     status, out, err = run(capsys, tmp_path / "x.jsonl", *options)
     assert status == 2 and out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
-def test_a_folder_without_weights_is_named(tmp_path, model_folder, capsys):
+def test_a_folder_without_weights_is_reported(tmp_path, model_folder, capsys):
     TOKENIZER.save_pretrained(tmp_path / "empty")
     file = write_jsonl(tmp_path / "x.jsonl", [foreign()])
     status, _, err = run(capsys, file, "--model", tmp_path / "empty")
     assert status == 2 and f"{tmp_path / 'empty'} holds no model" in err
 
 
-def test_a_missing_file_is_named(tmp_path, capsys):
+def test_a_missing_file_is_reported(tmp_path, capsys):
     assert run(capsys, tmp_path / "none.pt") == (2, "", f"error: There is no file {tmp_path / 'none.pt'}.\n")
 
 

@@ -66,7 +66,7 @@ def test_a_question_without_an_answer_says_why(model: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.endswith("no answer: turns_used\n")
 
 
-def test_an_engine_in_trouble_is_one_sentence(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_engine_is_reported_in_one_sentence(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Geographer(status=400)) as (engine, retriever):
         assert chat.main(arguments(model, engine, retriever, "--ask", "What is the capital of Kenya?")) == 1
     first, error = capsys.readouterr().err.splitlines()
@@ -131,7 +131,7 @@ def reader(request: dict) -> Turn:
     return Turn(answer.format(city[1]) if city else "<think>I look it up.</think>\n<search>capital of Kenya</search>")
 
 
-def test_a_fork_goes_on_from_a_search_with_another_passage_or_query(
+def test_a_fork_continues_from_a_search_with_another_passage_or_query(
     model: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -165,7 +165,7 @@ def test_a_fork_goes_on_from_a_search_with_another_passage_or_query(
         ("What is the capital of Kenya?\n/fork 99 search x", "Turn 99 made no search"),
     ],
 )
-def test_a_fork_that_is_not_possible_is_one_sentence(
+def test_a_fork_that_is_not_possible_is_reported_in_one_sentence(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lines: str, message: str
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(lines + "\n"))

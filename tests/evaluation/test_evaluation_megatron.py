@@ -90,7 +90,7 @@ def test_a_tool_that_fails_leaves_its_words_and_no_model(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_folders_that_are_not_what_they_should_be_are_named(slime: Path, origin: Path, tmp_path: Path) -> None:
+def test_folders_that_are_not_what_they_should_be_are_reported(slime: Path, origin: Path, tmp_path: Path) -> None:
     path = iteration(tmp_path / "ckpt", 1)
     with pytest.raises(ValueError, match="is not slime's repository"):
         convert(path, slime_dir=tmp_path, origin=origin, cache=tmp_path / "cache")

@@ -57,7 +57,7 @@ def test_every_metric_of_an_answer() -> None:
 
 
 @pytest.mark.parametrize(("stop", "truncated", "gave_up"), [("turns_used", 1.0, 0.0), ("engine_failed", 0.0, 1.0)])
-def test_what_was_cut_off_is_not_what_was_given_up(stop: str, truncated: float, gave_up: float) -> None:
+def test_a_truncated_answer_does_not_count_as_discarded(stop: str, truncated: float, gave_up: float) -> None:
     scores = scores_of(sample(stop), ["Nile"])
     assert (scores["truncated"], scores["gave_up"], scores["em"], scores["f1"]) == (truncated, gave_up, 0.0, 0.0)
 
@@ -104,7 +104,7 @@ def test_the_papers_figures_have_the_averages_that_it_states() -> None:
     }
 
 
-def test_the_paper_stands_beside_the_sets_that_were_asked_and_no_others() -> None:
+def test_the_papers_figures_are_shown_only_for_the_evaluated_sets() -> None:
     found = summarise({"nq": rows([1.0, 0.0]), "bamboogle": rows([0.0, 0.0]), "mine": rows([1.0])})
     lines = tables(found, {"nq": 2, "bamboogle": 2, "mine": 1}).splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("exact match"))
@@ -193,7 +193,7 @@ def test_runs_of_several_samples_are_paired_by_question(tmp_path: Path, capsys: 
     assert "nq, majority@4" in capsys.readouterr().out
 
 
-def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incomparable_runs_are_reported_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write_run(tmp_path / "a", {"nq/1": 0.0}), write_run(tmp_path / "b", {"nq/2": 0.0})
     assert compare.main([str(first), str(second)]) == 1
     assert "have no question in common" in capsys.readouterr().err
@@ -219,7 +219,7 @@ def test_a_demo_run_is_compared_with_itself_and_with_another(
     assert re.search(r"demo +4 +1.000 +0.000 +-1.000", capsys.readouterr().out)
 
 
-def test_what_a_single_folder_lacks_for_a_comparison_is_named(
+def test_a_single_folder_that_cannot_be_compared_is_reported_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "trajectories.jsonl").write_text("")

@@ -60,7 +60,7 @@ def test_questions_that_read_alike_are_all_kept(tmp_path: Path) -> None:
     assert len(set(ids(write(tmp_path / "all.jsonl", rows)))) == 4
 
 
-def test_the_question_of_an_unprepared_row_stands_in_a_column_of_its_own(tmp_path: Path) -> None:
+def test_the_question_of_an_unprepared_row_is_read_from_its_own_column(tmp_path: Path) -> None:
     prompt = [{"role": "user", "content": "Use the tags. Question: Is 7 prime?"}]
     label = {"ground_truth": {"target": ["yes"]}}
     raw = {"id": "test_7", "question": "Is 7 prime?", "prompt": prompt, "reward_model": label, "data_source": "nq"}
@@ -95,13 +95,13 @@ def test_the_mode_is_that_of_the_rows(tmp_path: Path) -> None:
         ({"metadata": None}, "neither its metadata nor its extra_info has the question's text"),
     ],
 )
-def test_a_row_that_cannot_be_asked_is_named(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+def test_a_row_that_cannot_be_asked_is_reported(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     file = write(tmp_path / "all.jsonl", [row(1), {**row(2), **change}])
     with pytest.raises(ValueError, match=f"Row 2 of .*all.jsonl cannot be asked: {reason}"):
         read_questions([file])
 
 
-def test_a_missing_column_a_broken_line_and_an_empty_file_are_named(tmp_path: Path) -> None:
+def test_a_missing_column_a_broken_line_and_an_empty_file_are_reported(tmp_path: Path) -> None:
     without = {key: value for key, value in row(1).items() if key != "data_source"}
     with pytest.raises(ValueError, match=r"Row 1 of .* cannot be asked: it has no 'data_source'"):
         read_questions([write(tmp_path / "all.jsonl", [without])])

@@ -44,7 +44,7 @@ def arguments(
     return [str(part) for part in (*places, "--search", f"local:{retriever.url}", "--data", data, *more)]
 
 
-def test_an_audit_of_the_corpus_is_shown_beside_the_figures_of_its_sets(
+def test_a_corpus_audit_is_shown_with_the_figures_of_its_sets(
     tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = Corpus(write_corpus(tmp_path / "c.jsonl", ["red", "green"]))
@@ -243,7 +243,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("flags", "sentence"), WRONG)
-def test_what_is_wrong_is_one_sentence(
+def test_wrong_arguments_are_reported_in_one_sentence(
     tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], sentence: str
 ) -> None:
     with serving(Geographer()) as (engine, retriever):

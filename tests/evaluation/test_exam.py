@@ -150,7 +150,7 @@ def test_the_gold_arm_is_left_out_where_gold_passages_are_not_known(
     assert not (tmp_path / "out" / "gold").exists()
 
 
-def test_a_retriever_that_finds_nothing_is_named(
+def test_a_retriever_that_finds_nothing_is_reported(
     tmp_path: Path,
     tokenizer_folder: Path,
     servers: tuple[FakeEngine, FakeRetriever],
@@ -188,7 +188,7 @@ def test_random_passages_are_the_same_each_time_and_never_hold_the_answer() -> N
     assert exam.random_passages(found, seed=1)(asked, "one query", 3) != first
 
 
-def test_gold_passages_that_are_no_texts_are_named() -> None:
+def test_gold_passages_that_are_not_texts_are_reported() -> None:
     with pytest.raises(ValueError, match=r"gold_passages of the question 'Who is a[?]' is not a list of texts"):
         exam.gold_passages(Question("a", "nq", "Who is a?", ("x",), {"metadata": {"gold_passages": [{"title": "t"}]}}))
 

@@ -196,7 +196,7 @@ def broken(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
         ),
     ],
 )
-def test_what_cannot_be_forked_is_refused_before_the_engine_is_asked(change, turn, message):
+def test_an_impossible_fork_is_refused_before_calling_the_engine(change, turn, message):
     async def scenario() -> None:
         engine = FakeEngine(tiny_tokenizer(), [Turn(SEARCH), Turn(ANSWER)])
         async with forking(engine) as (runtime, args):

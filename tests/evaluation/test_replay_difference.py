@@ -101,12 +101,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("changes", "sentence"), CASES)
-def test_the_first_difference_is_named(changes: list[Callable[[dict[str, Any]], Any]], sentence: str) -> None:
+def test_the_first_difference_is_reported(changes: list[Callable[[dict[str, Any]], Any]], sentence: str) -> None:
     assert changed(*changes) == sentence
 
 
 @pytest.mark.parametrize(("recorded", "again"), [(2, 1), (1, 2)])
-def test_a_sample_too_few_or_too_many_is_named(recorded: int, again: int) -> None:
+def test_a_sample_too_few_or_too_many_is_reported(recorded: int, again: int) -> None:
     found = first_difference([sample()] * recorded, [sample()] * again, str)
     assert str(found) == f"question q1, sample 1: {again} samples, not {recorded}"
 

@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_used_gets_one_sentence(tmp_path, capsys, lines, m
     assert message in failed(capsys, write(tmp_path / "run.jsonl", lines))
 
 
-def test_a_missing_file_is_named(tmp_path, capsys):
+def test_a_missing_file_is_reported(tmp_path, capsys):
     assert failed(capsys, tmp_path / "none.jsonl") == f"error: There is no file {tmp_path / 'none.jsonl'}."
 
 

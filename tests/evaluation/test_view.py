@@ -86,7 +86,7 @@ def test_the_table_of_tokens_has_texts_and_the_bytes_of_partial_characters(tmp_p
     assert shown == ["a", " ", [0xC3], [0xA9], END]
 
 
-def test_an_id_that_the_tokenizer_does_not_know_stands_for_no_text(tmp_path):
+def test_an_id_unknown_to_the_tokenizer_has_no_text(tmp_path):
     fields = sample(TOKENIZER, PARTS)
     fields["tokens"][-1] = 10**12
     fields["tokens"][-2] = -1
@@ -102,7 +102,7 @@ def test_texts_are_kept_where_the_ids_decode_to_something_else(tmp_path):
     assert first["texts"] == {"response": "another text \ud800"} and second["texts"] == {}
 
 
-def test_notes_name_discarded_samples_and_lists_that_are_not_one_a_token(tmp_path):
+def test_notes_report_discarded_samples_and_misaligned_lists(tmp_path):
     discarded = sample(TOKENIZER, [("observation", "x")], reward=0.0, response="", stop="engine_failed")
     short = sample(TOKENIZER, PARTS, loss_mask=[1], rollout_log_probs=None)
     rows = rows_of(tmp_path, discarded, short)
@@ -155,7 +155,9 @@ GOOD = sample(TOKENIZER, PARTS)
         ("a.pt", b"", "is not a"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_with_the_place(tmp_path, tokenizer_folder, capsys, name, content, message):
+def test_an_unusable_file_is_reported_with_its_line_or_sample(
+    tmp_path, tokenizer_folder, capsys, name, content, message
+):
     (tmp_path / name).write_bytes(content)
     output = tmp_path / "page.html"
     assert view.main([str(tmp_path / name), "--tokenizer", str(tokenizer_folder), "--output", str(output)]) == 1
@@ -164,7 +166,9 @@ def test_a_file_that_cannot_be_used_is_named_with_the_place(tmp_path, tokenizer_
     assert [file.name for file in tmp_path.iterdir()] == [name]  # nothing half written
 
 
-def test_a_dump_of_something_else_a_missing_file_and_a_missing_tokenizer_are_named(tmp_path, tokenizer_folder, capsys):
+def test_a_dump_of_something_else_a_missing_file_and_a_missing_tokenizer_are_reported(
+    tmp_path, tokenizer_folder, capsys
+):
     torch.save([1], tmp_path / "a.pt")
     (tmp_path / "empty").mkdir()
     for file, tokenizer, message in (
@@ -184,7 +188,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
     assert view.write_page([file], TOKENIZER, tmp_path / "page.html") == 1
 
 
-def test_no_text_of_a_trajectory_stands_in_the_page_as_it_is(tmp_path):
+def test_text_of_a_trajectory_never_reaches_the_page_unescaped(tmp_path):
     fields = sample(TOKENIZER, [("turn", HOSTILE)], prompt=HOSTILE, searches=[search(HOSTILE, HOSTILE)], stop=HOSTILE)
     plain, hostile = page_of(tmp_path, GOOD), page_of(tmp_path, fields)
     without_data = [re.sub(r'id="(index|chunk-0)">[A-Za-z0-9+/=]+<', "", page) for page in (plain, hostile)]
@@ -202,7 +206,7 @@ def test_records_come_in_chunks_that_hold_a_document_once(tmp_path, monkeypatch)
         assert data[f"chunk-{number}"]["documents"] == [["Kenya", "Nairobi is the capital."]]
 
 
-def test_files_of_the_same_name_are_told_apart(tmp_path):
+def test_files_with_equal_names_are_shown_with_their_paths(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
     files = [write_jsonl(tmp_path / folder / "x.jsonl", [GOOD]) for folder in ("a", "b")]

@@ -119,7 +119,7 @@ def test_the_settings_of_a_run_are_those_of_its_rollouts(tmp_path):
 # ---- a run that is written -------------------------------------------------------------------------------------------
 
 
-def test_new_lines_appear_and_a_half_written_one_is_no_error(tmp_path):
+def test_new_lines_appear_and_an_incomplete_one_is_not_an_error(tmp_path):
     file = write_jsonl(tmp_path / "trajectories.jsonl", [KENYA])
     run = LiveRun(lambda: [file], TOKENIZER, "run")
     assert len(read_all(run)["rows"]) == 1
@@ -165,7 +165,7 @@ def test_a_file_that_was_written_again_is_read_again(tmp_path, how):
         run.chunk(before["generation"], 0)
 
 
-def test_a_line_that_is_no_sample_is_named_and_what_was_read_stays(tmp_path):
+def test_a_line_that_is_not_a_sample_is_reported_and_earlier_rows_stay(tmp_path):
     file = write_jsonl(tmp_path / "trajectories.jsonl", [KENYA])
     with file.open("a") as lines:
         lines.write("nonsense\n")
@@ -308,7 +308,7 @@ def test_only_the_viewers_own_page_can_fork(tmp_path):
     asked(make_runs(tmp_path), question)
 
 
-def test_a_page_that_renamed_itself_to_this_address_is_refused(tmp_path):
+def test_dns_rebinding_is_refused(tmp_path):
     async def scenario() -> None:
         browser = Browser(make_runs(tmp_path), lambda folder: TOKENIZER)
         async with TestClient(TestServer(browser.app({"127.0.0.1:8000"}))) as client:

@@ -126,7 +126,7 @@ def test_the_open_trajectory_is_always_one_of_the_list(show):
     expect(page.get_by_role("button", name="Clear filters")).to_be_hidden()
 
 
-def test_the_rows_behind_the_filters_can_be_saved(show):
+def test_the_filtered_rows_can_be_saved(show):
     page = show(*three())
     bar(page, "Set", "nq").click()
     with page.expect_download() as download:
@@ -189,7 +189,7 @@ def background(token: Locator) -> str:
     return token.evaluate("node => getComputedStyle(node).backgroundColor")
 
 
-def test_a_token_under_the_pointer_tells_its_id_mask_and_log_probability(show):
+def test_hovering_over_a_token_shows_its_id_mask_and_log_probability(show):
     fields = sample(TOKENIZER, [("turn", "aé")])
     fields["rollout_log_probs"] = [-0.6931, -0.5, -0.25]
     page = show(fields)
@@ -235,7 +235,7 @@ def test_prompt_and_documents_open_and_close_by_click_or_key(show):
     expect(page.locator(".prompt .tokens")).to_have_text("Capital of Kenya?")
 
 
-def test_searches_that_are_not_one_an_observation_stand_behind_the_response(show):
+def test_searches_without_their_own_observation_are_shown_after_the_response(show):
     failed = {"query": "Mali", "error": "timeout", "documents": []}
     page = show(sample(TOKENIZER, [SEARCH, FOUND, ANSWER], searches=[search(), failed]))
     titles = page.locator(".block.env > summary").all_inner_texts()
@@ -311,7 +311,7 @@ def test_two_phases_are_compared_side_by_side(show):
     expect(page.locator(".side").nth(1).locator(".tokens")).to_contain_text("after 4")
 
 
-def test_a_text_that_is_not_what_the_ids_decode_to_is_shown_beside_it(show):
+def test_a_text_that_differs_from_the_decoded_ids_is_shown_next_to_it(show):
     page = show(sample(TOKENIZER, [("turn", "Nairobi!")], response="Nairoba!"), three()[1])
     expect(page.locator("main .notice")).to_have_text("Text differs from decode(ids).")
     assert page.locator(".difference pre").all_inner_texts() == ["Nairoba!", "Nairobi!"]

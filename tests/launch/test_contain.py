@@ -35,7 +35,7 @@ def test_the_exit_status_is_the_commands() -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--grace", "5"]], ids=["plain", "with an option"])
-def test_two_dashes_right_behind_the_command_are_its_own(options: list[str]) -> None:
+def test_two_dashes_after_the_command_belong_to_it(options: list[str]) -> None:
     run = subprocess.run([*CONTAIN, *options, "echo", "--", "-x"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (0, "-- -x\n")
 
@@ -45,7 +45,7 @@ def test_a_missing_command_is_an_error() -> None:
     assert run.returncode == 2 and "there is no command to run" in run.stderr
 
 
-def test_a_command_that_is_not_there_is_named() -> None:
+def test_a_command_that_is_not_there_is_reported() -> None:
     run = subprocess.run([*CONTAIN, "/no/such"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (127, "error: cannot run /no/such: No such file or directory\n")
 
@@ -102,7 +102,7 @@ def test_a_log_on_a_full_disk_costs_only_the_log() -> None:
     assert len(lines) == 2002 and "exit status 3" in lines[-1]
 
 
-def test_the_command_is_told_to_end_when_we_are_killed(tmp_path: Path) -> None:
+def test_the_command_gets_sigterm_when_we_are_killed(tmp_path: Path) -> None:
     script = f"trap 'echo orderly > {tmp_path}/end; exit 0' TERM; echo $$; sleep 600 & wait"
     with subprocess.Popen([*CONTAIN, "bash", "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

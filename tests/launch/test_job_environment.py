@@ -10,7 +10,7 @@ from launch import job_environment
 from search_rollout.config import ConfigError, load_config, variables
 
 
-def test_every_setting_that_is_set_is_told_and_nothing_else() -> None:
+def test_every_given_setting_is_passed_on_and_nothing_else() -> None:
     environment = {name: "1" for name in variables().values()} | {"HOME": "/root", "SEARCH_R1_NONE": "1"}
     told = job_environment.job_variables(environment, joining=False)
     assert set(told) == set(variables().values()) - {"GOOGLE_API_KEY", "RETRIEVAL_API_KEY"}
@@ -37,7 +37,7 @@ def test_the_placeholder_is_no_key() -> None:
     assert job_environment.job_variables({"GOOGLE_API_KEY": "YOUR_API_KEY"}, joining=True) == {}
 
 
-def test_a_keys_file_is_told_by_its_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_key_file_is_passed_by_its_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     told = job_environment.job_variables({"GOOGLE_API_KEY_FILE": "key", "GOOGLE_API_KEY": "s3cret"}, joining=True)
     assert told == {"GOOGLE_API_KEY_FILE": str(tmp_path / "key")}
@@ -54,7 +54,7 @@ def test_a_key_is_read_from_its_file_unless_the_variable_is_set(tmp_path: Path) 
     assert load(GOOGLE_API_KEY_FILE=str(tmp_path / "key"), GOOGLE_API_KEY="set") == "set"
 
 
-def test_a_keys_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_keys_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"GOOGLE_API_KEY_FILE names .*nothing.* cannot be read"):
         load(GOOGLE_API_KEY_FILE=str(tmp_path / "nothing"))
 

@@ -76,7 +76,7 @@ def error_of(checkout: Checkout, *arguments: str, **variables: str) -> str:
 # --- what train.py is told ---
 
 
-def test_slime_is_told_what_the_readme_specifies(checkout: Checkout) -> None:
+def test_slime_gets_the_arguments_that_the_readme_specifies(checkout: Checkout) -> None:
     flags, _ = job(checkout)
     assert {name: flags.get(name) for name in SPECIFIED} == SPECIFIED
 
@@ -88,7 +88,7 @@ def test_generate_mode_applies_the_chat_template_and_samples_at_0_8(checkout: Ch
     assert "--apply-chat-template" not in job(checkout, APPLY_CHAT_TEMPLATE="0")[0]
 
 
-def test_chat_mode_leaves_messages_as_they_are_and_samples_at_1(checkout: Checkout) -> None:
+def test_chat_mode_leaves_messages_unchanged_and_samples_at_1(checkout: Checkout) -> None:
     flags, environment = job(checkout, LLM_API_MODE="chat")
     assert "--apply-chat-template" not in flags and flags["--tool-key"] == "tools"
     assert flags["--rollout-temperature"] == "1.0"
@@ -145,7 +145,7 @@ def test_less_than_a_batch_cannot_be_over_sampling(checkout: Checkout) -> None:
     assert "must be a whole number" in error_of(checkout, OVER_SAMPLING_BATCH_SIZE="many")
 
 
-def test_what_an_older_slime_lacks_is_left_out_with_a_line_for_each(checkout: Checkout) -> None:
+def test_arguments_unknown_to_an_older_slime_are_left_out_with_a_line_each(checkout: Checkout) -> None:
     checkout.slime_arguments.write_text('parser.add_argument("--log-passrate")\n')
     checkout.slime_rollout.unlink()
     run = checkout.run(RUN, "--dry-run")
@@ -168,12 +168,12 @@ def test_a_policy_that_the_installed_router_would_refuse_is_left_out(checkout: C
     assert job(checkout, ROUTER_POLICY="manual")[0]["--router-policy"] == "manual"
 
 
-def test_a_router_that_cannot_be_asked_is_told_the_policy(checkout: Checkout) -> None:
+def test_a_router_that_cannot_be_queried_gets_the_policy(checkout: Checkout) -> None:
     (checkout.path / "sglang_router" / "launch_router.py").write_text("raise ImportError\n")
     assert job(checkout)[0]["--router-policy"] == "consistent_hashing"
 
 
-def test_a_router_of_our_own_is_told_no_policy(checkout: Checkout) -> None:
+def test_our_own_router_gets_no_policy(checkout: Checkout) -> None:
     assert "--router-policy" not in job(checkout, TOKEN_TRACKING_MODE="router_radix")[0]
 
 
@@ -199,7 +199,7 @@ def test_one_evaluation_file_can_stand_for_the_sets(checkout: Checkout) -> None:
     assert flags["--eval-prompt-data"] == "nq_test /my test.parquet@[0:9]" and "--eval-config" not in flags
 
 
-def test_what_an_older_slime_lacks_for_evaluation_sets_is_said_in_one_line(checkout: Checkout) -> None:
+def test_an_older_slime_without_evaluation_sets_is_reported_in_one_line(checkout: Checkout) -> None:
     checkout.slime_evaluation.write_text("    custom_generate_function_path: str\n")
     run = checkout.run(RUN, "--dry-run", EVAL_INTERVAL="25")
     assert run.stderr.count("note: this slime's eval/SET is the training reward") == 1
@@ -272,7 +272,7 @@ def test_a_yaml_of_settings_is_passed_on(checkout: Checkout, tmp_path: Path) -> 
     assert job(checkout, CUSTOM_CONFIG_PATH=str(path))[0]["--custom-config-path"] == str(path)
 
 
-def test_router_modes_name_the_router_and_manual_none(checkout: Checkout) -> None:
+def test_router_modes_pass_the_router_and_manual_mode_passes_none(checkout: Checkout) -> None:
     assert "--sglang-router-ip" not in job(checkout)[0]
     url = {"TOKEN_ROUTER_URL": "http://10.0.0.1:31000/"}
     flags, _ = job(checkout, TOKEN_TRACKING_MODE="router_radix", **url)
@@ -360,7 +360,7 @@ def test_all_settings_reach_the_job_but_no_key_is_shown(checkout: Checkout) -> N
 
 
 @pytest.mark.slow
-def test_what_a_dry_run_prints_is_what_a_run_does(checkout: Checkout) -> None:
+def test_a_dry_run_prints_what_a_run_executes(checkout: Checkout) -> None:
     variables = {"HF_CHECKPOINT": "/it's a $model", "RUN_NAME": 'a "name"', "USE_WANDB": "1"}
     printed = checkout.run(RUN, "--dry-run", **variables)
     assert checkout.run(RUN, **variables).returncode == 0
@@ -451,7 +451,7 @@ def test_ctrl_c_stops_the_job_and_its_ray_and_nothing_else(checkout: Checkout, h
         bystander.wait()
 
 
-def test_a_ray_that_does_not_start_is_told(checkout: Checkout) -> None:
+def test_a_ray_that_does_not_start_is_reported(checkout: Checkout) -> None:
     run = checkout.run(RUN, RAY_FAILS="1")
     assert run.returncode == 1
     assert "some traceback of Ray" in run.stderr and "RAY_ADDRESS" in run.stderr
@@ -613,7 +613,7 @@ def test_rays_own_commands_reach_its_dashboard_without_a_proxy(checkout: Checkou
 
 
 @pytest.mark.slow
-def test_what_preflight_finds_right_is_trained(checkout: Checkout, tmp_path: Path) -> None:
+def test_training_starts_if_preflight_finds_no_mistake(checkout: Checkout, tmp_path: Path) -> None:
     (checkout.slime / "slime").mkdir(exist_ok=True)
     (checkout.slime / "slime" / "__init__.py").touch()
     with retriever_server(tmp_path / "retriever") as url:

@@ -106,7 +106,7 @@ def retriever_at(launcher: Launcher, port: int, host: str = "127.0.0.1", **varia
 # --- prerequisites ---
 
 
-def test_a_missing_tmux_is_named(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_missing_tmux_is_reported(launcher: Launcher, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     for program in [*Path("/usr/bin").iterdir(), *Path("/bin").iterdir()]:
@@ -118,7 +118,7 @@ def test_a_missing_tmux_is_named(launcher: Launcher, tmp_path: Path) -> None:
 
 
 @needs_tmux
-def test_packages_that_the_server_lacks_are_named(launcher: Launcher) -> None:
+def test_packages_that_the_server_lacks_are_reported(launcher: Launcher) -> None:
     bare = launcher.python.parent / "bare"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without any package
     bare.chmod(0o755)
@@ -128,7 +128,7 @@ def test_packages_that_the_server_lacks_are_named(launcher: Launcher) -> None:
 
 @needs_tmux
 @pytest.mark.parametrize("name", ["INDEX_PATH", "CORPUS_PATH"])
-def test_a_missing_corpus_or_index_is_named(launcher: Launcher, name: str) -> None:
+def test_a_missing_corpus_or_index_is_reported(launcher: Launcher, name: str) -> None:
     assert "there is no file /no/such file: download or build them" in launcher.error_of_up(**{name: "/no/such file"})
 
 
@@ -263,7 +263,7 @@ def test_a_retriever_that_does_not_load_in_time_is_stopped(launcher: Launcher) -
 
 @needs_tmux
 @slow
-def test_a_retriever_that_ends_while_loading_is_told_with_its_log(launcher: Launcher) -> None:
+def test_a_retriever_that_exits_while_loading_is_reported_with_its_log(launcher: Launcher) -> None:
     error = launcher.error_of_up(RETRIEVER_LOADS="1.5", RETRIEVER_BREAKS="CUDA out of memory")
     assert "ended before it was ready" in error and "CUDA out of memory" in error
     assert launcher.calls("train") == []

@@ -40,7 +40,7 @@ def test_a_good_set_up_passes(machine: Machine, mode: str) -> None:
 # --- retrievers ---
 
 
-def test_a_retriever_that_is_loading_is_named(machine: Machine, tmp_path: Path) -> None:
+def test_a_retriever_that_is_loading_is_reported(machine: Machine, tmp_path: Path) -> None:
     with retriever_server(tmp_path / "r", loads=False) as url:
         machine.environment["RETRIEVAL_SERVER_URL"] = url
         wrong = marked(machine.look(), "✗")
@@ -72,7 +72,7 @@ def test_an_audit_of_the_corpus_is_shown(machine: Machine, tmp_path: Path) -> No
     assert passed["search: corpus"].startswith("musique: 1 questions; some passage has a gold answer for 1.000")
 
 
-def test_a_missing_key_of_the_retriever_is_named(machine: Machine, tmp_path: Path) -> None:
+def test_a_missing_key_of_the_retriever_is_reported(machine: Machine, tmp_path: Path) -> None:
     with retriever_server(tmp_path / "r", key="s3cret") as url:
         machine.environment["RETRIEVAL_SERVER_URL"] = url
         wrong = marked(machine.look(), "✗")
@@ -171,7 +171,7 @@ def test_an_index_of_words_has_no_dimension_to_compare() -> None:
     assert search.index(words).mark == "–"
 
 
-def test_the_sets_of_an_evaluation_are_all_looked_at(machine: Machine, tmp_path: Path) -> None:
+def test_all_sets_of_an_evaluation_are_checked(machine: Machine, tmp_path: Path) -> None:
     sets = [{"name": name, "path": str(machine.data)} for name in ("nq", "hotpotqa")]
     (tmp_path / "eval.yaml").write_text(json.dumps({"eval": {"datasets": sets}}))
     machine.environment |= {"EVAL_INTERVAL": "25", "EVAL_CONFIG": str(tmp_path / "eval.yaml")}

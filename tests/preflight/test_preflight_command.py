@@ -141,7 +141,7 @@ def test_a_missing_package_is_a_row_with_its_installation(monkeypatch: pytest.Mo
     assert list(bad) == ["data: file"] and "-m pip install pyarrow" in bad["data: file"]
 
 
-def test_a_python_without_aiohttp_is_told_once_what_to_install(machine: Machine) -> None:
+def test_a_python_without_aiohttp_gets_one_row_with_the_remedy(machine: Machine) -> None:
     (machine.packages / "aiohttp.py").write_text(  # found slowly, so that several threads import at the same time
         "import time\ntime.sleep(0.3)\nraise ModuleNotFoundError(\"No module named 'aiohttp'\", name='aiohttp')\n"
     )

@@ -44,7 +44,7 @@ def engine_rows(machine: Machine, engine: FakeEngine, retriever_url: str) -> dic
 
 
 @pytest.mark.usefixtures("fresh_state")
-def test_a_rollout_on_a_running_engine_tells_its_turns_and_reward(machine: Machine) -> None:
+def test_a_rollout_on_a_running_engine_reports_its_turns_and_reward(machine: Machine) -> None:
     with serving(Stopping()) as (engine, retriever):
         found = engine_rows(machine, engine, retriever.url)
         assert [finding.mark for finding in found.values()] == ["✓", "–", "–", "✓", "✓"], found
@@ -83,7 +83,7 @@ def test_an_engine_that_ignores_stop_strings_is_found(machine: Machine) -> None:
 
 
 @pytest.mark.usefixtures("fresh_state")
-def test_an_engine_that_fails_is_told_with_its_words(machine: Machine) -> None:
+def test_a_failing_engine_is_reported_with_its_message(machine: Machine) -> None:
     with serving(lambda request: Turn(status=400, body={"error": "no such model"})) as (engine, retriever):
         found = engine_rows(machine, engine, retriever.url)["one rollout"]
     assert found.mark == "✗" and "engine_failed" in found.found and "no such model" in found.found
@@ -96,7 +96,7 @@ def test_a_rollout_without_a_search_is_a_warning(machine: Machine) -> None:
 
 
 @pytest.mark.usefixtures("fresh_state")
-def test_a_search_that_fails_in_the_rollout_is_told_with_its_reason(machine: Machine) -> None:
+def test_a_search_that_fails_in_the_rollout_is_reported_with_its_reason(machine: Machine) -> None:
     with serving(Stopping()) as (engine, _):
         finding = engine_rows(machine, engine, "http://127.0.0.1:1")["one rollout"]
     assert finding.mark == "✗" and "searches failed: 1, such as http://127.0.0.1:1/retrieve" in finding.found

@@ -432,7 +432,7 @@ WARNINGS: dict[str, tuple[Change, str, str]] = {
 
 
 @pytest.mark.parametrize("name", WARNINGS)
-def test_what_works_but_may_not_be_meant_is_a_warning(machine: Machine, name: str) -> None:
+def test_a_setting_that_works_but_may_be_a_mistake_is_a_warning(machine: Machine, name: str) -> None:
     change, row, words = WARNINGS[name]
     change(machine)
     (machine.packages / "wandb").mkdir()

@@ -9,7 +9,7 @@ TOKENIZER = tiny_tokenizer()
 AGAIN = [{"role": "user", "content": "again"}]
 
 
-def test_the_appended_turn_equals_a_fresh_render_behind_the_assistants_words():
+def test_the_appended_turn_equals_a_fresh_render_after_the_assistants_words():
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     whole = render_prompt(TOKENIZER, [*messages, {"role": "user", "content": "again"}])
     sampled = TOKENIZER.encode("A<|im_end|>")

@@ -81,7 +81,7 @@ def assistant_turn(name: str, choose: random.Random, call: bool, thought: str) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_appended_is_what_the_template_would_have_written(name):
+def test_the_appended_text_equals_the_templates_own(name):
     tokenizer, choose = model_tokenizer(name), random.Random(name)
     tally: Counter[tuple[str, str, bool]] = Counter()
     for _ in range(40):

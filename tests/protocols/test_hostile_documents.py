@@ -54,7 +54,7 @@ def many(count: int):
 
 @many(200)
 @given(st.data())
-def test_tags_hold_whatever_stands_between_them(data):
+def test_no_document_can_escape_its_tags(data):
     tokenizer = real_tokenizer("qwen2.5")
     protocol = XmlProtocol(tokenizer, neutraliser(special_strings(tokenizer)), MAX_TOKENS, {})
     passages = [Passage(data.draw(pieces()), data.draw(pieces())) for _ in range(data.draw(st.integers(0, 3)))]
@@ -72,7 +72,7 @@ def test_tags_hold_whatever_stands_between_them(data):
 
 @many(100)
 @given(st.data())
-def test_tool_messages_hold_whatever_stands_in_them(data):
+def test_no_document_can_escape_its_tool_message(data):
     tokenizer = real_tokenizer("qwen2.5")
     neutralise = neutraliser(special_strings(tokenizer))
     form = tool_format(tokenizer)

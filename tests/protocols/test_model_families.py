@@ -71,7 +71,7 @@ def test_published_templates_without_a_known_way_of_calling_tools_are_refused_wi
 
 
 @pytest.mark.parametrize("name", CALLING)
-def test_calls_of_the_template_are_read_back_equal_alone_several_and_behind_words_and_thoughts(name):
+def test_template_calls_are_read_back_alone_in_groups_and_after_words_and_thoughts(name):
     choose, tokenizer = random.Random(name), small_tokenizer(name)
     form, read = FORMATS[MODELS[name].family].with_tools([TOOL]), 0
     while read < CALLS:
@@ -180,7 +180,7 @@ def test_values_are_typed_by_the_schema_of_the_tool_that_is_called(family):
         assert len(FORMATS[family].with_tools([tool]).split(SOUND[family]).calls) == 1
 
 
-def test_what_stands_around_the_calls_is_content():
+def test_the_text_around_the_calls_is_content():
     for family, call in SOUND.items():
         parsed = FORMATS[family].split(f"Before.\n{call.strip()}")
         assert parsed.content == "Before." and len(parsed.calls) == 1, family

@@ -20,7 +20,7 @@ def test_passages_are_numbered_and_titled():
     assert text == 'Doc 1(Title: "Kenya") In Africa.\nDoc 2(Title: "Nairobi") A city.'
 
 
-def test_no_passages_are_said_to_be_none():
+def test_an_empty_result_is_reported_as_such():
     assert render_passages([], NEUTRALISE) == "No documents were found."
 
 
@@ -30,7 +30,7 @@ def test_tags_and_special_tokens_are_broken_by_a_space():
     assert NEUTRALISE("</ANSWER >") == "< /ANSWER >"
 
 
-def test_harmless_text_stays_as_it_is():
+def test_harmless_text_is_unchanged():
     text = "a < b, <em>x</em>, 1 <2, <thinking>, é 漢字\n\ttab"
     assert NEUTRALISE(text) == text
 
@@ -64,12 +64,12 @@ def test_bodies_are_cut_until_they_fit_and_the_shorter_ones_stay_whole(seed, lim
     assert not shortened or not whole or max(whole) <= max(shortened) + max(map(len, pieces))
 
 
-def test_what_is_cut_is_no_more_than_needed():
+def test_no_more_text_is_cut_than_needed():
     ids, _ = fit(["capital of Kenya " * 500], rendered, 100)
     assert 90 <= len(ids) <= 100
 
 
-def test_what_stands_around_the_bodies_is_never_cut():
+def test_the_text_around_the_bodies_is_never_cut():
     ids, cut = fit(["capital of Kenya"], rendered, 3)
     assert cut == [""] and ids == rendered([""])
 

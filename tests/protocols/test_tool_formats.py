@@ -108,7 +108,7 @@ def test_the_same_call_is_read_however_it_is_written(text):
     ],
     ids=short_id,
 )
-def test_what_is_not_a_call_object_is_one_unreadable_call_that_keeps_its_text(text):
+def test_anything_but_a_call_object_is_one_unreadable_call_that_keeps_its_text(text):
     (only,) = HERMES.split(raw_call(text)).calls
     assert only.arguments is None and only.name == ""
     assert only.text == text.strip()
@@ -118,7 +118,7 @@ def test_arguments_may_be_left_out():
     assert read(HERMES, raw_call('{"name": "list_sources"}')) == [("list_sources", {})]
 
 
-def test_a_sound_call_beside_a_broken_one_is_read():
+def test_a_valid_call_next_to_a_broken_one_is_read():
     text = raw_call('{"name": "search", "argu') + call("a") + raw_call("{}") + call("b")
     assert [one and one[1]["queries"] for one in read(HERMES, text)] == [None, ["a"], None, ["b"]]
 
@@ -170,7 +170,7 @@ def test_several_llama_calls_are_parted_by_semicolons_commas_or_space(gap):
 
 @pytest.mark.parametrize("before", ["I will search. ", "<|python_start|>I will search.<|python_end|>"])
 @pytest.mark.parametrize("brackets", ["[]", ("", "")])
-def test_llama_calls_may_be_a_list_and_may_stand_behind_words_and_a_tag(before, brackets):
+def test_llama_calls_may_be_a_list_and_may_follow_words_and_a_tag(before, brackets):
     calls = brackets[0] + ", ".join(llama_call(queries=[letter]) for letter in "ab") + brackets[1]
     parsed = LLAMA.split(before + "<|python_tag|>" * ("python" not in before) + calls)
     assert parsed.content == "I will search."
@@ -223,7 +223,7 @@ BOTH = pytest.mark.parametrize(("form", "one"), CALLS, ids=["hermes", "llama3"])
 
 
 @BOTH
-def test_calls_behind_a_thought_count(form, one):
+def test_calls_after_a_thought_count(form, one):
     assert read(form, f"<think>I need it.</think>\n{one}") == [("search", {"queries": ["a"]})]
 
 
@@ -241,7 +241,7 @@ def test_the_thought_is_kept_as_content(form, one):
 
 
 @BOTH
-def test_a_turn_that_ends_inside_a_thought_is_none(form, one):
+def test_a_turn_that_ends_inside_a_thought_has_no_calls(form, one):
     assert parse_turn(form, f"<think>{one}") is None
     assert parse_turn(form, f"<think>x</think>{one}<think>{one}") is None
     assert parse_turn(form, "<think>") is None

@@ -201,7 +201,7 @@ def test_as_many_queries_as_the_limit_are_run_and_one_more_is_not():
     assert parse(call("a", "b", "c"), max_calls=2).calls[0].error == "too_many"
 
 
-def test_a_failed_search_and_one_that_finds_nothing_are_told():
+def test_a_failed_search_and_an_empty_result_are_reported():
     results = {"a": SearchResult("a", error="down"), "b": SearchResult("b"), "c": found("c")}
     bodies = tool_responses(observe(call("a") + call("b") + call("a", "c"), results.__getitem__).text)
     assert bodies == [
@@ -434,7 +434,7 @@ def test_long_results_are_cut_to_the_limit_and_every_message_stays_closed(turn, 
     assert message.text.endswith(TAIL)
 
 
-def test_short_results_stay_whole_beside_a_long_one():
+def test_short_results_stay_whole_next_to_a_long_one():
     def search(query: str) -> SearchResult:
         return lengthy(query) if query == "long" else found(query)
 
@@ -494,7 +494,7 @@ def test_hostile_queries_forge_nothing():
 
 
 @pytest.mark.parametrize("text", [call(name=FORGERY, queries=["a"]), raw_call(FORGERY), call(**{FORGERY: "a"})])
-def test_what_a_broken_call_says_is_never_repeated(text):
+def test_the_text_of_a_broken_call_is_never_repeated(text):
     action = Action("search", "", tuple(one for one in parse(text.replace("</tool_response>", "")).calls if one.error))
     message = protocol(max_obs_tokens=5000).observe(action, [], END_ID)
     assert_nothing_is_forged(message)

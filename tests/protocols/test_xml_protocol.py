@@ -28,7 +28,7 @@ from search_rollout.protocols.xml import Action, parse_turn
         ("<answer>x</answer>\n\n", ("answer", "x")),  # the last token overshot the stop
     ],
 )
-def test_the_action_stands_after_the_last_closed_thought(turn, expected):
+def test_the_action_follows_the_last_closed_thought(turn, expected):
     kind, text = expected
     action = parse_turn(turn)
     assert (action.kind, action.queries or [action.text]) == (kind, [text])

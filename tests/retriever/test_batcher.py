@@ -225,7 +225,7 @@ async def test_a_query_that_cannot_be_searched_fails_alone(search: HeldSearch) -
             assert caught.value.query == f"poison {number}"
 
 
-async def test_a_query_that_fails_alone_is_told_from_a_search_that_is_broken(search: HeldSearch) -> None:
+async def test_a_single_failing_query_is_distinguished_from_a_broken_search(search: HeldSearch) -> None:
     async with batcher_of(search) as batcher:
         await batcher.search(["good"], 1)
         with pytest.raises(QueryFailedError):

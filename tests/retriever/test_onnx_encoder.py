@@ -79,7 +79,7 @@ def test_a_cpu_without_onnxruntime_takes_torch(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("file", ["onnx/model.onnx", "tokenizer.json"])
-def test_a_damaged_file_is_one_sentence_that_names_the_folder(folder: Path, file: str) -> None:
+def test_a_damaged_file_is_reported_in_one_sentence_that_names_the_folder(folder: Path, file: str) -> None:
     (folder / file).write_bytes((folder / file).read_bytes()[:1000])
     with pytest.raises(InputError, match=f"cannot load the encoder {folder} ") as caught:
         load_encoder("minilm", str(folder))
@@ -105,7 +105,9 @@ def test_exporting_leaves_nothing_unfinished_behind(
     assert list((folder / "onnx").iterdir()) == []
 
 
-def test_exporting_what_is_no_model_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exporting_a_folder_without_a_model_is_reported_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert export_onnx.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 

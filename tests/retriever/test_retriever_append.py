@@ -224,7 +224,7 @@ def test_outdated_indexes_of_the_corpus_are_named_with_the_command_that_mends_th
     assert_as_rebuilt(folder)
 
 
-def test_a_downloaded_corpus_and_index_stay_complete_in_the_eyes_of_download(folder: Path) -> None:
+def test_a_downloaded_corpus_and_index_still_count_as_complete_after_appending(folder: Path) -> None:
     """Else download.py would fetch the shorter ones again, over these."""
     (inner := folder / "e5").mkdir()
     (folder / "flat.index").rename(inner / "e5")
@@ -306,7 +306,7 @@ def test_an_index_of_another_corpus_is_refused(folder: Path, capsys: pytest.Capt
     assert "was not made from" in refused(folder, capsys)
 
 
-def test_a_missing_index_a_missing_corpus_and_a_bad_line_are_named(
+def test_a_missing_index_a_missing_corpus_and_a_bad_line_are_reported(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "there is no index" in refused(folder, capsys, index="none")

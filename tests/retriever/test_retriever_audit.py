@@ -136,7 +136,7 @@ def test_spellings_of_one_title_are_one_page(written: str, same: str) -> None:
 
 
 @pytest.mark.parametrize(("one", "another"), [("Mercury (planet)", "Mercury"), ("Beyoncé", "Beyonce"), ("C", "C++")])
-def test_two_pages_stay_two(one: str, another: str) -> None:
+def test_pages_with_similar_titles_stay_separate(one: str, another: str) -> None:
     assert title_key(one) != title_key(another)
 
 
@@ -218,7 +218,7 @@ def test_titles_in_parquet_are_found(corpus: Path, tmp_path: Path) -> None:
         ('{"golden_answers": ["x"], "metadata": "text"}\n', "cannot be read"),
     ],
 )
-def test_bad_data_is_one_sentence(
+def test_bad_data_is_reported_in_one_sentence(
     corpus: Path, capsys: pytest.CaptureFixture[str], text: str, complaint: str | None
 ) -> None:
     (file := corpus.parent / "bad.jsonl").write_text(text)
@@ -227,7 +227,7 @@ def test_bad_data_is_one_sentence(
     assert complaint is None or (complaint in error and error.count("\n") == 1)
 
 
-def test_missing_files_are_one_sentence(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_files_are_reported_in_one_sentence(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("none.jsonl", "c.csv"):
         (corpus.parent / "c.csv").touch()
         assert audit.main(["--corpus_path", str(corpus), "--data", str(corpus.parent / name)]) == 1
@@ -262,7 +262,7 @@ def test_audits_of_other_sets_are_kept(corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"corpus": 1, "sets": []}', '{"corpus": "CORPUS", "sets": [{}]}'])
-def test_a_note_that_cannot_be_read_is_no_note(corpus: Path, text: str) -> None:
+def test_an_unreadable_note_is_ignored(corpus: Path, text: str) -> None:
     audit_of(corpus, HOTPOT)
     note = corpus.with_name("c.jsonl.audit.json")
     note.write_text(text.replace("CORPUS", Corpus(corpus).digest))

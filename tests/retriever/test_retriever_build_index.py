@@ -68,7 +68,7 @@ def interrupt_after(folder: Path, chunks: int, monkeypatch: pytest.MonkeyPatch) 
     ChunkEncoder.calls = 0
 
 
-def test_the_index_holds_one_row_per_passage_and_nothing_is_left_beside_it(folder: Path) -> None:
+def test_the_index_has_one_row_per_passage_and_no_temporary_files_remain(folder: Path) -> None:
     assert build(folder) == 0
     index = faiss.read_index(str(folder / "flat.index"))
     assert (index.ntotal, index.d, index.metric_type) == (7, 3, faiss.METRIC_INNER_PRODUCT)
@@ -136,9 +136,7 @@ def test_a_build_that_cannot_be_continued_starts_afresh_and_says_why(
     assert ChunkEncoder.calls == 4  # all of them
 
 
-def test_an_index_that_exists_is_built_again_only_when_told_to(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_existing_index_is_rebuilt_only_with_overwrite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "flat.index").write_text("old")
     assert build(folder) == 0
     assert "nothing to do (give --overwrite" in capsys.readouterr().out
@@ -250,7 +248,7 @@ def test_the_corpus_itself_is_not_overwritten(
     assert (folder / "c.jsonl").read_bytes() == before
 
 
-def test_a_passage_that_the_encoder_makes_nan_of_is_named(
+def test_a_passage_that_the_encoder_makes_nan_of_is_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = ChunkEncoder.encode_passages
@@ -267,7 +265,7 @@ def test_a_passage_that_the_encoder_makes_nan_of_is_named(
     ("index_type", "complaint"),
     [("nonsense", "cannot make --index_type nonsense (could not parse"), ("PQ2", "cannot make --index_type PQ2 (")],
 )
-def test_a_type_that_faiss_cannot_make_is_one_sentence(
+def test_a_type_that_faiss_cannot_make_is_reported_in_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str], index_type: str, complaint: str
 ) -> None:
     assert build(folder, "--index_type", index_type) == 1

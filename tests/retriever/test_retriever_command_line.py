@@ -54,17 +54,17 @@ def test_an_index_made_by_an_encoder_of_another_size_is_refused(
 
 
 @pytest.mark.parametrize("name", ["flat.index", "c.jsonl"])
-def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_missing_file_is_reported(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (folder / name).unlink()
     assert f"there is no file {folder / name}" in error_of(folder, capsys)
 
 
-def test_a_file_that_is_no_index_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_an_index_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "flat.index").write_text("<html>404 Not Found</html>")
     assert f"{folder / 'flat.index'} is cut short or is not a FAISS index" in error_of(folder, capsys)
 
 
-def test_a_broken_corpus_is_named_with_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_corpus_is_reported_with_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "c.jsonl").write_text("red\n")
     assert f"{folder / 'c.jsonl'}:1: this line is not JSON" in error_of(folder, capsys)
 

@@ -58,7 +58,9 @@ def test_a_row_outside_the_corpus_is_an_error_and_not_another_passage(tmp_path: 
         pytest.param("[" * 100_000, "nested too deeply", id="deep"),
     ],
 )
-def test_a_line_that_is_no_passage_is_named_by_file_and_number(tmp_path: Path, line: str, complaint: str) -> None:
+def test_a_line_that_is_not_a_passage_is_reported_with_file_and_number(
+    tmp_path: Path, line: str, complaint: str
+) -> None:
     path = write(tmp_path / "c.jsonl", f'{{"id": "0", "contents": "x"}}\n{line}\n')
     with pytest.raises(InputError, match=complaint) as caught:
         Corpus(path)
@@ -72,7 +74,7 @@ def test_bytes_that_are_not_utf8_are_named_by_file_and_number(tmp_path: Path) ->
         Corpus(path)
 
 
-def test_missing_empty_and_compressed_files_are_told_apart(tmp_path: Path) -> None:
+def test_missing_empty_and_compressed_files_have_different_messages(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no corpus file"):
         Corpus(tmp_path / "none.jsonl")
     with pytest.raises(InputError, match="has no passage in it"):

@@ -219,7 +219,7 @@ def test_broken_connections_are_continued_where_they_broke(hub: Hub, tmp_path: P
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_goes_on_behind_what_it_has(hub: Hub, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_continues_after_the_bytes_it_has(hub: Hub, tmp_path: Path) -> None:
     hub.block_s = 0.02  # 1.7 s for both files
     moment, kills = random.Random(0), 10
     for _ in range(kills):
@@ -263,7 +263,7 @@ def test_a_partial_file_with_wrong_bytes_is_noticed(hub: Hub, tmp_path: Path) ->
     assert_complete(tmp_path)
 
 
-def test_a_damaged_packed_file_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+def test_a_damaged_packed_file_is_reported_in_one_sentence(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "wiki-18.jsonl.gz.partial").write_bytes(b"x" * 1000)
     done = run(hub, tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
@@ -288,7 +288,7 @@ def test_the_key_of_the_hub_is_sent(hub: Hub, tmp_path: Path) -> None:
     assert hub.keys == {"Bearer secret"}
 
 
-def test_an_unreachable_hub_is_one_sentence_after_a_few_tries(
+def test_an_unreachable_hub_is_reported_in_one_sentence_after_a_few_tries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
@@ -414,7 +414,7 @@ def test_a_token_that_cannot_be_sent_is_refused_at_once_and_not_printed(hub: Hub
 
 
 @pytest.mark.parametrize("endpoint", ["huggingface.co", "https://[", "http://a b"])
-def test_an_endpoint_that_is_no_url_is_one_sentence(hub: Hub, tmp_path: Path, endpoint: str) -> None:
+def test_an_endpoint_that_is_not_a_url_is_reported_in_one_sentence(hub: Hub, tmp_path: Path, endpoint: str) -> None:
     done = run(hub, tmp_path, HF_ENDPOINT=endpoint)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "HF_ENDPOINT" in done.stderr

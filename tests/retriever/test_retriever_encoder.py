@@ -109,7 +109,7 @@ def test_an_unknown_encoder_name_is_answered_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("files", [{}, {"config.json": "{}"}, {"config.json": "not json"}])
-def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path: Path, files: dict[str, str]) -> None:
+def test_a_folder_that_holds_no_model_is_reported_in_one_sentence(tmp_path: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match="cannot load the encoder") as caught:

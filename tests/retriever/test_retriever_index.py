@@ -59,14 +59,16 @@ def test_an_index_of_two_vectors_asked_for_three_says_that_there_is_no_third(
 
 @BOTH
 @pytest.mark.parametrize("kept_bytes", [4, 20, -5])
-def test_a_flat_file_cut_short_is_one_sentence(index_path: Path, kind: type[VectorIndex], kept_bytes: int) -> None:
+def test_a_flat_file_cut_short_is_reported_in_one_sentence(
+    index_path: Path, kind: type[VectorIndex], kept_bytes: int
+) -> None:
     index_path.write_bytes(index_path.read_bytes()[:kept_bytes])
     with pytest.raises(InputError, match="is cut short or damaged") as caught:
         kind(index_path)  # type: ignore[call-arg]
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_cut_short_is_told_with_both_sizes(index_path: Path) -> None:
+def test_a_truncated_file_is_reported_with_both_sizes(index_path: Path) -> None:
     index_path.write_bytes(index_path.read_bytes()[:-5])
     # 45 bytes of header, 2 vectors of 2 numbers of 4 bytes
     with pytest.raises(InputError, match="means 2 vectors of dimension 2, 61 bytes, but it has 56"):
@@ -114,7 +116,7 @@ def test_exact_search_finds_what_float32_finds(
     np.testing.assert_allclose(found.scores, np.take_along_axis(queries @ vectors.T, expected, axis=1), atol=1e-6)
 
 
-def test_rows_nearer_together_than_half_precision_tells_apart_are_ranked_in_float32(
+def test_rows_closer_than_half_precision_resolves_are_ranked_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 500 scores within 0.0005 of each other, where bfloat16 knows only a few values. The mean is kept from helping.
@@ -176,7 +178,7 @@ def test_exact_search_needs_a_flat_index(tmp_path: Path) -> None:
         ExactIndex(write_index(tmp_path / "sq8.index", unit_vectors(50, 8), "SQ8"))
 
 
-def test_too_little_memory_is_told_with_both_amounts(index_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_reported_with_both_amounts(index_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 100_000_000)
     with pytest.raises(
         InputError, match=r"needs 0\.0 GB of memory, but only 0\.1 GB are free: give --index_backend faiss"
@@ -270,7 +272,7 @@ def test_an_index_by_distance_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 3, 20, -5])
-def test_another_file_cut_short_is_one_sentence(tmp_path: Path, kept_bytes: int) -> None:
+def test_another_file_cut_short_is_reported_in_one_sentence(tmp_path: Path, kept_bytes: int) -> None:
     path = write_index(tmp_path / "sq8.index", unit_vectors(50, 8), "SQ8")
     path.write_bytes(path.read_bytes()[:kept_bytes])
     with pytest.raises(InputError, match="is cut short or is not a FAISS index") as caught:

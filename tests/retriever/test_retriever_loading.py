@@ -107,7 +107,7 @@ def test_each_part_is_reported_before_it_is_loaded(folder: Path) -> None:
         ("ivf.index", ("--rescore_path", "none"), "there is no index file none: check --rescore_path"),
     ],
 )
-def test_flags_and_files_that_contradict_each_other_are_one_sentence(
+def test_flags_and_files_that_contradict_each_other_are_reported_in_one_sentence(
     folder: Path, index: str, flags: tuple[str, ...], complaint: str
 ) -> None:
     with pytest.raises(InputError, match=complaint) as caught:
@@ -142,7 +142,7 @@ def test_an_index_of_another_family_of_encoders_is_refused(folder: Path) -> None
         load(folder)
 
 
-def test_a_damaged_note_is_one_sentence(folder: Path) -> None:
+def test_a_damaged_note_is_reported_in_one_sentence(folder: Path) -> None:
     note_path(folder / "flat.index").write_text(json.dumps({"rows": 4}))
     with pytest.raises(InputError, match="remove it, or build the index again"):
         load(folder)

@@ -251,7 +251,7 @@ def test_a_collection_made_from_something_else_is_refused_and_replaced_only_when
         assert fill(folder, *flags, "--overwrite") == 0
 
 
-def test_a_collection_of_somebody_else_is_never_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collection_that_we_did_not_make_is_never_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     client = connect(str(folder / "m.db"))
     client.create_collection("passages", dimension=5)
     for flags in ([], ["--overwrite"]):
@@ -265,7 +265,7 @@ def test_a_collection_of_somebody_else_is_never_replaced(folder: Path, capsys: p
     ]
 
 
-def test_appending_to_a_collection_is_one_sentence_that_says_how_to_get_there(
+def test_appending_to_a_collection_is_reported_in_one_sentence_that_says_how_to_get_there(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = write_corpus(folder / "more.jsonl", ["violet"])
@@ -274,14 +274,14 @@ def test_appending_to_a_collection_is_one_sentence_that_says_how_to_get_there(
 
 
 @pytest.mark.parametrize("index_type", ["IVF4096,SQ8", "HNSW,M", "HNSW,M=1=2", "BM25"])
-def test_a_type_that_milvus_does_not_have_is_one_sentence(
+def test_a_type_that_milvus_does_not_have_is_reported_in_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str], index_type: str
 ) -> None:
     assert fill(folder, "--index_type", index_type) == 1
     assert "is not a Milvus index: write its name and settings, such as FLAT" in one_sentence(capsys)
 
 
-def test_a_passage_that_the_encoder_makes_nan_of_is_named(
+def test_a_passage_that_the_encoder_makes_nan_of_is_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(self: ColourEncoder, passages: Sequence[str]) -> NDArray[np.float32]:
@@ -337,7 +337,7 @@ def test_a_filling_killed_at_random_moments_ends_with_every_row_once(folder: Pat
         (["--rescore_path", "flat.index"], None, "--rescore_path is for FAISS: leave it out"),
     ],
 )
-def test_what_does_not_fit_together_is_one_sentence_without_a_secret(
+def test_inconsistent_flags_are_reported_in_one_sentence_without_secrets(
     folder: Path, flags: list[str], uri: str | None, complaint: str
 ) -> None:
     assert fill(folder) == 0
@@ -355,7 +355,7 @@ def test_a_corpus_changed_under_the_collection_is_noticed_though_it_is_as_long(f
         load(folder)
 
 
-def test_a_file_that_another_process_holds_is_one_sentence(folder: Path) -> None:
+def test_a_file_that_another_process_holds_is_reported_in_one_sentence(folder: Path) -> None:
     assert fill(folder) == 0
     command = [sys.executable, "-m", "local_dense_retriever.verify", "--milvus_uri", str(folder / "m.db")]
     other = subprocess.run(
@@ -408,7 +408,7 @@ def test_verify_finds_shifted_rows(folder: Path, capsys: pytest.CaptureFixture[s
     assert code == 1 and "FAIL stored vectors match their passages" in output
 
 
-def test_verify_of_a_milvus_that_goes_away_is_one_sentence(
+def test_verify_of_a_milvus_that_goes_away_is_reported_in_one_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def gone(*_: object) -> None:

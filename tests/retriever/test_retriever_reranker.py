@@ -89,7 +89,7 @@ def test_with_two_classes_the_second_one_counts(tmp_path: Path) -> None:
     np.testing.assert_allclose(CrossEncoder(folder).logits([("a", "b"), ("c", "d e")]), expected, atol=1e-5)
 
 
-def test_what_is_too_long_is_cut_and_the_question_is_not(tmp_path: Path) -> None:
+def test_a_long_passage_is_truncated_and_the_question_is_not(tmp_path: Path) -> None:
     folder = write_model(tmp_path)
     model = CrossEncoder(folder)
     long, longer = "stone " * 59, "stone " * 5000  # [CLS] who [SEP] and [SEP] leave 60 tokens
@@ -115,7 +115,9 @@ def test_a_pair_of_which_the_model_makes_nan_comes_last(tmp_path: Path, monkeypa
         ("no tokenizer", "tokenizer"),
     ],
 )
-def test_a_model_that_is_no_cross_encoder_is_one_sentence(tmp_path: Path, change: str, complaint: str) -> None:
+def test_a_model_that_is_not_a_cross_encoder_is_reported_in_one_sentence(
+    tmp_path: Path, change: str, complaint: str
+) -> None:
     folder = tmp_path / "model"
     if change != "no folder":
         write_model(folder, classes=3 if change == "three classes" else 1)
@@ -142,7 +144,7 @@ def test_hits_are_sorted_by_the_model_and_equal_ones_stay_in_their_order() -> No
     assert [hit.score for hit in found[0]] == pytest.approx([0.880797, 0.731059, 0.5, 0.5])  # 1 / (1 + exp(-reds))
 
 
-def test_those_beyond_the_depth_are_not_read_and_stay_behind() -> None:
+def test_hits_beyond_the_depth_are_not_reranked_and_come_last() -> None:
     model = CountingModel()
     [found] = Reranker(model, 2).rerank(["q"], [hits("blue", "red", "green", "red red")])
     assert order(found) == ["red", "blue", "green", "red red"]
@@ -166,7 +168,7 @@ def reranked(folder: Path, depth: int) -> Retriever:
     return Retriever(searcher, Corpus(folder / "c.jsonl"), Reranker(CountingModel(), depth))  # type: ignore[arg-type]
 
 
-def test_what_is_found_depends_neither_on_topk_nor_on_a_batch_searched_at_a_larger_one(folder: Path) -> None:
+def test_results_depend_neither_on_topk_nor_on_a_batch_with_a_larger_topk(folder: Path) -> None:
     retriever = reranked(folder, depth=3)
     longest = order(retriever.search(["blue"], 6)[0])
     # By vectors: blue, then green blue and red red blue, then those without any blue.

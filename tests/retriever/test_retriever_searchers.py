@@ -59,23 +59,23 @@ def test_the_retriever_reports_an_audit_of_its_corpus(tmp_path: Path) -> None:
 # ---- BM25 ------------------------------------------------------------------------------------------------------------
 
 
-def test_bm25_ranks_by_rare_words_and_leaves_out_what_shares_none(tmp_path: Path) -> None:
+def test_bm25_ranks_by_rare_words_and_skips_passages_without_a_shared_word(tmp_path: Path) -> None:
     found = bm25(tmp_path).search(["Where does Nairobi lie?", "capital of France"], topk=3)
     assert found.rows.tolist() == [[2, 0, -1], [1, 0, -1]]
     assert (found.scores[:, 0] > found.scores[:, 1]).all()
 
 
 @pytest.mark.parametrize("query", ["zebra", "the", "?!", ""])
-def test_a_query_of_unknown_words_finds_nothing_and_is_no_error(tmp_path: Path, query: str) -> None:
+def test_a_query_of_unknown_words_finds_nothing_and_is_not_an_error(tmp_path: Path, query: str) -> None:
     assert bm25(tmp_path).search([query, "Nairobi"], topk=2).rows.tolist() == [[-1, -1], [2, 0]]
 
 
-def test_bm25_asked_for_more_than_there_is(tmp_path: Path) -> None:
+def test_bm25_returns_fewer_hits_if_there_are_not_enough(tmp_path: Path) -> None:
     searcher = bm25(tmp_path, ["red", "green"])
     assert (len(searcher), searcher.search(["red"], topk=5).rows.tolist()) == (2, [[0, -1, -1, -1, -1]])
 
 
-def test_a_folder_that_is_no_bm25_index_or_a_damaged_one_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bm25_index_or_a_damaged_one_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not the folder of a BM25 index"):
         Bm25Searcher(tmp_path)
     build_bm25(TEXTS, tmp_path / "bm25")
@@ -107,7 +107,7 @@ def test_a_hybrid_of_different_corpora_is_refused(tmp_path: Path) -> None:
         HybridSearcher(colour_searcher(tmp_path, ["red"]), bm25(tmp_path, ["red", "green"]))
 
 
-def test_what_bm25_finds_does_not_depend_on_how_much_is_asked_for(tmp_path: Path) -> None:
+def test_bm25_results_do_not_depend_on_topk(tmp_path: Path) -> None:
     """Requests share a batch, which is searched at its largest topk. Of 60 equal passages the first are found."""
     texts = [f"{'stone' if row % 5 else 'stone stone'} {'abcdefgh'[row % 8] * 3}" for row in range(60)]
     searcher = bm25(tmp_path, texts)

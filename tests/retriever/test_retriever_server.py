@@ -31,7 +31,7 @@ async def test_without_scores_a_result_is_a_list_of_documents_per_query(retrieve
     assert reply.json() == {"result": [[{"id": "p0", "contents": "red"}], [{"id": "p1", "contents": "green"}]]}
 
 
-async def test_with_scores_each_document_has_its_score_beside_it(retriever: ColourRetriever) -> None:
+async def test_with_scores_each_document_comes_with_its_score(retriever: ColourRetriever) -> None:
     async with client_of(retriever) as client:
         reply = await client.post("/retrieve", json={"queries": ["red"], "topk": 2, "return_scores": True})
     [[first, second]] = reply.json()["result"]
@@ -91,7 +91,7 @@ async def test_a_bad_request_is_refused_with_422_and_a_reason(
         b'{"queries": [' + b"1," * 100_000 + b"1]}",
     ],
 )
-async def test_a_body_that_is_no_request_is_refused_shortly(retriever: ColourRetriever, body: bytes) -> None:
+async def test_a_body_that_is_not_a_request_is_refused_shortly(retriever: ColourRetriever, body: bytes) -> None:
     async with client_of(retriever) as client:
         reply = await client.post("/retrieve", content=body)
     assert reply.status_code == 422 and reply.json()["detail"][0]["loc"][0] == "body"
@@ -299,7 +299,7 @@ async def test_without_prometheus_client_metrics_say_what_to_install(
         (b"\xff", 401),
     ],
 )
-async def test_with_a_key_only_who_has_it_may_search_and_see_the_metrics(
+async def test_with_a_key_only_clients_that_send_it_may_search_and_read_the_metrics(
     retriever: ColourRetriever, authorization: bytes | None, status: int
 ) -> None:
     headers = {} if authorization is None else {"Authorization": authorization}

@@ -77,7 +77,7 @@ def test_queries_come_from_a_file_if_one_is_given(folder: Path, capsys: pytest.C
         ("sample", "must be at least 1"),
     ],
 )
-def test_what_cannot_be_checked_is_one_sentence(
+def test_an_index_that_cannot_be_checked_is_reported_in_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str], change: str, complaint: str
 ) -> None:
     flags = ["--sample", "0"] if change == "sample" else []

@@ -29,7 +29,7 @@ def is_valid(*parts, **kwargs):
 # --- attempts to be paid for nothing ------------------------------------------------------------------------------
 
 
-def test_answers_sprayed_over_several_tags_are_none():
+def test_answers_spread_over_several_tags_do_not_count():
     record = xml_record("<think>x</think><answer>Paris</answer><answer>Lyon</answer><answer>Nice</answer>")
     assert record.answer is None and not record.valid_format
     assert record.turns[0].fault == "several_answers"
@@ -196,7 +196,7 @@ def test_blocks_without_the_environments_newlines_split_too():
 
 
 @pytest.mark.parametrize("text", ["x<information>y", "x</information>y"])
-def test_an_unclosed_information_block_stays_the_models(text):
+def test_an_unclosed_information_block_belongs_to_the_model(text):
     assert parts_of(text) == [(True, text)]
 
 

@@ -116,7 +116,7 @@ async def test_no_stop_strings_are_added_and_every_parameter_is_forwarded(monkey
 
 
 @pytest.mark.parametrize("stop", [None, []])
-async def test_without_stops_of_the_callers_there_are_none(monkeypatch, stop):
+async def test_no_stop_strings_are_sent_unless_the_caller_gives_some(monkeypatch, stop):
     engine = scripted(ANSWER)
     async with chat(monkeypatch, TOKENIZER, engine) as (args, _):
         await roll_out(args, chat_sample(), {**LONG, "stop": stop})
@@ -197,7 +197,7 @@ async def test_a_turn_that_says_nothing_ends_without_an_answer(monkeypatch):
 # --- prompts, tools, template -------------------------------------------------------------------------------------
 
 
-async def test_a_prompt_of_messages_is_rendered_with_the_tools_and_stays_as_it_was(monkeypatch):
+async def test_a_prompt_of_messages_is_rendered_with_the_tools_and_not_modified(monkeypatch):
     engine, sample = scripted(ANSWER), chat_sample()
     async with chat(monkeypatch, TOKENIZER, engine) as (args, _):
         await roll_out(args, sample, LONG)
@@ -207,7 +207,7 @@ async def test_a_prompt_of_messages_is_rendered_with_the_tools_and_stays_as_it_w
     assert sample.prompt == QUESTION
 
 
-async def test_a_prompt_that_is_a_string_is_sent_as_it_is(monkeypatch):
+async def test_a_string_prompt_is_sent_unchanged(monkeypatch):
     text = render_prompt(TOKENIZER, QUESTION, [SEARCH_TOOL])  # as slime's --apply-chat-template makes it
     engine = scripted(CALL, ANSWER)
     async with chat(monkeypatch, TOKENIZER, engine) as (args, _):
@@ -265,7 +265,7 @@ PROMPT_TOKENS = len(encode(TOKENIZER, render_prompt(TOKENIZER, QUESTION, [SEARCH
 CALL_TOKENS = len(encode(TOKENIZER, CALL))
 
 
-async def test_no_search_runs_whose_result_the_model_could_not_read(monkeypatch):
+async def test_a_search_is_skipped_if_its_result_would_not_fit(monkeypatch):
     retriever = FakeRetriever()
     limits = {"max_obs_tokens": 150, "answer_reserve_tokens": 100}
     limits["max_context_length"] = PROMPT_TOKENS + CALL_TOKENS + 150 + 100 - 1
@@ -346,13 +346,13 @@ async def test_an_aborted_sample_that_comes_back_starts_afresh(monkeypatch):
     [Turn(status=400, body="no"), Turn(status=0), Turn(ids=[]), Turn(ANSWER, finish="abort"), Turn(body={"a": 1})],
     ids=["400", "cut", "empty", "abort", "shape"],
 )
-async def test_engine_trouble_discards_the_sample_in_the_one_form(monkeypatch, turn):
+async def test_an_engine_failure_discards_the_sample(monkeypatch, turn):
     sample = await rolled_out(monkeypatch, CALL, turn)
     assert recorded(sample).stop.value == "engine_failed" and recorded(sample).discarded
     assert (sample.loss_mask, sample.rollout_log_probs, sample.reward) == ([0], [0.0], 0.0)
 
 
-async def test_failed_searches_are_told_to_the_model_and_the_rollout_goes_on(monkeypatch):
+async def test_failed_searches_are_reported_to_the_model_and_the_rollout_continues(monkeypatch):
     sample = await rolled_out(
         monkeypatch,
         call("a", "b") + call("c") + END,
@@ -449,7 +449,7 @@ async def test_an_answer_of_an_earlier_turn_does_not_count_if_the_rollout_is_cut
     assert recorded(sample).score["answer"] is None and sample.reward == 0.0
 
 
-async def test_a_rollout_that_ends_behind_an_observation_has_no_answer(monkeypatch):
+async def test_a_rollout_that_ends_after_an_observation_has_no_answer(monkeypatch):
     turn = THOUGHT + RIGHT + raw_call("{") + END
     tokens = len(encode(TOKENIZER, turn)) + len(next_turn_ids(TOKENIZER, [{"role": "tool", "content": BROKEN}], END_ID))
     limits = {"max_context_length": PROMPT_TOKENS + tokens, "answer_reserve_tokens": 0}
@@ -597,7 +597,7 @@ async def test_simple_drops_an_observation_that_an_abort_left_unscored(monkeypat
 
 @IN_BOTH_MODES
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
-async def test_simple_drops_a_correction_behind_which_the_context_is_full(monkeypatch, mode, temperature):
+async def test_simple_drops_a_correction_that_fills_the_context(monkeypatch, mode, temperature):
     tokenizer, (_, wrong, answer), prompt = MODES[mode]
     probe = scoring(mode, wrong, answer)
     async with simple(monkeypatch, mode, probe, answer_reserve_tokens=0) as (args, _):

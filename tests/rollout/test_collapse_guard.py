@@ -27,7 +27,7 @@ def changed(**series: float) -> dict[str, float]:
     return HEALTHY | series
 
 
-def test_two_bad_steps_running_are_a_collapse_and_one_is_none() -> None:
+def test_two_consecutive_bad_steps_are_a_collapse_and_one_is_not() -> None:
     assert alarms(HEALTHY, COLLAPSED, COLLAPSED) == [2]
     assert alarms(HEALTHY, COLLAPSED, HEALTHY, COLLAPSED, HEALTHY) == []
     assert alarms(COLLAPSED, COLLAPSED, COLLAPSED) == []  # bad from the start is no fall
@@ -61,7 +61,7 @@ def test_a_step_without_data_is_passed_over() -> None:
     assert alarms({}, HEALTHY, COLLAPSED, {"discarded": 1.0}, COLLAPSED) == [4]
 
 
-def test_an_untrained_model_that_improves_is_no_alarm() -> None:
+def test_an_untrained_model_that_improves_raises_no_alarm() -> None:
     steps = [
         {"valid_format": n / 20, "truncated": 1 - n / 20, "repetition": 0.6 - n / 40, "log_prob": -1.0 + n / 20}
         for n in range(20)

@@ -35,11 +35,11 @@ def test_a_custom_config_file_wins_over_the_environment_and_that_over_the_table(
     assert load(retrieval_server_url="http://node:1").retrieval_server_url == "http://node:1"
 
 
-def test_an_attribute_that_slime_leaves_none_is_no_setting():
+def test_an_attribute_that_slime_leaves_none_is_not_a_setting():
     assert load({"SEARCH_R1_TOPK": "5"}, topk=None).topk == 5
 
 
-def test_an_empty_variable_is_no_setting():
+def test_an_empty_variable_is_not_a_setting():
     assert load({"SEARCH_R1_TOPK": " "}).topk == 3
 
 

@@ -30,7 +30,7 @@ async def test_a_right_answer_in_a_wrong_format_is_an_exact_match(monkeypatch: A
         assert recorded(sample).valid_format is False
 
 
-async def test_a_discarded_sample_is_no_exact_match(monkeypatch: Any) -> None:
+async def test_a_discarded_sample_is_not_an_exact_match(monkeypatch: Any) -> None:
     tokenizer = tiny_tokenizer()
     async with plugin(monkeypatch, tokenizer, FakeEngine(tokenizer, [Turn(status=400, body="no")])) as (args, _):
         sample = await roll_out(args, make_sample())
@@ -74,7 +74,7 @@ async def test_the_control_runs_no_search_whatever_the_model_writes(monkeypatch:
     assert len(engine.requests) == 1 and retriever.requests == 0 and recorded(sample).searches == []
 
 
-async def test_a_rollout_beside_the_control_still_searches(monkeypatch: Any) -> None:
+async def test_a_rollout_evaluated_with_the_control_still_searches(monkeypatch: Any) -> None:
     tokenizer = tiny_tokenizer()
     retriever = FakeRetriever()
     engine = FakeEngine(tokenizer, [Turn(ANSWER), Turn(SEARCH), Turn(ANSWER)])

@@ -41,7 +41,7 @@ def adversary(choose: random.Random) -> FakeEngine:
     return engine
 
 
-async def test_every_trained_token_is_one_that_the_engine_sampled_at_that_place(monkeypatch):
+async def test_every_trained_token_was_sampled_by_the_engine_at_its_position(monkeypatch):
     non_canonical = 0
     for seed in range(50):
         engine = adversary(random.Random(seed))

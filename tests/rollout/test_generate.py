@@ -127,7 +127,7 @@ async def test_a_call_that_reaches_its_token_limit_ends_the_trajectory(monkeypat
     assert sample.loss_mask == [1] * 20
 
 
-async def test_no_search_runs_whose_result_the_model_could_not_read(monkeypatch):
+async def test_a_search_is_skipped_if_its_result_would_not_fit(monkeypatch):
     prompt = TOKENIZER.encode("What is the capital of Kenya?\n")
     action = TOKENIZER.encode(SEARCH)
     limit = len(prompt) + len(action) + 64 + 32 - 1  # one token short of observation and reserve
@@ -190,7 +190,7 @@ async def test_without_log_probs_the_ids_still_come_from_the_engine(monkeypatch)
     assert sample.reward == 1.0
 
 
-async def test_a_session_is_named_to_the_router_only_where_its_policy_goes_by_a_key(monkeypatch):
+async def test_the_router_gets_a_session_key_only_if_its_policy_uses_one(monkeypatch):
     for policy, expected in (("consistent_hashing", "abc"), ("manual", "abc"), ("cache_aware", None)):
         engine = scripted(ANSWER)
         async with plugin(monkeypatch, TOKENIZER, engine, router_policy=policy) as (args, _):
@@ -198,7 +198,7 @@ async def test_a_session_is_named_to_the_router_only_where_its_policy_goes_by_a_
         assert engine.headers[0].get("X-SMG-Routing-Key") == expected
 
 
-async def test_a_failed_search_is_told_to_the_model_and_the_rollout_goes_on(monkeypatch):
+async def test_a_failed_search_is_reported_to_the_model_and_the_rollout_continues(monkeypatch):
     async with plugin(
         monkeypatch,
         TOKENIZER,
@@ -291,7 +291,7 @@ async def test_an_abort_that_slime_did_not_ask_for_discards_the_sample(monkeypat
     ],
     ids=["400", "503", "not-json", "no-meta", "cut", "empty", "ids-disagree", "no-logprobs", "nan"],
 )
-async def test_engine_trouble_discards_the_sample_in_the_one_form(monkeypatch, turn):
+async def test_an_engine_failure_discards_the_sample(monkeypatch, turn):
     engine = FakeEngine(TOKENIZER, [Turn(SEARCH), turn])
     async with plugin(monkeypatch, TOKENIZER, engine) as (args, _):
         sample = await roll_out(args, make_sample())
@@ -302,7 +302,7 @@ async def test_engine_trouble_discards_the_sample_in_the_one_form(monkeypatch, t
     assert sample.remove_sample
 
 
-async def test_a_reply_that_the_engine_cut_short_for_itself_is_asked_for_again(monkeypatch):
+async def test_a_reply_that_the_engine_cut_short_is_requested_again(monkeypatch):
     engine = FakeEngine(TOKENIZER, [Turn(SEARCH), Turn(ANSWER[:9], finish="abort"), Turn(ANSWER)])
     async with plugin(monkeypatch, TOKENIZER, engine, engine_retries=1) as (args, _):
         sample = await roll_out(args, make_sample())
@@ -310,7 +310,7 @@ async def test_a_reply_that_the_engine_cut_short_for_itself_is_asked_for_again(m
     assert engine.requests[1] == engine.requests[2]
 
 
-async def test_engine_trouble_after_slime_aborted_is_an_abort(monkeypatch):
+async def test_an_engine_failure_after_slimes_abort_is_an_abort(monkeypatch):
     engine = FakeEngine(TOKENIZER, [])
 
     def shutting_down(request: dict) -> Turn:
@@ -324,7 +324,7 @@ async def test_engine_trouble_after_slime_aborted_is_an_abort(monkeypatch):
     assert len(engine.requests) == 1
 
 
-async def test_transient_engine_trouble_is_tried_again(monkeypatch):
+async def test_transient_engine_failures_are_retried(monkeypatch):
     monkeypatch.setattr("search_rollout.engine.client.PAUSE_S", 0.01)
     engine = FakeEngine(TOKENIZER, [Turn(status=503, body="busy"), Turn(status=0), Turn(ANSWER)])
     async with plugin(monkeypatch, TOKENIZER, engine, engine_retries=3) as (args, _):
@@ -365,7 +365,7 @@ async def test_top_p_replay_is_refused_in_words_where_it_cannot_be_exact(monkeyp
             await generate_with_search.generate(args, make_sample(), REPLAYED)
 
 
-async def test_under_top_p_replay_an_aborted_sample_starts_anew(monkeypatch):
+async def test_under_top_p_replay_an_aborted_sample_is_restarted(monkeypatch):
     def aborting(request: dict) -> Turn:
         state.aborted = len(engine.requests) == 1
         return Turn(ANSWER[:20], finish="abort") if state.aborted else Turn(ANSWER)

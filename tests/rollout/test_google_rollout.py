@@ -34,7 +34,7 @@ async def test_a_rollout_reads_what_google_found(monkeypatch):
     assert sample.reward == 1.0
 
 
-async def test_a_page_on_this_machine_is_not_read_and_the_snippet_stays(monkeypatch):
+async def test_a_page_on_this_machine_is_never_read_and_the_snippet_is_used(monkeypatch):
     google = FakeGoogle()
     google.results = {"organic": [{"title": "t", "snippet": "the snippet"}]}
     async with web_plugin(monkeypatch, google, google_full_pages=True) as args:
@@ -44,7 +44,7 @@ async def test_a_page_on_this_machine_is_not_read_and_the_snippet_stays(monkeypa
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500])
-async def test_trouble_reaches_the_model_as_one_sentence_and_nobody_sees_the_key(monkeypatch, status, caplog):
+async def test_a_failure_reaches_the_model_as_one_sentence_without_the_key(monkeypatch, status, caplog):
     caplog.set_level(logging.DEBUG)
     google = FakeGoogle(trouble=lambda _, request: json_error(status, f"no: {request.headers['X-API-KEY']}"))
     async with web_plugin(monkeypatch, google) as args:

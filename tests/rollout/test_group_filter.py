@@ -174,7 +174,7 @@ async def test_a_finished_group_that_slime_does_not_train_goes_into_the_next_ste
     assert len(source.stored) == partial  # the next step begins with no surplus
 
 
-async def test_each_task_is_a_step_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_task_is_a_separate_step(caplog: pytest.LogCaptureFixture) -> None:
     args = args_of(group_filter_rounds=1)
     for _ in range(2):
         verdicts = await asyncio.create_task(step_of(args, [group(WRONG, WRONG)] * 4, DataSource()))

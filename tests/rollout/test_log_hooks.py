@@ -39,7 +39,7 @@ def test_a_rollout_is_logged_under_slimes_prefix_and_slime_asked_to_log_its_own(
     assert all(name == step_key or name.startswith("rollout/search_r1/") for name in metrics)
 
 
-def test_the_data_sets_of_an_evaluation_are_told_apart(logged: list) -> None:
+def test_the_data_sets_of_an_evaluation_are_logged_separately(logged: list) -> None:
     data = {"nq": {"samples": [finished()]}, "hotpotqa": {"samples": [finished(stop_reason="turns_used")]}, "old": {}}
     assert generate_with_search.log_eval_rollout(7, ARGS, data, {}) is False
     [(metrics, step_key)] = logged
@@ -69,7 +69,7 @@ def test_samples_of_an_earlier_run_are_not_logged_again(logged: list) -> None:
     assert logged == []
 
 
-def test_trouble_with_the_logger_is_told_and_does_not_end_the_job(
+def test_a_failing_logger_is_reported_and_does_not_end_the_job(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
@@ -80,7 +80,7 @@ def test_trouble_with_the_logger_is_told_and_does_not_end_the_job(
     assert "rollout 3: the series could not be logged" in caplog.text and "the disk is full" in caplog.text
 
 
-def test_a_slime_whose_loggers_are_elsewhere_is_told_in_words(
+def test_missing_slime_loggers_are_reported_in_words(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delattr(logging_utils, "log")

@@ -112,7 +112,7 @@ def test_search_latency_leaves_out_what_the_cache_answered() -> None:
     assert series["cache_hits"] == 3 / 23
 
 
-def test_a_discarded_sample_counts_as_such_and_in_no_figure_about_the_model() -> None:
+def test_a_discarded_sample_is_counted_but_left_out_of_the_models_figures() -> None:
     lost = discarded()
     lost.metadata["search_r1"]["search_counts"] |= {"queries": 1, "failed": 1}
     series = rollout_metrics([sample(("turn", 5), score=RIGHT), lost])

@@ -121,7 +121,7 @@ async def rolled_out(runtime: Runtime, args: argparse.Namespace, prompt: Any, sc
 @pytest.mark.slow
 @pytest.mark.parametrize("opened", OPENED)
 @pytest.mark.parametrize("mode", PIECES)
-async def test_what_the_rollout_acted_on_is_what_is_recorded_and_scored(mode: str, opened: str) -> None:
+async def test_the_record_and_the_score_use_the_action_that_the_rollout_executed(mode: str, opened: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template(OPENED[opened])
     args = slime_args(llm_api_mode=mode, max_context_length=100_000, tool_call_format="hermes")

@@ -142,7 +142,7 @@ def test_a_blank_gold_answer_accepts_nothing():
         ("", "A", False),
     ],
 )
-def test_a_gold_answer_is_retrieved_when_it_stands_as_whole_words(document, gold, retrieved):
+def test_a_gold_answer_counts_as_retrieved_only_as_whole_words(document, gold, retrieved):
     assert score_trajectory("x", [gold], valid_format=True, passages=[document]).retrieved_gold is retrieved
 
 
@@ -212,7 +212,7 @@ def test_a_target_string_is_never_parsed():
 @pytest.mark.parametrize(
     "label", [None, [], {}, {"target": None}, {"ground_truth": None}, np.array([]), '{"target": []}']
 )
-def test_a_label_without_answers_gives_none(label):
+def test_a_label_without_answers_has_no_gold_answers(label):
     assert gold_answers(label) == []
 
 

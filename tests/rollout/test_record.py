@@ -48,7 +48,7 @@ def test_a_record_survives_json() -> None:
     assert found == RECORD.as_json() and read_record(found) == RECORD
 
 
-def test_a_passage_stands_in_it_once() -> None:
+def test_a_record_stores_each_passage_once() -> None:
     assert json.dumps(RECORD.as_json()).count("Its capital is Nairobi.") == 1
 
 

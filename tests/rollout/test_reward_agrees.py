@@ -49,7 +49,7 @@ async def test_an_answer_in_a_thought_that_never_closes_is_not_paid(monkeypatch)
 @pytest.mark.parametrize(
     ("gold", "document"), [("Nairobi", "Nothing of the kind."), ("No", ""), ("doc", "About Kenya."), ("1", "About it.")]
 )
-async def test_only_passages_count_as_retrieval_not_what_stands_around_them(monkeypatch, gold, document):
+async def test_only_passages_count_as_retrieved_not_the_text_around_them(monkeypatch, gold, document):
     turns = f"<think>x</think>\n{call('Nairobi', 'No doc 1')}{END}", f"<think>x</think>\n<answer>zebra</answer>{END}"
     retriever = FakeRetriever(documents=[f'"T"\n{document}'] * 2 if document else [])
     label = {"ground_truth": {"target": [gold]}}
@@ -65,7 +65,7 @@ async def test_only_passages_count_as_retrieval_not_what_stands_around_them(monk
         (f"Hello <think>x</think>\n{call('Kenya')}{END}", "stray_text"),
     ],
 )
-async def test_prose_or_an_answer_beside_a_call_breaks_the_format(monkeypatch, turn, fault):
+async def test_prose_or_an_answer_next_to_a_call_violates_the_format(monkeypatch, turn, fault):
     sample = await chat(monkeypatch, turn, f"<think>x</think>\n<answer>Nairobi</answer>{END}")
     assert recorded(sample).turns[0].fault == fault and sample.reward == pytest.approx(0.8)
 

@@ -57,7 +57,7 @@ WRONG = "Zanzibar"  # in no fixture's golds
 
 
 @cases
-def test_what_is_no_honest_answer_earns_no_more_than_an_honest_wrong_one(preset, style):
+def test_a_dishonest_answer_earns_no_more_than_an_honest_wrong_one(preset, style):
     for golds in GOLDS:
         honest = reward(answering(WRONG), golds, preset, style)
         assert honest < 1.0
@@ -132,7 +132,7 @@ def test_credit_is_given_for_a_part_of_the_gold_answer_or_for_nothing_around_it(
     assert answer_credit(answer, golds, "sub_em") == sub_em_credit
 
 
-def test_an_answer_that_is_right_in_part_lies_between_wrong_and_right():
+def test_a_partly_right_answer_scores_between_wrong_and_right():
     # credit 2/3: from .2 to 1 in a valid format; from 0 to .8 in an invalid one
     assert reward(answering("Gates"), ["Bill Gates"], "f1") == pytest.approx(0.2 + 0.8 * 2 / 3)
     assert reward("<answer>Gates</answer>", ["Bill Gates"], "f1") == pytest.approx(0.8 * 2 / 3)
@@ -176,14 +176,14 @@ def scores(environment=None, table=None, **args):
 
 
 @pytest.mark.parametrize("preset", REWARD_PRESETS)
-def test_a_preset_can_be_chosen_in_each_place(preset):
+def test_a_preset_can_be_chosen_in_every_source_of_settings(preset):
     wanted = tuple(REWARD_PRESETS[preset])
     assert scores({"REWARD_PRESET": preset}) == wanted
     assert scores(reward_preset=preset) == wanted
     assert scores(table={"reward_preset": preset}) == wanted
 
 
-def test_a_preset_stands_in_for_the_table_and_single_scores_override_it():
+def test_a_preset_replaces_the_table_and_single_scores_override_it():
     assert scores(table={"format_score": 0.3}) == ("em", 0.3, 0.0, 0.0, 0.0)  # no preset: the table as it was changed
     assert scores({"REWARD_PRESET": "paper"}, table={"format_score": 0.3}) == ("em", 0.0, 0.0, 0.0, 0.0)
     chosen = {"REWARD_PRESET": "paper_v03", "SEARCH_R1_RETRIEVAL_SCORE": "0.1"}
@@ -199,7 +199,7 @@ def test_a_wrong_preset_or_metric_names_those_there_are():
 
 
 @pytest.mark.parametrize("other", ["FINAL_FORMAT_SCORE", "RETRIEVAL_SCORE"])
-def test_scores_by_which_a_wrong_answer_beats_a_right_one_are_refused(other):
+def test_scores_that_let_a_wrong_answer_beat_a_right_one_are_refused(other):
     with pytest.raises(ConfigError, match=f"format_score \\+ {other.lower()} is 1.1; at most 1"):
         scores({"SEARCH_R1_FORMAT_SCORE": "0.6", f"SEARCH_R1_{other}": "0.5"})
 

@@ -24,7 +24,7 @@ def failing(status: int, text: str = "trouble at the backend") -> FakeRetriever:
     return FakeRetriever(trouble=lambda _: web.Response(status=status, text=text))
 
 
-async def test_observe_tells_the_model_one_neutral_sentence_and_the_record_what_it_was(monkeypatch):
+async def test_observe_gives_the_model_a_neutral_sentence_and_records_the_cause(monkeypatch):
     async with plugin(monkeypatch, TOKENIZER, scripted(SEARCH, ANSWER), failing(500)) as (args, _):
         sample = await roll_out(args, make_sample())
     assert f"<information>{UNAVAILABLE}</information>" in sample.response
@@ -108,7 +108,7 @@ async def test_the_same_run_twice_with_the_cache_is_the_same_without_the_network
         assert (first.tokens, first.loss_mask) == (second.tokens, second.loss_mask)
 
 
-async def test_what_a_recording_does_not_have_is_no_exception_and_is_named(monkeypatch, tmp_path, caplog):
+async def test_a_query_missing_from_a_recording_is_reported_without_an_exception(monkeypatch, tmp_path, caplog):
     settings = {"search_cache": str(tmp_path / "cache.db")}
     async with plugin(monkeypatch, TOKENIZER, scripted(ANSWER), **settings) as (args, _):
         await roll_out(args, make_sample())

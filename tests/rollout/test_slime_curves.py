@@ -50,7 +50,7 @@ def test_a_discarded_sample_has_values_too_because_an_early_slime_fails_without(
     }
 
 
-def test_a_key_that_one_sample_lacks_is_written_into_none() -> None:
+def test_a_key_that_one_sample_lacks_is_written_to_no_sample() -> None:
     other = Sample(reward=1.0, metadata={"data_source": "nq"})  # of another rollout function and reward
     assert described(finished(True, data_source="nq"), other) == [{"source_name": "nq"}, {"source_name": "nq"}]
     assert described(finished(True), finished(False, data_source="nq"))[1].keys() == {"raw_reward", "round_number"}

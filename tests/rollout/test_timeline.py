@@ -67,7 +67,7 @@ async def test_a_failed_search_is_marked(spans: Spans, monkeypatch: pytest.Monke
     assert ("search", {"origin": "backend", "failed": True}) in [span[1:] for span in spans.ended]
 
 
-async def test_a_reply_that_slime_cannot_describe_is_no_trouble(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reply_that_slime_cannot_describe_is_harmless(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
     slimes = sys.modules["slime.observability.trace_utils"]
     monkeypatch.setattr(slimes, "build_sglang_meta_trace_attrs", lambda meta: meta["no such key"])
     async with plugin(monkeypatch, TOKENIZER, FakeEngine(TOKENIZER, [Turn(ANSWER)])) as (args, _):

@@ -82,7 +82,7 @@ async def test_a_turn_that_did_not_end_itself_is_ended_by_the_template() -> None
     )
 
 
-async def test_the_longest_known_beginning_counts_whatever_stands_behind_it() -> None:
+async def test_the_longest_known_prefix_is_used_whatever_follows_it() -> None:
     async with FakeWorker([said("a", end=True), said("b", end=True), said("c")]) as worker, router(worker) as client:
         messages = [USER, (await chat(client, [USER]))["choices"][0]["message"], USER]
         await chat(client, messages)
@@ -273,7 +273,7 @@ async def test_nothing_that_the_model_said_is_lost(text: str, calls: int) -> Non
     assert choice["finish_reason"] == ("tool_calls" if calls else "stop")
 
 
-async def test_a_call_within_a_thought_that_the_prompt_opened_is_none() -> None:
+async def test_a_call_inside_a_thought_opened_by_the_prompt_is_ignored() -> None:
     kwargs = {"tools": [TOOL], "chat_template_kwargs": {"thinking": True}}
     script = [said(CALL, end=True), said(f"hm</think>{CALL}", end=True)]
     async with FakeWorker(script) as worker, router(worker, tokenizer=HERMES) as client:
@@ -320,7 +320,7 @@ async def test_a_reply_that_does_not_add_up_is_an_error_and_not_stored(body: Any
         assert client.store.tokens == 0
 
 
-async def test_a_workers_own_error_is_passed_on_as_it_is() -> None:
+async def test_a_workers_error_is_passed_on_unchanged() -> None:
     turn = Turn(status=400, body={"error": {"message": "too long"}})
     async with FakeWorker([turn]) as worker, router(worker) as client:
         assert await client.post(PATH, {"messages": [USER]}) == (400, turn.body)

@@ -34,12 +34,14 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return error
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_there_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"no folder {tmp_path / 'x'}" in error_of(capsys, "--port", "0", "--tokenizer", str(tmp_path / "x"))
 
 
 @pytest.mark.parametrize("broken", ["", "{"])
-def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str) -> None:
+def test_a_folder_without_a_tokenizer_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
     if broken:
         (tmp_path / "tokenizer.json").write_text(broken)
         (tmp_path / "tokenizer_config.json").write_text(broken)
@@ -48,14 +50,14 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path, capsys: pytest.Ca
     )
 
 
-def test_a_port_in_use_is_named(tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_reported(tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         error = error_of(capsys, "--port", port, "--tokenizer", str(tokenizer_folder))
     assert f"cannot use port {port} of 127.0.0.1" in error and "another --port" in error
 
 
-def test_a_port_that_another_process_listens_on_first_is_named(
+def test_a_port_that_another_process_listens_on_first_is_reported(
     tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as other:
@@ -71,7 +73,7 @@ def test_a_port_that_another_process_listens_on_first_is_named(
         assert "cannot use port" in error_of(capsys, "--port", port, "--tokenizer", str(tokenizer_folder))
 
 
-def test_a_host_that_is_not_of_this_machine_is_named(
+def test_a_host_that_is_not_of_this_machine_is_reported(
     tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--port", "0", "--tokenizer", str(tokenizer_folder), "--host", "192.0.2.1")
@@ -125,7 +127,7 @@ def health(url: str) -> dict:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_in_order_whatever_half_requests_are_open(
+def test_a_signal_stops_it_cleanly_even_with_half_sent_requests(
     number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("token_router.__main__.load_tokenizer", lambda _: TOKENIZER)

@@ -30,7 +30,7 @@ CHAT_PATHS = ["/v1/chat/completions", "/retrieve_from_messages_template"]
         (b"null", "not_an_object"),
     ],
 )
-async def test_a_body_that_is_no_json_object_is_refused(path: str, raw: bytes, code: str) -> None:
+async def test_a_body_that_is_not_a_json_object_is_refused(path: str, raw: bytes, code: str) -> None:
     async with router() as client:
         status, answer = await client.request("POST", path, data=raw)
     assert (status, answer["error"]["code"], answer["error"]["type"]) == (400, code, "invalid_request_error")
@@ -43,7 +43,7 @@ async def test_a_body_over_the_limit_is_refused_with_the_limit(path: str) -> Non
         assert "1000 bytes" in message and worker.calls == []
 
 
-async def test_a_body_over_the_limit_whose_length_is_not_told_is_refused() -> None:
+async def test_a_body_over_the_limit_without_a_length_header_is_refused() -> None:
     async def parts():
         for _ in range(20):
             yield b" " * 100
@@ -74,14 +74,14 @@ async def test_streaming_is_refused(path: str, body: dict) -> None:
         {"text": "a\ud800"},
     ],
 )
-async def test_a_prompt_that_is_none_is_refused_before_a_worker_is_asked(body: dict) -> None:
+async def test_an_invalid_prompt_is_refused_before_calling_a_worker(body: dict) -> None:
     async with FakeWorker([said("a")]) as worker, router(worker) as client:
         await client.error("/generate", body, 400, "bad_request")
         assert worker.calls == [] and client.store.tokens == 0
 
 
 @pytest.mark.parametrize("body", [{"text": 7}, {"text": ""}, {"input_ids": []}, {"input_ids": 7}])
-async def test_what_only_the_worker_can_judge_is_left_to_it(body: dict) -> None:
+async def test_requests_that_only_the_worker_can_judge_are_passed_on(body: dict) -> None:
     refusal = Turn(status=422, body={"detail": "no"})
     async with FakeWorker([refusal]) as worker, router(worker) as client:
         assert await client.post("/generate", body) == (422, {"detail": "no"})
@@ -147,7 +147,7 @@ async def test_half_a_character_in_a_message_is_an_error_of_the_template() -> No
         await client.error("/retrieve_from_messages_template", body, 404, "not_stored")
 
 
-async def test_a_fault_of_the_router_is_told_without_details_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_of_the_router_is_logged_and_reported_without_details(caplog: pytest.LogCaptureFixture) -> None:
     async with router() as client:
         client.store.whole_text = lambda *_: 1 // 0
         message = await client.error("/retrieve_from_text", {"text": "a"}, 500, "internal_error")
@@ -197,7 +197,7 @@ async def raw_status(url: str, request: bytes) -> bytes:
 @pytest.mark.parametrize(
     "header", [b"Authorization: Bearer \xff", b"X-Search-R1-Trajectory: \xff", b"X-Other: \xed\xa0\x80"]
 )
-async def test_a_header_that_is_no_text_is_no_fault_of_the_router(path: str, header: bytes) -> None:
+async def test_a_header_that_is_not_text_never_makes_the_router_fail(path: str, header: bytes) -> None:
     async with FakeWorker([said("a")], other=lambda *_: web.Response()) as worker, router(worker) as client:
         body = b'{"text": "Q", "messages": [{"role": "user", "content": "Q"}]}'
         head = b"POST %s HTTP/1.1\r\nHost: a\r\n%s\r\nContent-Length: %d\r\n\r\n" % (path.encode(), header, len(body))
@@ -211,7 +211,7 @@ async def test_a_body_that_breaks_off_in_its_encoding_is_a_bad_request() -> None
 
 
 @pytest.mark.parametrize("path", CHAT_PATHS)
-async def test_values_of_any_depth_are_no_fault_of_the_router(path: str) -> None:
+async def test_deeply_nested_values_never_make_the_router_fail(path: str) -> None:
     async with FakeWorker(lambda _: said("a")) as worker, router(worker) as client:
         for depth in range(300, 1000, 10):
             raw = '{"messages": [{"role": "user", "content": "Q"}], "tools": [{"a": %s}]}' % ("[" * depth + "]" * depth)

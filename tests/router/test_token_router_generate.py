@@ -15,7 +15,7 @@ def encoded(text: str) -> list[int]:
     return TOKENIZER.encode(text, add_special_tokens=False)
 
 
-async def test_over_three_turns_every_sampled_id_goes_back_as_it_was_sampled() -> None:
+async def test_over_three_turns_every_sampled_id_is_sent_back_unchanged() -> None:
     replies = [said("<think>capital"), said("<search>Kenya"), said("<answer>Nairobi", end=True)]
     async with FakeWorker(replies) as worker, router(worker) as client:
         text = PROMPT
@@ -140,7 +140,7 @@ async def test_a_fresh_prompt_is_encoded_as_a_whole_although_it_begins_like_anot
     assert encoded("capi") + encoded("tal of Kenya") != encoded("capital of Kenya")
 
 
-async def test_a_turn_tried_again_is_a_branch_of_its_own() -> None:
+async def test_a_retried_turn_is_a_separate_branch() -> None:
     async with FakeWorker([said("a"), said("b"), said("c"), said("d")]) as worker, router(worker) as client:
         for text in (PROMPT, PROMPT, PROMPT + "a!", PROMPT + "b!"):
             await client.generate(text=text)
@@ -220,7 +220,7 @@ async def test_an_aborted_reply_is_passed_on_but_not_stored() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
-async def test_a_workers_own_error_is_passed_on_as_it_is(status: int) -> None:
+async def test_a_workers_error_is_passed_on_unchanged(status: int) -> None:
     turn = Turn(status=status, body={"error": {"message": "no", "code": "its own"}})
     async with FakeWorker([turn]) as worker, router(worker) as client:
         assert await client.post("/generate", {"text": PROMPT}) == (status, turn.body)
@@ -299,7 +299,7 @@ async def test_a_text_that_is_not_stored_whole_is_not_found(text: str) -> None:
         assert (await client.by_text(PROMPT + "ab! cd"))["response"] == "ab! cd"
 
 
-async def test_what_is_forgotten_while_a_worker_samples_is_stored_again_with_its_reply() -> None:
+async def test_a_prompt_dropped_while_a_worker_samples_is_stored_again_with_its_reply() -> None:
     go_on = asyncio.Event()
     script = [said("ab"), said("cd", wait=go_on), said("x" * 20)]
     async with FakeWorker(script) as worker, router(worker, max_tokens=25 + 4 * PIECE_TOKENS) as client:

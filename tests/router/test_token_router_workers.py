@@ -69,7 +69,7 @@ async def test_a_worker_may_be_removed_by_its_url_in_the_path() -> None:
 
 
 @pytest.mark.parametrize("url", [None, "", "127.0.0.1:1", "ftp://a", "http://", "http://a?b=c", 7, "http://[::1"])
-async def test_what_is_no_url_is_not_registered(url: object) -> None:
+async def test_a_malformed_url_is_not_registered(url: object) -> None:
     async with router() as client:
         assert "not the URL of a worker" in await client.error("/workers", {"url": url}, 400, "bad_url")
 

@@ -129,7 +129,7 @@ def test_a_reply_without_text_is_part_of_what_follows_it() -> None:
     assert store.longest_by_ids("n", [1, 2, 0, 6]).ids() == [1, 2, 0]
 
 
-def test_what_was_sampled_and_what_was_only_read_stay_apart() -> None:
+def test_sampled_and_read_pieces_are_kept_separate() -> None:
     store = trie([PROMPT, REPLY], [PROMPT, piece("ab", [3, 4, 5]), LAST])
     assert store.longest_by_text("n", "Qab").mask() == [0, 0, 1, 1, 1]
     assert store.longest_by_text("n", "Qabc").mask() == [0, 0, 0, 0, 0, 1]
@@ -165,7 +165,7 @@ def test_ids_and_log_probabilities_of_different_lengths_are_no_piece() -> None:
 # --- what is forgotten
 
 
-def test_what_was_used_longest_ago_is_forgotten_from_its_end() -> None:
+def test_the_least_recently_used_path_is_dropped_from_its_end() -> None:
     store = TokenTrie(10, piece_tokens=0)
     store.add("a", [piece("Q", [1, 2]), piece("x", [3, 4], sampled=True)], "a")
     store.add("b", [piece("Q", [1, 2]), piece("y", [5, 6], sampled=True)], "b")
@@ -185,7 +185,7 @@ def test_a_path_larger_than_the_store_leaves_only_its_beginning() -> None:
     assert (store.tokens, store.trajectories) == (0, 0)
 
 
-def test_what_is_forgotten_is_not_found_by_ids_either() -> None:
+def test_a_dropped_path_is_not_found_by_ids_either() -> None:
     store = TokenTrie(8, piece_tokens=0)
     store.add("n", [PROMPT, REPLY])
     store.add("n", [PROMPT, piece("xyz", [8, 8, 8, 8], sampled=True)])
@@ -288,7 +288,7 @@ def test_any_sequence_of_operations_gives_what_a_naive_store_gives(bound: int, o
         assert store.trajectories == len({path[0] for path in naive.paths})
 
 
-def test_memory_stays_within_20_bytes_a_counted_token_however_short_trajectories_are() -> None:
+def test_memory_stays_within_20_bytes_per_counted_token_even_for_short_trajectories() -> None:
     store = TokenTrie(100_000)
     tracemalloc.start()
     for number in range(2000):  # more than it holds

@@ -21,7 +21,7 @@ def test_failures_in_a_row_that_last_open_it():
     assert breaker.is_open and not breaker.allows()
 
 
-def test_a_success_between_them_starts_the_count_anew():
+def test_a_success_between_failures_resets_the_count():
     breaker = CircuitBreaker(failures=3, failing_s=1.0)
     for _ in range(5):
         breaker.failed(long_ago())

@@ -32,7 +32,7 @@ def test_the_answer_box_comes_first_then_the_knowledge_graph_then_the_results_in
     ]
 
 
-def test_a_short_answer_stands_before_its_snippet_unless_that_has_it():
+def test_a_short_answer_precedes_its_snippet_unless_the_snippet_has_it():
     assert texts({"answerBox": {"answer": "42", "snippet": "It is known."}}) == ["42. It is known."]
     assert texts({"answerBox": {"answer": "42"}}) == ["42"]
     assert texts({"answerBox": {"snippetHighlighted": ["forty", "two"]}}) == ["forty two"]
@@ -42,7 +42,7 @@ def test_a_snippet_of_one_word_is_kept():
     assert texts(organic({"title": "a", "link": "l", "snippet": "Nairobi"})) == ["Nairobi"]
 
 
-def test_results_that_lack_something_keep_their_place_and_what_they_have():
+def test_incomplete_results_keep_their_position_and_their_parts():
     hits = read_answer(
         organic(
             {"title": "no link", "snippet": "one"},
@@ -66,12 +66,12 @@ def test_a_text_that_came_already_is_left_out():
     ]
 
 
-def test_no_results_are_no_error():
+def test_no_results_are_not_an_error():
     assert read_answer({"searchParameters": {"q": "x"}, "organic": []}) == read_answer({"searchParameters": {}}) == []
 
 
 @pytest.mark.parametrize("answer", [None, [], "text", {}, {"message": "hello"}, {"organic": "none"}, {"organic": 5}])
-def test_what_is_no_answer_of_the_api_is_told(answer):
+def test_an_answer_that_is_not_the_apis_is_an_error(answer):
     with pytest.raises(RequestFailed, match="unexpected answer"):
         read_answer(answer)
 

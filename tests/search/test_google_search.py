@@ -44,7 +44,7 @@ async def test_a_query_is_sent_with_its_locale_and_the_best_results_come_back():
     assert google.requests == [{"q": "mji", "num": 10, "gl": "ke", "hl": "sw"}]
 
 
-async def test_results_without_text_leave_their_place_to_the_next():
+async def test_results_without_text_are_replaced_by_the_next_ones():
     google = FakeGoogle({"organic": [{"title": "a", "link": "http://a/"}, {"snippet": "b"}, {"snippet": "c"}]})
     async with client(google, topk=2) as search:
         assert [passage.text for passage in await search.find("x")] == ["b", "c"]
@@ -70,7 +70,7 @@ async def test_several_queries_run_at_once_and_do_not_mix():
     assert [passages[0].text for passages in found] == [f"about {n}" for n in range(10)]
 
 
-async def test_no_results_are_no_error():
+async def test_no_results_are_not_an_error():
     async with client(FakeGoogle({"searchParameters": {}, "organic": []})) as search:
         assert await search.find("x") == []
 
@@ -89,7 +89,7 @@ async def test_no_results_are_no_error():
         (lambda: web.json_response({"message": "hi"}), RequestFailed, "shape"),
     ],
 )
-async def test_each_trouble_is_told_by_its_kind(answer, kind, words):
+async def test_each_failure_is_reported_by_its_kind(answer, kind, words):
     failure = await failure_of(FakeGoogle(trouble=lambda *_: answer()))
     assert type(failure) is kind and words in str(failure)
     if failure.status == 429:

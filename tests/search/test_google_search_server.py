@@ -132,7 +132,7 @@ async def exchange(url: str, request: bytes) -> bytes:
     return answer
 
 
-async def test_bytes_that_are_no_text_are_no_key():
+async def test_bytes_that_are_not_text_are_rejected_as_a_key():
     async with server(FakeGoogle(), api_key="ours") as url:
         for sent in (b"Bearer \xff", b"\xff ours", b"Bearer ours\xff"):
             head = b"POST /retrieve HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nContent-Length: 2\r\n\r\n{}" % sent
@@ -170,7 +170,7 @@ def test_without_a_key_it_says_what_to_set(capsys):
     assert "set GOOGLE_API_KEY" in error_of(capsys)
 
 
-def test_a_port_in_use_is_one_sentence(capsys, monkeypatch):
+def test_a_port_in_use_is_reported_in_one_sentence(capsys, monkeypatch):
     monkeypatch.setenv("GOOGLE_API_KEY", KEY)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "set another --port" in error_of(capsys, "--port", str(taken.getsockname()[1]))
@@ -178,7 +178,7 @@ def test_a_port_in_use_is_one_sentence(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [["--port", "x"], ["--port", "70000"], ["--topk", "0"], ["--key", "secret"]])
-def test_a_wrong_flag_is_refused_and_a_key_is_none(flags, capsys):
+def test_a_wrong_flag_is_refused_and_no_flag_takes_the_key(flags, capsys):
     with pytest.raises(SystemExit) as exit:
         google_search_server.parse_args(flags)
     assert exit.value.code == 2 and "usage" in capsys.readouterr().err

@@ -59,7 +59,7 @@ async def test_no_try_follows_one_during_which_the_call_was_called_off():
         assert len(requests) == 1
 
 
-async def test_a_service_that_is_back_is_used_and_one_that_stays_away_is_tried_so_often():
+async def test_a_recovered_service_is_used_and_a_dead_one_is_tried_a_limited_number_of_times():
     def back(number: int) -> web.Response:
         return web.Response(status=503) if number < 4 else web.json_response("here")
 

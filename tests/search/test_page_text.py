@@ -53,7 +53,7 @@ def test_the_text_of_a_page_has_neither_markup_nor_menus():
     assert not any(word in text for word in ("<p", "<b", "SCRIPT", "MENU", "FOOTER"))
 
 
-def test_a_plain_text_is_taken_as_it_is_but_html_in_its_clothes_is_not():
+def test_plain_text_is_unchanged_but_html_labelled_as_text_is_parsed():
     assert main_text(" just words ") == "just words"
     assert "<" not in (main_text("<html><body><p>Only a paragraph of text, no more.</p></body></html>") or "")
     assert main_text("") is None

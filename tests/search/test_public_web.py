@@ -127,7 +127,7 @@ async def test_a_redirect_to_a_private_address_is_not_followed(to):
 @pytest.mark.parametrize(
     "to", ["file:///etc/passwd", "ftp://127.0.0.1/", "gopher://h/", "http://u:p@127.0.0.1:{port}/b"]
 )
-async def test_a_redirect_to_what_is_no_plain_web_address_is_not_followed(to):
+async def test_a_redirect_to_anything_but_a_plain_web_address_is_not_followed(to):
     web = FakeWeb({"/a": redirect(to), "/b": FakePage("secret")})
     assert "not a plain http" in await failure_of(web, "/a")
     assert web.requests == ["/a"]
@@ -230,7 +230,7 @@ async def test_a_compressed_page_is_unpacked_and_a_bomb_only_up_to_the_limit():
         (redirect("http://[bad"), ""),
     ],
 )
-async def test_what_is_no_page_is_told(page, words):
+async def test_a_response_that_is_not_a_page_is_an_error(page, words):
     assert words in await failure_of(FakeWeb({"/": page}), "/")
 
 
@@ -244,7 +244,7 @@ async def test_a_slow_page_is_left_after_its_time():
 @pytest.mark.parametrize(
     "url", ["", "x", "http://", "http:///p", "javascript:alert(1)", "http://[", "http://a:b:c/", "//h/"]
 )
-async def test_what_is_no_url_is_told(url):
+async def test_a_malformed_url_is_an_error(url):
     fetcher = PageFetcher(PageLimits(), anywhere)
     with pytest.raises(PageFailed):
         await fetcher.fetch(url)

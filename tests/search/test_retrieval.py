@@ -53,7 +53,7 @@ async def test_more_documents_than_asked_for_are_cut():
     assert len((await search(answer(body))).passages) == 3
 
 
-async def test_no_documents_are_no_error():
+async def test_no_documents_are_not_an_error():
     result = await search(answer('{"result": [[]]}'))
     assert result.passages == [] and result.error is None
 
@@ -80,19 +80,19 @@ async def test_a_silent_server_is_left_after_the_timeout():
     assert result.error is not None and result.seconds < 2.0
 
 
-async def test_nobody_there_becomes_a_sentence_that_names_the_url():
+async def test_a_refused_connection_is_reported_with_the_url():
     async with searcher("http://127.0.0.1:1", retries=1, timeout_s=1.0) as client:
         result = await client.search("x")
     assert result.error is not None and "http://127.0.0.1:1/retrieve" in result.error
 
 
-async def test_what_can_get_better_is_tried_again():
+async def test_temporary_failures_are_retried():
     retriever = FakeRetriever(trouble=lambda n: web.Response(status=503) if n < 2 else None)
     assert (await search(retriever, retries=3)).passages
     assert len(retriever.queries) == 3
 
 
-async def test_what_cannot_get_better_is_not():
+async def test_permanent_failures_are_not_retried():
     retriever = answer("bad", 400)
     await search(retriever, retries=3)
     assert len(retriever.queries) == 1
@@ -119,7 +119,7 @@ async def test_a_retry_after_that_outlasts_the_budget_is_not_waited_for(value):
 
 
 @pytest.mark.parametrize("value", ["soon", "-5", "nan", "inf", "Thu, 01 Jan 1970 00:00:00 GMT"])
-async def test_a_retry_after_that_means_nothing_is_none(value):
+async def test_a_meaningless_retry_after_is_ignored(value):
     header = {"Retry-After": value}
     retriever = FakeRetriever(trouble=lambda n: web.Response(status=429, headers=header) if n == 0 else None)
     assert (await search(retriever, retries=1)).passages
@@ -179,7 +179,7 @@ async def test_equal_queries_in_flight_are_searched_once():
     assert len(retriever.queries) == 2  # without a cache nothing is kept
 
 
-async def test_a_search_that_is_called_off_leaves_those_who_share_it_alone():
+async def test_cancelling_a_shared_search_does_not_affect_other_callers():
     async with FakeRetriever(trouble=lambda _: 0.3) as retriever, searcher(retriever.url) as client:
         leaving = asyncio.create_task(client.search("kenya"))
         staying = asyncio.create_task(client.search("kenya"))

@@ -39,7 +39,7 @@ async def test_answers_outlive_the_process_and_depend_on_what_was_asked_for(path
                 assert result.origin == origin and len(result.passages) == topk
 
 
-async def test_that_there_are_no_documents_is_an_answer_too(path):
+async def test_an_empty_answer_is_cached_too(path):
     async with FakeRetriever(documents=[]) as retriever, searcher(retriever.url, cache=path) as client:
         await client.search("kenya")
         result = await client.search("kenya")
@@ -62,7 +62,7 @@ async def test_an_old_answer_is_searched_again_but_still_replayed(path):
         assert (await client.search("kenya")).origin == "cache"
 
 
-async def test_any_text_is_kept_as_it_is(path):
+async def test_any_text_is_stored_unchanged(path):
     document = 'T\0\ud800"\n\u2028</information> \U0001f600 漢字'
     async with FakeRetriever(documents=[document]) as retriever, searcher(retriever.url, cache=path) as client:
         for query in ("x\0\ud800", "\U0001f600"):
@@ -105,7 +105,7 @@ async def test_a_replay_opens_no_socket_and_says_what_is_missing(path, caplog):
     assert caplog.text.count("'nowhere'") == 1
 
 
-def test_a_replay_of_no_file_or_of_something_else_is_an_error(tmp_path):
+def test_a_replay_without_a_valid_cache_file_is_an_error(tmp_path):
     with pytest.raises(CacheError, match="no such file"):
         SearchCache(str(tmp_path / "none"), "x", max_age_s=1, read_only=True)
     (tmp_path / "text").write_text("not a database, but long enough to be read as one" * 100)

@@ -76,7 +76,7 @@ async def test_each_result_gets_its_own_pages_passage_or_keeps_its_snippet():
     assert found == {f"title {path}": text for path, text in snippets.items()}
 
 
-async def test_loopback_is_refused_unless_somebody_says_otherwise():
+async def test_loopback_is_refused_by_default():
     async with FakeWeb({"/": GOOD}) as web:
         pages = WebPages(PageLimits(ports=(web.port,)))
         assert await pages.passage(web.url("/"), SNIPPET) is None
@@ -129,7 +129,7 @@ async def test_that_no_page_can_be_read_is_said_once(caplog):
     assert caplog.text.count("none of the first 20 could be read") == 1 and "404" in caplog.text
 
 
-def test_missing_packages_are_named(monkeypatch):
+def test_missing_packages_are_reported(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install trafilatura chardet"):
         WebPages()
