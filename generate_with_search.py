@@ -64,7 +64,7 @@ SEARCH_R1_CONFIGS = {
     "retrieval_score": 0.0,  # reward for retrieving the answer but answering wrong
     "max_context_length": 16384,  # tokens, prompt and response together
     "max_obs_tokens": 500,  # tokens per observation
-    "answer_reserve_tokens": 256,  # tokens kept free behind an observation
+    "answer_reserve_tokens": 256,  # tokens kept free after an observation
     "max_tool_calls": 8,  # calls per turn, and queries per call, in chat mode
 }
 
@@ -76,7 +76,7 @@ LESS_THE_MEAN = (*DIVIDED_BY_DEVIATION, "reinforce_plus_plus_baseline")
 async def generate(args: Any, sample: Sample, sampling_params: dict, evaluation: bool = False) -> Sample:
     """Rolls out one sample and writes the trajectory into it.
 
-    Raises ConfigError on a wrong setting; any other trouble discards the sample.
+    Raises ConfigError for a wrong setting; any other failure discards the sample.
     """
     return await _generate(args, _config(args), sample, sampling_params, evaluation)
 
@@ -205,7 +205,7 @@ def _write(
     *,
     evaluation: bool,
 ) -> None:
-    """Writes what came of a rollout into the sample."""
+    """Writes the result of a rollout into the sample."""
     if runtime is None or record.discarded:
         filler = (runtime.tokenizer.eos_token_id if runtime else None) or 0
         reward = sample_fields.discarded_reward(args, evaluation=evaluation)
@@ -311,7 +311,7 @@ def process_all_groups(args: Any, all_groups: Sequence[Sequence[Sample]], data_s
 
 
 def mismatch_figures(args: Any, *, pg_loss: Any, **batch: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """slime's figures of truncated importance weights; the loss stays as it was unless --use-tis asks for them.
+    """slime's figures of truncated importance weights; the loss is unchanged unless --use-tis is given.
 
     For --custom-tis-function-path with --get-mismatch-metrics; docs/MISMATCH.md says how to read them.
     """

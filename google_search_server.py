@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         sock=listener,
         print=None,
         access_log=None,
-        handler_cancellation=True,  # whoever hangs up pays for no further searches
+        handler_cancellation=True,  # a client that hangs up causes no further paid searches
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
     )
     print("stopped", file=sys.stderr)

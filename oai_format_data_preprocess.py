@@ -5,9 +5,9 @@
     python oai_format_data_preprocess.py --input questions.jsonl  your own: question and golden_answers, or prompt and
                                                                   reward_model, in each row
 
-A file that exists is replaced only with --overwrite. Beside a test split it writes `eval.yaml`, slime's --eval-config
-(EVAL_CONFIG of the launch script): 500 questions of each data set, those that `search-r1 evaluate` asks, and all of
-them once more as a closed-book control, with a prompt that does not mention search.
+An existing file is replaced only with --overwrite. Next to a test split it writes `eval.yaml`, slime's --eval-config
+(EVAL_CONFIG of the launch script): 500 questions of each data set, the same as in `search-r1 evaluate`, and all of them
+again as a closed-book control, with a prompt that does not mention search.
 
 Columns: prompt, reward_model, data_source, extra_info, metadata, in chat mode tools;
 `search_rollout/protocols/prompts.py` makes the prompts. For slime: --input-key prompt --label-key reward_model, for
@@ -50,7 +50,7 @@ MISTAKEN = (
     "gold",
     "target",
     "ground_truth",
-)  # columns that people have in place of golden_answers
+)  # columns that people use instead of golden_answers
 BATCH = 2000  # rows read, converted and written together
 CONTROL = "closed_book"  # name of the control set
 
@@ -105,7 +105,7 @@ def _few_shot_turns(raw: object) -> bool:
 
 
 def _question(raw: Mapping[str, Any]) -> str:
-    """The row's question, else what stands behind "Question:" in its prompt, else a prompt that explains no tags."""
+    """The row's question, else the text after "Question:" in its prompt, else a prompt that explains no tags."""
     question = _text(raw.get("question"))
     if question:
         return question
@@ -206,7 +206,7 @@ def _files_of(names: Iterable[str], folder: str, split: str) -> list[str]:
 
 
 def read_rows(path: Path) -> Iterator[object]:
-    """The raw rows of a parquet or JSON-lines file. A line that is no JSON is Unusable."""
+    """The raw rows of a parquet or JSON-lines file. A line that is not JSON is Unusable."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -338,7 +338,7 @@ class EvaluationSet(NamedTuple):
 
 
 def make_evaluation(test: Path, args: argparse.Namespace) -> dict[str, int]:
-    """Writes `eval/NAME.parquet` and `eval.yaml` beside a test split; set → its questions. Raises DataError."""
+    """Writes `eval/NAME.parquet` and `eval.yaml` next to a test split; returns set → questions. Raises DataError."""
     folder = args.local_dir.resolve() / "eval"
     config: dict[str, Any] = {"defaults": {"custom_rm_path": "generate_with_search.exact_match"}, "datasets": []}
     sets = evaluation_sets(test, args.eval_per_set)
@@ -377,7 +377,7 @@ def _file_name(source: str, taken: Counter[str]) -> str:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end; nothing is left behind if the writing fails."""
+    """A temporary path that is renamed to `path` at the end, or removed if writing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -401,7 +401,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--local_dir", type=Path, default=Path("/root/nq_search"), help="folder of the output (default: %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--splits", type=_names, help="default: train,test; of one --input file: train")
     parser.add_argument(
         "--data_sources",
@@ -454,7 +454,7 @@ def _make_or_say(split: str, parts: Callable[[], list[Part]], args: argparse.Nam
     path = args.local_dir / f"{split}.parquet"
     try:
         if path.exists() and not args.overwrite:
-            raise DataError(f"{path} exists already; replace it with --overwrite, or give another --local_dir.")
+            raise DataError(f"{path} already exists; replace it with --overwrite, or give another --local_dir.")
         report = make_split(split, parts(), args)
         evaluated = make_evaluation(path, args) if split == "test" and args.eval_per_set else {}
     except DataError as error:

@@ -93,8 +93,8 @@ def _without_articles(text: str) -> str:
 def exact_match(prediction: str | None, golds: Sequence[str]) -> bool:
     """Whether the normalised prediction equals a normalised gold answer.
 
-    A gold answer of which normalisation leaves nothing ("A", "!!!") is compared as it stands, but for case and outer
-    whitespace, so every gold answer accepts itself. A blank one accepts nothing.
+    A gold answer that normalises to nothing ("A", "!!!") is compared literally, except for case and outer whitespace,
+    so every gold answer accepts itself. A blank one accepts nothing.
     """
     return prediction is not None and any(_same_answer(prediction, gold) for gold in golds)
 
@@ -128,11 +128,11 @@ def sub_em(prediction: str | None, golds: Sequence[str]) -> bool:
 
 
 def answer_credit(answer: str | None, golds: Sequence[str], metric: AnswerMetric) -> float:
-    """How right an answer is as a reward counts it, from 0 to 1: 1 for an exact match, else what the metric adds to it.
+    """The credit of an answer in the reward, from 0 to 1: 1 for an exact match, else the credit of the metric.
 
-    As metrics of an evaluation F1 and sub-EM pay for naming several candidates, or for copying a document. As rewards
-    they count only where every word of the answer stands in the gold answer ("f1"), or is one that names nothing
-    ("sub_em": "It is in Paris"). A single word that might name something else, and the answer is wrong.
+    As evaluation metrics, F1 and sub-EM reward naming several candidates or copying a document. As rewards they count
+    only if every word of the answer is in the gold answer ("f1"), or names nothing ("sub_em": "It is in Paris"). A
+    single word that might name something else makes the answer wrong.
     """
     if exact_match(answer, golds):
         return 1.0
@@ -156,7 +156,7 @@ def _surrounds_gold(said: list[str], gold: list[str]) -> float:
 
 
 def any_holds_gold(passages: Iterable[str], golds: Sequence[str]) -> bool:
-    """Whether a normalised gold answer stands, as whole words, in a normalised passage."""
+    """True if a normalised passage contains a normalised gold answer as whole words."""
     everything = "\0".join(passages)
     wanted = [gold for gold in map(normalize_answer, golds) if gold] if everything else []
     for text in everything.lower().translate(_NO_PUNCTUATION).split("\0") if wanted else ():

@@ -1,8 +1,8 @@
 """Client of a service that speaks JSON, and the one rule of what is tried again and when.
 
 RequestFailed           there is no usable answer
-├── TransientFailure    another try may succeed: connection trouble, timeout, 429, 5xx
-└── ServiceRefused      none will until somebody acts: a wrong key, a quota that is used up
+├── TransientFailure    another try may succeed: connection error, timeout, 429, 5xx
+└── ServiceRefused      no try will succeed until the user acts: a wrong key, an exhausted quota
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import aiohttp
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.1  # how often a pause looks whether the call was called off
+POLL_S = 0.1  # how often a pause checks for cancellation
 _JSON = {"Content-Type": "application/json"}
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class TransientFailure(RequestFailed):
 
 
 class ServiceRefused(RequestFailed):
-    """The service will refuse every call until somebody acts; the message says what to do."""
+    """The service will refuse every call until the user acts; the message says what to do."""
 
 
 def never() -> bool:
@@ -82,7 +82,7 @@ class Retry:
 
 
 async def _sleep(seconds: float, called_off: Callable[[], bool]) -> bool:
-    """Whether the pause ended without being called off."""
+    """Pauses; returns False if the call was cancelled."""
     ends = time.monotonic() + seconds
     while not called_off():
         left_s = ends - time.monotonic()
@@ -113,7 +113,7 @@ class JsonClient:
         headers: Mapping[str, str] | None = None,
         called_off: Callable[[], bool] = never,
     ) -> Any:
-        """The decoded answer. A `body` of bytes is sent as it is: it holds JSON.
+        """The decoded answer. A `body` of bytes must be JSON and is sent unchanged.
 
         Raises RequestFailed if the last try failed, another would not help, or `called_off()` returned True.
         """

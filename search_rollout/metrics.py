@@ -55,7 +55,7 @@ REPETITION_N = 4  # tokens: the seq-rep-4 of arXiv:1908.04319
 
 
 def rollout_metrics(samples: Iterable[Any], reward_key: str | None = None) -> dict[str, float]:
-    """The series of some slime Samples, which may stand in lists of groups. Never raises, whatever a sample holds.
+    """The series of slime Samples, which may be nested in groups. Never raises, whatever a sample contains.
 
     `reward_key` is slime's --reward-key, for rewards that are dicts.
     """
@@ -90,7 +90,7 @@ class _Row(NamedTuple):
     """What the series need of one sample."""
 
     stop: StopReason
-    group: Any  # slime's group_index; None: of no group
+    group: Any  # slime's group_index; None: no group
     reward: float | None
     score: Mapping[str, Any]  # empty where another reward function scored it
     counts: Mapping[str, int]  # of its searches: see samples.record.search_counts
@@ -149,7 +149,7 @@ def _reward(reward: Any, reward_key: str | None) -> float | None:
 
 
 def repetition(ids: Sequence[int], n: int = REPETITION_N) -> float | None:
-    """1 - (different n-grams) / (n-grams); 0: nothing is said twice, near 1: a loop. None if there is no n-gram."""
+    """1 - (distinct n-grams) / (n-grams): 0 without repetition, near 1 in a loop. None if there are no n-grams."""
     grams = len(ids) - n + 1
     return None if grams < 1 else 1 - len(set(zip(*(ids[start:] for start in range(n)), strict=False))) / grams
 
@@ -233,7 +233,7 @@ def _searches(rows: Sequence[_Row]) -> dict[str, float | None]:
 
 
 def flat(samples: Any) -> Iterator[Any]:
-    """The samples, which may stand in lists of groups."""
+    """The samples, which may be nested in groups, as a flat sequence."""
     for sample in samples or ():
         if isinstance(sample, list | tuple):
             yield from flat(sample)

@@ -48,7 +48,7 @@ class Rollout:
     tracking: Tracking
     headers: dict[str, str]  # of every engine call
     trajectory_id: str
-    turns: list[Turn] = field(default_factory=list)  # what the model asked for, and what came of it
+    turns: list[Turn] = field(default_factory=list)  # the model's actions and their results
     search_seconds: float = 0.0  # spent waiting for searches
 
     def act_on(self, action: Action) -> Turn:
@@ -99,7 +99,7 @@ class Runtime:
         evaluation: bool,
         interrupted: Interrupted | None = None,
     ) -> Rollout:
-        """A rollout that holds the sample's prompt, and what was interrupted if that goes on from it.
+        """A rollout with the sample's prompt, and with the interrupted rollout if one continues from it.
 
         Raises ConfigError if a mode cannot work here, SampleError if the sample cannot be rolled out.
         """
@@ -212,7 +212,7 @@ def local_retrievers(config: SearchConfig) -> list[PassageSource]:
 
 
 def make_searcher(config: SearchConfig, sources: Sequence[PassageSource], usage: SearchUsage | None = None) -> Searcher:
-    """The sources behind the one policy. Raises ConfigError if the cache's file cannot be used."""
+    """The Searcher with its sources. Raises ConfigError if the cache file cannot be used."""
     replay = config.caching == "replay"
     cache = None
     if config.caching != "off":

@@ -163,7 +163,7 @@ class Trajectory:
             self.segments.pop()
 
     def drop_open(self, count: int, text: str) -> None:
-        """Removes the last `count` ids of the open turn, which then reads `text`; without ids it is no turn."""
+        """Removes the last `count` ids of the open turn, whose text becomes `text`; a turn without ids is removed."""
         turn = self.segments.pop()
         self._shorten(count)
         if count < turn.tokens:
@@ -181,7 +181,7 @@ class Trajectory:
         spans: Iterable[tuple[Literal["turn", "observation", "correction"], int]],  # kind, tokens
         decode: Callable[[Sequence[int]], str],
     ) -> None:
-        """Puts an earlier rollout's response behind the prompt; raises ValueError unless all its parts are aligned."""
+        """Appends an earlier rollout's response to the prompt. Raises ValueError unless its parts are aligned."""
         spans = list(spans)
         lengths = {len(response_ids), len(loss_mask), sum(tokens for _, tokens in spans)}
         if len(lengths | ({len(log_probs)} if log_probs is not None else set())) != 1:

@@ -95,10 +95,10 @@ def _without(reply: Reply) -> Reply:
 
 
 def call_params(shared: Mapping[str, Any], room: int, stop_strings: Sequence[str], *, begun: int = 0) -> dict[str, Any]:
-    """Sampling parameters of one call: slime's, which siblings share and nobody may change, with ours merged in.
+    """The sampling parameters of one call: a copy of slime's, which siblings share, with ours merged in.
 
-    `room` bounds the caller's max_new_tokens; `stop_strings` join the caller's own stops. `begun`: how many tokens of
-    the turn there are already.
+    `room` limits the caller's max_new_tokens; `stop_strings` are added to the caller's stops; `begun` is the number of
+    tokens that the turn already has.
     """
     stop = shared.get("stop") or []
     stop = [stop] if isinstance(stop, str) else list(stop)

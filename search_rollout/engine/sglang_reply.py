@@ -10,7 +10,7 @@ from typing import Any
 
 
 class EngineError(Exception):
-    """The engine gave no answer, or one that cannot be trained on; the message says what came."""
+    """The engine gave no answer, or one that cannot be trained on; the message describes it."""
 
 
 @dataclass(frozen=True)

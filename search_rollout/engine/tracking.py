@@ -1,11 +1,11 @@
-"""Three ways to an engine's ids that end in the same trajectory.
+"""Three ways to get an engine's ids; all produce the same trajectory.
 
     manual          ids go to `/generate`, and ids come back
     router_radix    text goes to a token router's `/generate`; its record is fetched once, by text
     router_handler  messages go to a token router's `/v1/chat/completions`; its record is fetched once, by messages
 
-A router is not trusted: every reply carries its ids and how many the engine had read, and the record fetched at the end
-must be what came in the replies and what the environment added.
+A router is not trusted: every reply carries its ids and the number of tokens the engine read, and the record fetched at
+the end must consist of the replies and the environment's additions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ class Tracking(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What it keeps beside the trajectory, up to the last turn that no abort cut, as JSON values."""
+        """The state besides the trajectory, up to the last turn that was not aborted, as JSON values."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ class ManualTracking:
         return _checked(reply, trajectory, aborted)
 
     def tell(self, message: Message) -> None:
-        """Nothing to keep: the ids stand in the trajectory."""
+        """No state: the trajectory has the ids."""
 
     async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
         """Nothing to compare: the trajectory is made of the replies."""
@@ -151,7 +151,7 @@ class HandlerTracking:
         return reply
 
     def tell(self, message: Message) -> None:
-        """Adds its messages, each tool message with the id of its call where there is one."""
+        """Adds the messages; a tool message gets the id of its call if there is one."""
         calls = self._messages[-1].get("tool_calls") or []
         for place, one in enumerate(message.messages):
             call_id = {"tool_call_id": calls[place]["id"]} if one["role"] == "tool" and place < len(calls) else {}
@@ -242,7 +242,7 @@ def _difference(record: Mapping[str, Any], trajectory: Trajectory) -> str | None
         )
         return f"token {place} is {record['tokens'][place]}, {ids[place]} expected"
     if list(record["loss_mask"]) != mask:
-        return f"{sum(record['loss_mask'])} sampled tokens in another place, or not {sum(mask)}"
+        return f"{sum(record['loss_mask'])} sampled tokens at wrong positions, or not {sum(mask)}"
     if trajectory.log_probs is not None and not trajectory.simple_mask:
         ours = [0.0] * len(trajectory.prompt_ids) + trajectory.log_probs[:end]
         theirs = record["rollout_logp"]

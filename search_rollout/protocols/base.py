@@ -14,7 +14,7 @@ class SearchCall(NamedTuple):
     message: str = ""  # what the model reads about it
 
 
-# How a turn departs from the asked-for format. The same names stand in the record and in the viewer.
+# How a turn can violate the format. The record and the viewer use the same names.
 FAULTS = {
     "no_action": "neither a search nor an answer",
     "open_thought": "the turn ends inside <think>",
@@ -22,15 +22,15 @@ FAULTS = {
     "empty_query": "a search without a query",
     "several_answers": "more than one <answer>",
     "no_thought": "not exactly one <think>…</think> before the action",
-    "stray_text": "text beside the thought and the action",
+    "stray_text": "text besides the thought and the action",
     "stray_tag": "a tag of the protocol where none belongs",
 }
 
 
 class Action(NamedTuple):
-    """What the model asked for in one turn, and whether it asked in the right form.
+    """The model's request in one turn, and whether it kept to the format.
 
-    The rollout acts on it, the record keeps it, and the reward reads it from there: nobody parses a turn twice.
+    The rollout executes it, the record stores it, and the reward reads the record, so a turn is parsed only once.
     """
 
     kind: Literal["search", "answer", "invalid"]
@@ -59,7 +59,7 @@ class Message(NamedTuple):
 
 
 def behind_thought(turn: str, think_opened: bool) -> str | None:
-    """What a turn says behind its last </think>; None if it ends inside a thought, which hides everything."""
+    """The turn's text after its last </think>; None if it ends inside a thought, which hides everything."""
     _, closed, rest = turn.rpartition("</think>")
     return None if "<think>" in rest or (think_opened and not closed) else rest
 

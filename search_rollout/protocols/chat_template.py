@@ -49,7 +49,7 @@ def strip_end(tokenizer: Any, turn: str) -> str:
     return turn
 
 
-# What ends a turn in the templates of known families, beside the tokenizer's own end token.
+# The tokens that end a turn in the templates of known families, besides the tokenizer's own end token.
 _TURN_ENDS = frozenset(
     "<|im_end|> <|endoftext|> <|eot_id|> <|eom_id|> <|end_of_text|> <|eot|> <|eom|> </s> <end_of_turn> <eos> <turn|> "
     "<｜end▁of▁sentence｜> <|end|> <|return|> <|call|> [e~[".split()
@@ -80,7 +80,7 @@ def check_appending(tokenizer: Any, role: str, **kwargs: Any) -> None:
     """Raises ValueError, with the reason, if messages of this role cannot be appended in the tokenizer's template."""
     if not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template.")
-    mark = "a text that stands nowhere else"
+    mark = "a text that occurs nowhere else"
     try:
         text = _behind_turn(tokenizer, [{"role": role, "content": mark}], kwargs)
     except Exception as error:  # templates raise what they like
@@ -90,11 +90,11 @@ def check_appending(tokenizer: Any, role: str, **kwargs: Any) -> None:
 
 
 def _behind_turn(tokenizer: Any, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> str:
-    """What the template writes behind an assistant's words: the end of that turn, the messages, the next header.
+    """The template's text after an assistant's words: the end of that turn, the messages, the next header.
 
-    One render of [user, assistant, the messages] is cut behind the assistant's content. (The difference of two renders
-    would not do: some templates write a last assistant turn in another way than an earlier one.) Some templates take
-    tool messages only behind the calls that they answer; there the cut is at the end mark behind the last call.
+    It renders [user, assistant, the messages] once and cuts after the assistant's content. (The difference of two
+    renders would be wrong: some templates write the last assistant turn differently than earlier ones.) Some templates
+    accept tool messages only after the calls that they answer; then it cuts at the end mark after the last call.
     """
     messages = [
         {**message, "tool_call_id": _call_id(number)} if message["role"] == "tool" else message
@@ -118,10 +118,10 @@ _ASKED = {"role": "user", "content": "-"}
 
 
 def _cut(text: str) -> str:
-    """What stands behind the sentinel. The first one counts: what a message quotes of it must not matter."""
+    """The text after the first sentinel, so that a message may quote the sentinel."""
     _, found, rest = text.partition(SENTINEL)
     if not found:
-        raise ValueError("The chat template does not write an assistant's content as it is; turns cannot be appended.")
+        raise ValueError("The chat template changes an assistant's content; turns cannot be appended.")
     return rest
 
 

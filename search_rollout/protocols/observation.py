@@ -1,7 +1,7 @@
-"""Retrieved passages as the text that the model reads: data only, bounded, and always closed.
+"""Renders retrieved passages as text for the model: only data, limited in size, and always closed.
 
-A document may hold anything: tags of our protocol, a tokenizer's special tokens, control characters, a megabyte.
-`neutralise` breaks every such string in the text itself, so whoever encodes the text gets plain tokens.
+A document may contain anything: tags of our protocol, a tokenizer's special tokens, control characters, a megabyte.
+`neutralise` breaks every such string in the text itself, so any encoder gets plain tokens.
 """
 
 import re
@@ -31,7 +31,7 @@ def special_strings(tokenizer: Any) -> frozenset[str]:
 
 
 def neutraliser(special: Iterable[str]) -> Neutralise:
-    """A function that breaks the `special` strings and the protocol's tags by a space behind their first character.
+    """A function that breaks the `special` strings and the protocol's tags with a space after their first character.
 
     `</answer>` becomes `< /answer>`: readable, and neither a tag nor a token. Control characters are removed.
     """
@@ -59,7 +59,7 @@ def render_passages(passages: Sequence[Passage], neutralise: Neutralise) -> str:
 
 
 def render_result(result: SearchResult, neutralise: Neutralise) -> str:
-    """What came of one search: its documents, or that there are none. The model never reads what the trouble was."""
+    """The text of one search result: its documents or none. The model never sees the cause of errors."""
     return UNAVAILABLE if result.error else render_passages(result.passages, neutralise)
 
 

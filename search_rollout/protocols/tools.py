@@ -64,9 +64,9 @@ class CallReader:
 def parse_turn(turn: str, form: ToolFormat, read_calls: CallReader, *, think_opened: bool = False) -> Action:
     """The action of one model turn, and whether the turn keeps to the format.
 
-    Calls behind the last </think> are searches. A turn without one is the answer: what stands in <answer>, or all that
-    it says; if it says nothing, the rollout ends without an answer. A turn in the right format is `<think>…</think>`
-    and then only calls, or one <answer>. Special tokens at the end of the turn must be stripped already.
+    Calls after the last </think> are searches. A turn without calls is the answer: the content of <answer>, or else the
+    whole text; if that is empty, the rollout ends without an answer. The format is `<think>…</think>` followed only by
+    calls, or by one <answer>. Strip special tokens from the end of the turn first.
     """
     rest = behind_thought(turn, think_opened)
     if rest is None:
@@ -155,9 +155,9 @@ class QueryParameter(NamedTuple):
 
 
 def query_parameter(tool: Mapping[str, Any]) -> QueryParameter | None:
-    """The parameter of a tool that holds what to search for: the first that is a string or an array of strings.
+    """The parameter of a tool that holds the query: the first string or array of strings.
 
-    None if there is none: then the tool cannot be run here.
+    None if it has none; then the tool cannot be run here.
     """
     properties = tool["function"].get("parameters", {}).get("properties", {})
     for name, schema in properties.items():
@@ -195,7 +195,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fault_of_calls(turn: str, content: str) -> str | None:
-    """How a whole turn departs from `<think>…</think>` and calls; `content`: what it says behind the thought."""
+    """How a turn violates the format `<think>…</think>` and calls; `content` is the text after the thought."""
     before, _, rest = turn.partition("<think>")
     thought, closed, behind = rest.partition("</think>")
     if not closed:

@@ -24,9 +24,9 @@ TAG = re.compile(r"(</?(?:think|search|information|answer)>)")  # a group, so th
 def parse_turn(turn: str, *, think_opened: bool = False) -> Action:
     """The action of one model turn, and whether the turn keeps to the format. Takes time linear in its length.
 
-    The action is the first closed <search> or <answer> behind the last </think>. A turn in the right format is
-    `<think>…</think>` and one action, with nothing but whitespace around both and no further tag inside.
-    `think_opened`: the turn began inside <think>. Special tokens at the end of the turn must be stripped already.
+    The action is the first closed <search> or <answer> after the last </think>. The format is `<think>…</think>` and
+    one action, with only whitespace around them and no other tag inside. `think_opened` means that the turn began
+    inside <think>. Strip special tokens from the end of the turn first.
     """
     rest = behind_thought(turn, think_opened)
     if rest is None:
@@ -52,7 +52,7 @@ def first_action(text: str) -> Action:
 
 
 def judged(action: Action, turn: str) -> Action:
-    """The action of a whole turn with its fault, if any. Several answers are none: nobody may guess more than once."""
+    """The action of a whole turn with its fault, if any. Several answers count as none: only one guess is allowed."""
     if action.kind == "answer":
         outside = "".join(piece.partition("<think>")[0] for piece in turn.split("</think>"))
         if outside.count("<answer>") > 1:
@@ -86,7 +86,7 @@ class XmlProtocol:
         self._template_kwargs = template_kwargs
 
     def parse(self, turn: str, *, think_opened: bool, ended: bool) -> Action:
-        """See `parse_turn`; a complete action counts even in a turn that was cut off behind it."""
+        """See `parse_turn`; a complete action counts even if the turn was truncated after it."""
         action = parse_turn(strip_end(self._tokenizer, turn), think_opened=think_opened)
         return action if ended or action.kind != "invalid" else action._replace(fault="cut_off")
 

@@ -1,16 +1,16 @@
-"""Searching, with any backend: limits, repeats and failover. No failed search ends a rollout.
+"""Searches with any backend: limits, retries and failover. A failed search never ends a rollout.
 
-A `PassageSource` calls one service once. `Searcher` stands in front of one or several interchangeable ones:
+A `PassageSource` calls one service once. `Searcher` manages one or several interchangeable sources:
 
-    cache       a known answer, or one that another rollout waits for, is not searched again
-    slot        at most `concurrency` queries are under way at once
-    try         the least busy source that is up, then the next one, until one answers
-    repeat      after a failure that may pass, as `http_client.Retry` says
-    wait        while every source is down, for at most `timeout_s` from when the last of them went down
-    fail        `SearchResult.error`; the rollout decides what follows
+    cache       reuse a known answer, or one that another rollout is waiting for
+    slot        run at most `concurrency` queries at once
+    try         ask the least busy source that is up, then the next one, until one answers
+    retry       repeat after a temporary failure, as `http_client.Retry` says
+    wait        while every source is down, for at most `timeout_s` after the last of them went down
+    fail        return `SearchResult.error`; the rollout decides what follows
 
-`timeout_s` bounds each search, with its repeats. So a restart that takes less than `timeout_s` loses no search. After a
-longer outage every rollout has waited for `timeout_s` once: from then on searches fail at once, until a source answers
+`timeout_s` limits each search with its retries, so a restart that takes less than `timeout_s` loses no search. In a
+longer outage every rollout waits for `timeout_s` once; then searches fail immediately, until a source answers
 one of the probes, which `CircuitBreaker` allows once a second.
 """
 
@@ -47,7 +47,7 @@ class PassageSource(Protocol):
 
     @property
     def namespace(self) -> str:
-        """Names what an answer depends on besides the query: sources of one namespace are interchangeable."""
+        """Names everything besides the query that affects an answer; sources with equal names are interchangeable."""
         ...
 
     async def find(self, query: str) -> list[Passage]:

@@ -48,7 +48,7 @@ def is_format(name: str) -> bool:
 def tool_format(tokenizer: Any, name: str = "auto") -> ToolFormat:
     """The format of that name, or the one that reads what the tokenizer's chat template writes (auto).
 
-    Raises ValueError, with the remedy, if there is none, or if tool messages cannot be appended in this template.
+    Raises ValueError, with the remedy, if no format fits, or if tool messages cannot be appended with this template.
     """
     check_appending(tokenizer, "tool")
     return recognise(tokenizer, FORMATS, REMEDY) if name == "auto" else named_format(name)
@@ -60,9 +60,9 @@ def named_format(name: str) -> ToolFormat:
 
 
 def parse_turn(form: ToolFormat, text: str, *, think_opened: bool = False) -> ParsedTurn | None:
-    """Content and calls of one model turn. Thoughts are content; calls are looked for behind the last thought.
+    """The content and calls of one model turn. Thoughts are content; calls count only after the last thought.
 
-    None if the turn ends inside <think>. `think_opened`: the prompt itself ended in <think>.
+    None if the turn ends inside <think>. `think_opened` means that the prompt ended in <think>.
     """
     rest = behind_thought(text, think_opened)
     if rest is None:

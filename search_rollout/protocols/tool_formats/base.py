@@ -50,7 +50,7 @@ class TypedFormat(ToolFormat):
 
 
 def json_value(text: str) -> Any:
-    """The JSON value of a text; None if it is none."""
+    """The JSON value of a text; None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -62,7 +62,7 @@ _SPACE = re.compile(r"\s*")
 
 
 def json_at(text: str, position: int) -> tuple[Any, int] | None:
-    """The JSON value that begins at a position or behind the space there, and its end; None if there is none."""
+    """The JSON value at a position, after optional space, and its end; None if there is none."""
     space = _SPACE.match(text, position)
     try:
         return _DECODER.raw_decode(text, space.end() if space else position)
@@ -97,7 +97,7 @@ _PYTHON_WORDS = {"True": True, "False": False, "None": None}  # as templates wri
 
 
 def _typed_value(text: str, schema: Any) -> Any:
-    """The value that a text stands for; the text itself if the schema allows strings, or nothing else fits."""
+    """The value written in a text; the text itself if the schema allows strings or nothing else fits."""
     if _allows_text(schema):
         return text
     if text.strip() in _PYTHON_WORDS:

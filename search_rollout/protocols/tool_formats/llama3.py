@@ -9,7 +9,7 @@ from search_rollout.protocols.tool_formats.base import ParsedTurn, ToolCall, Too
 class Llama3Json(ToolFormat):
     """`{"name": …, "parameters": {…}}`, several parted by `;` or `,` or in a list.
 
-    The calls are the whole turn, or stand behind `<|python_tag|>` (Llama 4: `<|python_start|>words<|python_end|>`).
+    The calls are the whole turn, or follow `<|python_tag|>` (Llama 4: `<|python_start|>words<|python_end|>`).
     """
 
     name = "llama3"
@@ -18,7 +18,7 @@ class Llama3Json(ToolFormat):
     _GAP = re.compile(r"(?:[\s;,]|<\|python_tag\|>)*")
 
     def split(self, text: str) -> ParsedTurn:
-        """See `ToolFormat`. Whatever follows the first call and is none counts as an unreadable one."""
+        """See `ToolFormat`. Text after the first call that is not a call counts as an unreadable one."""
         text = text.strip().removesuffix("<|eom_id|>").rstrip()  # instead of <|eot_id|>, where tools are awaited
         tag = self._TAG.search(text)
         if self._BARE.match(text):

@@ -10,7 +10,7 @@ MAX_DEPTH = 32  # of lists and objects in an argument
 
 
 class Pythonic(ToolFormat):
-    """`[search(queries=["a", 'b']), search(…)]` at the beginning of a line, or behind `<|python_start|>`."""
+    """`[search(queries=["a", 'b']), search(…)]` at the start of a line, or after `<|python_start|>`."""
 
     name = "pythonic"
     _LIST = re.compile(r"(?:<\|python_start\|>\s*|^[ \t]*)(?=\[\s*[A-Za-z_][\w.]*\()", re.MULTILINE)
@@ -50,7 +50,7 @@ class _Reader:
         self.position = position
 
     def calls(self) -> list[ToolCall]:
-        """A list of calls. Raises ValueError if there is none."""
+        """Parses a list of calls. Raises ValueError if the text is not one."""
         self._expect("[")
         found = []
         while not self._take("]"):
@@ -93,7 +93,7 @@ class _Reader:
             if end == "}":
                 self._expect(":")
                 if not isinstance(value, str):
-                    raise ValueError("a key that is no string")
+                    raise ValueError("a key that is not a string")
                 value = value, self._value(depth + 1)
             found.append(value)
             if not self._take(","):

@@ -23,7 +23,7 @@ from search_rollout.protocols.tool_formats.base import ParsedTurn, ToolCall, Too
 
 PREFIX = "sglang:"
 START_S = 180.0  # importing SGLang, and torch with it
-TURN_S = 2.0  # the rollouts of a process wait meanwhile
+TURN_S = 2.0  # it blocks all rollouts of the process
 _ROOT = Path(__file__).resolve().parents[3]
 
 
