@@ -22,7 +22,7 @@ FAULTS = {
     "empty_query": "a search without a query",
     "several_answers": "more than one <answer>",
     "no_thought": "not exactly one <think>…</think> before the action",
-    "stray_text": "text besides the thought and the action",
+    "stray_text": "text beside the thought and the action",
     "stray_tag": "a tag of the protocol where none belongs",
 }
 
