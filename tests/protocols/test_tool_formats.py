@@ -414,7 +414,7 @@ def test_calls_that_two_formats_read_are_an_error():
             CHATML.replace("{{ message['content'] }}", "{{ message['content'] if message.role != 'tool' }}"),
             "leaves out",
         ),
-        (CHATML.replace("{{ message['content'] }}", "{{ message['content'] | upper }}"), "content as it is"),
+        (CHATML.replace("{{ message['content'] }}", "{{ message['content'] | upper }}"), "changes an assistant"),
     ],
     ids=["no template", "no tool role", "drops tool messages", "changes what the assistant says"],
 )
