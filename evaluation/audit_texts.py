@@ -77,9 +77,8 @@ def history(sample: Audited) -> Fault | None:
     if len(sample.trained) < 2 or not other_history(sample):
         return None
     text = "the text before the last turn encodes to other ids"
-    return Fault(
-        f"{text}, which it was sampled from" if sent else f"{text}, which matters if text was sent",
-        "✗" if sent else "!",
+    return (
+        Fault(f"{text}, which it was sampled from") if sent else Fault(f"{text}, which matters if text was sent", "!")
     )
 
 
