@@ -58,7 +58,7 @@ class TorchEncoder(Encoder):
     def _encode_batch(self, texts: list[str], max_tokens: int) -> NDArray[np.float32]:
         batch = self._tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
         batch = batch.to(self._device)
-        hidden = self._model(**batch).last_hidden_state.float()  # (B, T, D); float32, as fp16 sums lose digits
+        hidden = self._model(**batch).last_hidden_state.float()  # (B, T, D) float32: fp16 sums lose digits
         pooled = POOLING[self.style.pooling](hidden, batch["attention_mask"])
         return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 

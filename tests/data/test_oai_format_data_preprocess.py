@@ -94,7 +94,7 @@ def test_a_file_that_exists_is_replaced_on_request_only(tmp_path, capsys):
     old = (tmp_path / "train.parquet").read_bytes()
     assert run("--input", own, "--local_dir", tmp_path, "--format", "xml") == 1
     error = capsys.readouterr().err
-    assert f"{tmp_path / 'train.parquet'} exists already" in error and "--overwrite" in error
+    assert f"{tmp_path / 'train.parquet'} already exists" in error and "--overwrite" in error
     assert (tmp_path / "train.parquet").read_bytes() == old
     assert run("--input", own, "--local_dir", tmp_path, "--format", "xml", "--overwrite") == 0
     assert (tmp_path / "train.parquet").read_bytes() != old

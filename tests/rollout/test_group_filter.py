@@ -75,7 +75,7 @@ def test_a_step_takes_what_comes_once_it_has_dropped_its_limit(caplog: pytest.Lo
     assert verdicts == ["all_wrong"] * 4 + [None, None]
     assert (step.kept, step.unfiltered) == (2, 2)
     [warning] = [record.getMessage() for record in caplog.records]
-    assert "dropped 4 groups in this step (all_wrong 4); the 2 groups" in warning and "ROUNDS" in warning
+    assert "dropped 4 groups in this step (all_wrong 4); the last 2 groups" in warning and "ROUNDS" in warning
 
 
 def test_after_its_last_group_a_step_drops_again_and_the_kept_ones_are_surplus() -> None:

@@ -86,7 +86,7 @@ async def test_no_results_are_not_an_error():
         (lambda: json_error(429, "Too many requests", Retry_After="2"), TransientFailure, "429"),
         (lambda: json_error(500, "oh"), TransientFailure, "500"),
         (lambda: web.Response(text="<html>"), RequestFailed, "not JSON"),
-        (lambda: web.json_response({"message": "hi"}), RequestFailed, "shape"),
+        (lambda: web.json_response({"message": "hi"}), RequestFailed, "unexpected answer"),
     ],
 )
 async def test_each_failure_is_reported_by_its_kind(answer, kind, words):

@@ -224,7 +224,7 @@ async def test_a_compressed_page_is_unpacked_and_a_bomb_only_up_to_the_limit():
         (FakePage("x", status=302), "answered 302"),  # without Location
         (FakePage(b"%PDF", type="application/pdf"), "application/pdf"),
         (FakePage(b"\0", type="image/png"), "image/png"),
-        (FakePage(b"x", headers={"Content-Encoding": "br"}), "compressed by br"),
+        (FakePage(b"x", headers={"Content-Encoding": "br"}), "compressed with br"),
         (FakePage(b"no gzip", headers={"Content-Encoding": "gzip"}), "header"),
         (FakePage(b"x" * 1000, cut=True, parts=2), ""),
         (redirect("http://[bad"), ""),
