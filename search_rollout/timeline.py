@@ -25,21 +25,21 @@ _sample: ContextVar[Any] = ContextVar("sample", default=None)
 class Span:
     """What is known about a span only at its end."""
 
-    def __init__(self, slimes: Any = None) -> None:
-        self._slimes = slimes
+    def __init__(self, slime_span: Any = None) -> None:
+        self._slime_span = slime_span
 
     def note(self, **attributes: Any) -> None:
         """Adds attributes."""
-        if self._slimes is not None:
-            self._slimes.update(attributes)
+        if self._slime_span is not None:
+            self._slime_span.update(attributes)
 
     def note_reply(self, meta_info: Mapping[str, Any]) -> None:
         """Adds what slime shows of an engine's reply."""
-        if self._slimes is None:
+        if self._slime_span is None:
             return
         try:
-            attributes_of = _slimes("build_sglang_meta_trace_attrs") or dict
-            self._slimes.update(attributes_of(meta_info))
+            attributes_of = _slime_function("build_sglang_meta_trace_attrs") or dict
+            self._slime_span.update(attributes_of(meta_info))
         except Exception as error:  # v0.2.4 expects a finish reason in every reply
             logger.debug("a reply is missing in the timeline: %r", error)
 
@@ -52,16 +52,16 @@ def follow(sample: Any) -> None:
 @contextmanager
 def span(name: str, **attributes: Any) -> Iterator[Span]:
     """A stretch of time of the followed sample."""
-    trace_span, sample = _slimes("trace_span"), _sample.get()
+    trace_span, sample = _slime_function("trace_span"), _sample.get()
     if trace_span is None or sample is None:
         yield Span()
         return
-    with trace_span(sample, name, attrs=attributes or None) as slimes:
-        yield Span(slimes if hasattr(slimes, "update") else None)
+    with trace_span(sample, name, attrs=attributes or None) as slime_span:
+        yield Span(slime_span if hasattr(slime_span, "update") else None)
 
 
 @functools.cache
-def _slimes(name: str) -> Callable[..., Any] | None:
+def _slime_function(name: str) -> Callable[..., Any] | None:
     try:
         return slime_function(f"trace_utils.{name}")
     except ImportError:

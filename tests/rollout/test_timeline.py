@@ -39,9 +39,9 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Spans:
         trace_span=spans.trace_span, build_sglang_meta_trace_attrs=spans.build_sglang_meta_trace_attrs
     )
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    timeline._slimes.cache_clear()
+    timeline._slime_function.cache_clear()
     yield spans
-    timeline._slimes.cache_clear()
+    timeline._slime_function.cache_clear()
 
 
 async def test_engine_calls_searches_and_the_wait_for_a_slot_are_spans(
@@ -68,8 +68,8 @@ async def test_a_failed_search_is_marked(spans: Spans, monkeypatch: pytest.Monke
 
 
 async def test_a_reply_that_slime_cannot_describe_is_harmless(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
-    slimes = sys.modules["slime.observability.trace_utils"]
-    monkeypatch.setattr(slimes, "build_sglang_meta_trace_attrs", lambda meta: meta["no such key"])
+    tracing = sys.modules["slime.observability.trace_utils"]
+    monkeypatch.setattr(tracing, "build_sglang_meta_trace_attrs", lambda meta: meta["no such key"])
     async with plugin(monkeypatch, TOKENIZER, FakeEngine(TOKENIZER, [Turn(ANSWER)])) as (args, _):
         sample = await roll_out(args, make_sample())
     assert sample.reward == 1.0
@@ -78,8 +78,8 @@ async def test_a_reply_that_slime_cannot_describe_is_harmless(spans: Spans, monk
 
 async def test_without_slimes_timeline_a_rollout_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeline, "slime_function", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    timeline._slimes.cache_clear()
+    timeline._slime_function.cache_clear()
     async with plugin(monkeypatch, TOKENIZER, FakeEngine(TOKENIZER, [Turn(SEARCH), Turn(ANSWER)])) as (args, _):
         sample = await roll_out(args, make_sample())
-    timeline._slimes.cache_clear()
+    timeline._slime_function.cache_clear()
     assert recorded(sample).model_turns == 2 and not hasattr(sample, "trace")
