@@ -23,9 +23,8 @@ class OnnxEncoder(Encoder):
         model, tokenizer, _ = (str(folder / file) for file in ONNX_FILES)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
-        options.add_session_config_entry(
-            "session.intra_op.allow_spinning", "0"
-        )  # spinning would waste cores that others need
+        # Threads that spin while they wait would take cores from others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             self._tokenizer = Tokenizer.from_file(tokenizer)

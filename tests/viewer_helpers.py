@@ -3,16 +3,23 @@
 import base64
 import json
 import re
+import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from search_rollout.samples.record import RolloutRecord, Span, Turn
 from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.trajectory import StopReason
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -98,3 +105,17 @@ def embedded_records(page: str) -> list[dict[str, Any]]:
     """All records of a page, in order."""
     data = embedded(page)
     return [record for number in range(len(data["index"]["starts"])) for record in data[f"chunk-{number}"]["records"]]
+
+
+@contextmanager
+def headless_chromium() -> "Iterator[Browser]":
+    """A browser without a window; skips the test if none is installed."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    from playwright.sync_api import sync_playwright  # slow to import, and most users of this module open no page
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
+        yield browser
+        browser.close()

@@ -1,13 +1,12 @@
 """The demo's report in headless Chromium: tooltips by mouse, touch and keyboard, on wide and narrow screens."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from test_demo_report import STEPS, TRAJECTORY, whole_run, write_run
-from viewer_helpers import BROWSERS, FLAGS
+from viewer_helpers import headless_chromium
 
 from demo.report import write_report
 
@@ -16,13 +15,8 @@ pytestmark = pytest.mark.model  # starts a browser
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
+    with headless_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[390, 1280])

@@ -16,8 +16,8 @@ from aiohttp import web
 from evaluation_helpers import ANSWER, SEARCH, fresh_state, save_tokenizer, serving, write_data  # noqa: F401
 from fakes import Turn, tiny_tokenizer
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import Page, expect, sync_playwright
-from viewer_helpers import BROWSERS, FLAGS, HOSTILE, byte_tokenizer, sample, search, write_jsonl
+from playwright.sync_api import Page, expect
+from viewer_helpers import HOSTILE, byte_tokenizer, headless_chromium, sample, search, write_jsonl
 
 from evaluation import run as evaluation_run
 from evaluation.fork_engine import ForkEngine
@@ -70,13 +70,8 @@ def served(root: Path, tokenizer: Any = TOKENIZER, engine: ForkEngine | None = N
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Chromium]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
+    with headless_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,15 +2,14 @@
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
-from viewer_helpers import BROWSERS, END, FLAGS, HOSTILE, byte_tokenizer, sample, search, write_jsonl
+from playwright.sync_api import Browser, Locator, Page, expect
+from viewer_helpers import END, HOSTILE, byte_tokenizer, headless_chromium, sample, search, write_jsonl
 
 from evaluation import view
 from search_rollout.rewards import group_normalised
@@ -27,13 +26,8 @@ Show = Callable[..., Page]  # samples → the page of them, opened
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
+    with headless_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
