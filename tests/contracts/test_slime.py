@@ -345,10 +345,10 @@ async def test_engine_calls_and_searches_stand_in_slimes_timeline(rolling, Sampl
 
     from search_rollout import timeline
 
-    timeline._slimes.cache_clear()
+    timeline._slime_function.cache_clear()
     async with rolling([Turn("<search>Kenya</search>"), Turn("<answer>Nairobi</answer>")]) as (roll, _, _):
         sample = await roll()
-    if timeline._slimes("trace_span") is None:
+    if timeline._slime_function("trace_span") is None:
         pytest.skip("this slime has no timeline")
     events = sample.trace["events"]
     ours = {event["span_id"]: event for event in events if event["type"] == "span_start"}
