@@ -105,7 +105,7 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         *,
         dtype: torch.dtype = torch.bfloat16,
-        slots: int = 32,
+        slots: int = 48,
         max_length: int = 1024,
         seed: int = 0,
     ) -> None:

@@ -10,15 +10,18 @@ in slime's scripts for this task, which give it the coefficient 0.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from demo.numerics import computing, output_logits
+from demo.prefix_tree import PrefixTree, hidden_states, neighbours
 
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 MAX_GRAD_NORM = 1.0
-BATCH_TOKENS = 2048  # per forward and backward pass, including padding; bounds memory
+BATCH_TOKENS = 2048  # tree nodes of a forward and backward pass, including padding; bounds memory
+LOT_TOKENS = 512  # nodes of one tree: attention costs their square
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,13 @@ class TrainSample:
     loss_mask: list[int]  # (T_resp,) over the last T_resp tokens
     rollout_log_probs: list[float]  # (T_resp,)
     advantage: float = 0.0
+
+
+class Lot(NamedTuple):
+    """Samples that begin alike, computed as one tree."""
+
+    samples: list[TrainSample]
+    tree: PrefixTree
 
 
 @dataclass(frozen=True)
@@ -56,22 +66,22 @@ def clipped_loss(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantage
 
 
 def masked_log_probs(
-    model: PreTrainedModel, batch: Sequence[TrainSample], dtype: torch.dtype, temperature: float = 1.0
+    model: PreTrainedModel, batch: Sequence[Lot], dtype: torch.dtype, temperature: float = 1.0
 ) -> torch.Tensor:
-    """(N,) log-probabilities of every token with mask 1, sample after sample."""
-    sequences = [torch.tensor(sample.tokens, device=model.device) for sample in batch]
-    ids = torch.nn.utils.rnn.pad_sequence(
-        sequences, batch_first=True
-    )  # (B, T) right-padded; causal attention never sees the padding
-    trained = torch.zeros_like(ids, dtype=torch.bool)
-    for row, sample in zip(trained, batch, strict=True):
-        end = len(sample.tokens)
-        row[end - len(sample.loss_mask) : end] = torch.tensor(sample.loss_mask, dtype=torch.bool)
+    """(N,) log-probabilities of every token with mask 1, sample after sample, lot after lot."""
     with computing(model, dtype):
-        hidden = model.model(ids, use_cache=False).last_hidden_state  # (B, T, D)
-        # A token's distribution comes from the position before it; only trained tokens need the output layer.
-        logits = output_logits(model, hidden[:, :-1][trained[:, 1:]])  # (N, V)
-    return torch.log_softmax(logits / temperature, dim=-1).gather(1, ids[trained][:, None])[:, 0]
+        hidden = hidden_states(model, [lot.tree for lot in batch])  # (B, nodes, D)
+        predicting, targets = [], []  # for each trained token: the node before it, as a row of all nodes, and its id
+        for row, lot in enumerate(batch):
+            for path, sample in zip(lot.tree.paths, lot.samples, strict=True):
+                prompt = len(path) - len(sample.loss_mask)
+                trained = [prompt + place for place, mask in enumerate(sample.loss_mask) if mask]
+                predicting += [row * hidden.shape[1] + path[place - 1] for place in trained]
+                targets += [sample.tokens[place] for place in trained]
+        # Only nodes before trained tokens need the output layer, each of them once.
+        nodes, which = torch.tensor(predicting, device=model.device).unique(return_inverse=True)
+        logits = output_logits(model, hidden.flatten(0, 1)[nodes])  # (nodes, V)
+    return torch.log_softmax(logits / temperature, dim=-1)[which, torch.tensor(targets, device=model.device)]
 
 
 def train_step(
@@ -84,8 +94,9 @@ def train_step(
     """One optimiser step on all samples."""
     model.train()
     loss_sum = delta_sum = clipped = tokens = 0.0
-    for batch in batches(samples):
-        log_probs = masked_log_probs(model, batch, dtype, temperature)
+    for lots in batches(samples):
+        log_probs = masked_log_probs(model, lots, dtype, temperature)
+        batch = [sample for lot in lots for sample in lot.samples]
         counts = torch.tensor([sum(sample.loss_mask) for sample in batch])
         advantages = torch.tensor([sample.advantage for sample in batch]).repeat_interleave(counts)
         old = torch.cat([_masked(sample.rollout_log_probs, sample.loss_mask) for sample in batch])
@@ -105,14 +116,16 @@ def train_step(
     return StepResult(loss_sum, grad_norm, delta_sum / tokens, clipped / tokens)
 
 
-def batches(samples: Sequence[TrainSample]) -> Iterator[list[TrainSample]]:
-    """Batches of similar length, each of at most BATCH_TOKENS with padding, or of a single sample."""
-    batch: list[TrainSample] = []
-    for sample in sorted(samples, key=lambda sample: -len(sample.tokens)):
-        if batch and (len(batch) + 1) * len(batch[0].tokens) > BATCH_TOKENS:
+def batches(samples: Sequence[TrainSample]) -> Iterator[list[Lot]]:
+    """Batches of lots of similar size: as many as make BATCH_TOKENS nodes with padding, or one lot."""
+    pairs = neighbours([sample.tokens for sample in samples], LOT_TOKENS)
+    lots = [Lot([samples[index] for index in indices], tree) for indices, tree in pairs]
+    batch: list[Lot] = []
+    for lot in sorted(lots, key=lambda lot: -len(lot.tree.ids)):
+        if batch and (len(batch) + 1) * len(batch[0].tree.ids) > BATCH_TOKENS:
             yield batch
             batch = []
-        batch.append(sample)
+        batch.append(lot)
     if batch:
         yield batch
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from demo.world_facts import Question
 from evaluation.plugin import plugin_args, sample_of_row
@@ -18,6 +18,8 @@ from search_rollout.samples.record import record_of
 TEMPERATURE = 0.8  # of rollouts; evaluations are greedy
 MAX_RESPONSE_LEN = 80  # tokens of one engine call
 
+Group: TypeAlias = list[Any]  # slime's Samples of one question
+
 
 def slime_args(
     *,
@@ -26,13 +28,15 @@ def slime_args(
     retriever_port: int,
     max_length: int,
     api_mode: str = "generate",
+    questions: int = 1,
     seed: int | None = None,
     searches: Path | None = None,
     repeats: bool = False,
 ) -> argparse.Namespace:
     """The args that slime's command line would produce, plus all settings as from a --custom-config-path file.
 
-    Every setting is given, so that none comes from the user's environment and runs are comparable. With a `seed`, every
+    Every setting is given, so that none comes from the user's environment and runs are comparable. A step trains groups
+    of that many `questions`. With a `seed`, every
     sample of a group has its own seed, and searches are stored in the file `searches`; if the run `repeats` another
     one, searches are read from that file and the retriever is never called.
     """
@@ -45,6 +49,8 @@ def slime_args(
         max_response_len=MAX_RESPONSE_LEN,
     )
     args.rollout_seed = seed
+    args.rollout_batch_size = questions
+    args.partial_rollout = True
     return args
 
 
@@ -56,6 +62,7 @@ def settings(api_mode: str, max_length: int) -> dict[str, Any]:
         max_context_length=max_length,
         max_obs_tokens=200,
         answer_reserve_tokens=80,
+        group_filter="reward",
     )
     return {
         key: value for key, value in asdict(config).items() if key not in ("google_api_key", "retrieval_server_url")
@@ -102,29 +109,43 @@ def outcome(sample: Any) -> dict[str, Any]:
 
 async def roll_out(
     args: argparse.Namespace, questions: Sequence[Question], *, samples: int, evaluation: bool, title: str
-) -> list[list[Any]]:
+) -> list[Group]:
     """`samples` rewarded slime Samples for each question; one greedy sample each in an evaluation."""
-    from slime.rollout.sglang_rollout import GenerateState, generate_and_rm
-
-    state = GenerateState(args)
-    params = state.sampling_params | ({"temperature": 0.0} if evaluation else {})
-    groups = [[sample_of(args, state.tokenizer, question, index) for index in range(samples)] for question in questions]
-    for number, group in enumerate(groups):
-        for sample in group:
-            sample.group_index = number
+    groups = [group_of(args, question, samples, number) for number, question in enumerate(questions)]
     with Progress(title, len(groups), "questions") as progress:
 
-        async def run(group: list[Any]) -> list[Any]:
-            own = [params | _seed_of(args, sample, samples) for sample in group]
-            rollouts = (
-                generate_and_rm(args, sample, given, evaluation=evaluation)
-                for sample, given in zip(group, own, strict=True)
-            )
-            finished = await asyncio.gather(*rollouts)
+        async def run(group: Group) -> Group:
+            finished = await roll_out_group(args, group, evaluation=evaluation)
             progress.update()
             return finished
 
         return await asyncio.gather(*map(run, groups))
+
+
+def group_of(args: argparse.Namespace, question: Question, samples: int, number: int) -> Group:
+    """Samples of a question that are not rolled out yet."""
+    from slime.rollout.sglang_rollout import GenerateState
+
+    tokenizer = GenerateState(args).tokenizer
+    group = [sample_of(args, tokenizer, question, index) for index in range(samples)]
+    for sample in group:
+        sample.group_index = number
+    return group
+
+
+async def roll_out_group(args: argparse.Namespace, group: Group, *, evaluation: bool = False) -> Group:
+    """Rolls out and rewards those samples of a group that are not finished yet; greedily in an evaluation."""
+    from slime.rollout.sglang_rollout import GenerateState, generate_and_rm
+
+    params = GenerateState(args).sampling_params | ({"temperature": 0.0} if evaluation else {})
+
+    async def finish(sample: Any) -> Any:
+        if sample.reward is not None:
+            return sample
+        given = params | _seed_of(args, sample, len(group))
+        return await generate_and_rm(args, sample, given, evaluation=evaluation)
+
+    return await asyncio.gather(*map(finish, group))
 
 
 def _seed_of(args: argparse.Namespace, sample: Any, samples: int) -> dict[str, int]:

@@ -49,7 +49,9 @@ class SlotCache:
         self._targets = (index[:, None] * self._max_length + positions).flatten()  # (B * T,) rows of a flattened block
         # Usually the first slots are the busy ones, and a view of them avoids copying.
         self._rows: slice | torch.Tensor = slice(len(rows)) if list(rows) == list(range(len(rows))) else index
-        return (torch.arange(self._width) <= positions[:, :, None])[:, None]
+        unseen = (torch.arange(self._width) > positions[:, :, None])[:, None]
+        # Added to the scores: scaled_dot_product_attention would convert a boolean mask in every layer.
+        return torch.zeros(unseen.shape, dtype=self.keys[0].dtype).masked_fill(unseen, -torch.inf)
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object

@@ -1,13 +1,14 @@
 """Trains a small language model to search, on a CPU, with real parts: the demo behind `make demo`.
 
-    search-r1 demo                          takes 18 minutes; the last lines name the folder with the results
+    search-r1 demo                          takes 11 minutes; the last lines name the folder with the results
     search-r1 demo --resume runs/demo-…     continue an interrupted or killed run, with its original options
 
 1 a corpus of real-world facts and questions about it             demo/world_facts.py
 2 the real retriever, as a separate server                        local_dense_retriever/
 3 an engine that speaks SGLang's /generate over HTTP              demo/engine.py, demo/engine_server.py
 4 a few supervised steps on synthetic traces                      demo/warm_start.py
-5 GRPO: rollouts by the plugin as slime calls it, then one step   generate_with_search.py, demo/grpo.py
+5 GRPO: groups of rollouts by the plugin as slime calls it        generate_with_search.py, demo/group_sampling.py
+  and steps on them                                               demo/grpo.py
 6 exact match on held-out questions before and after, a report    demo/report.py
 """
 
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT / "slime_standin"))  # what slime's workers have on 
 sys.path.insert(0, str(ROOT))  # … and this plugin's folder
 
 from demo.interruption import terminating_interrupts  # noqa: E402
+from demo.memory import keep_freed_memory  # noqa: E402
 from evaluation.terminal import Progress, short, typed  # noqa: E402
 
 MAX_LENGTH = 896  # maximum tokens per trajectory
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the exit code."""
     args = parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # asyncio turns the first SIGINT into a cancellation, which takes effect at the end of a training step; a second one
     # takes effect immediately.
@@ -63,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(name, default=default, help=f"{text} (default: {more.pop('shown', default)})", **more)
 
     option(
-        "--minutes", 18.0, "total time; set-up, warm start, evaluations and one step always run", type=_positive(float)
+        "--minutes", 11.0, "total time; set-up, warm start, evaluations and one step always run", type=_positive(float)
     )
     option("--steps", None, "maximum GRPO steps", type=_positive(int), shown="as many as time allows")
     option("--seed", 0, "seed for sampling and question order", type=int)
@@ -85,6 +88,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     option("--dtype", "bfloat16", "arithmetic of engine and trainer", choices=["bfloat16", "float32"])
     option("--warm-start-steps", 16, "supervised steps on synthetic traces", type=_positive(int))
     option("--questions-per-step", 8, "questions (groups) per GRPO step", type=_positive(int))
+    option(
+        "--over-sampling",
+        12,
+        "questions asked at a time; rollouts that a step does not need go on in the next",
+        type=_positive(int),
+    )
     option("--samples", 4, "rollouts per question, at least 2", type=_positive(int))
     option("--warm-learning-rate", 5e-5, "warm start's first rate; falls to GRPO's", type=_positive(float))
     option("--learning-rate", 2e-5, "GRPO's rate", type=_positive(float))
@@ -199,6 +208,7 @@ def run(args: argparse.Namespace) -> int:
             retriever_port=retriever.port,
             max_length=MAX_LENGTH,
             api_mode=args.api_mode,
+            questions=args.questions_per_step,
             seed=args.seed if args.keep_steps else None,
             searches=folder.path.absolute() / SEARCHES if args.keep_steps else None,
         )

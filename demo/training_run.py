@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from demo import checkpoint, kept_steps
 from demo.admission_order import AdmissionOrder
 from demo.engine import Engine
+from demo.group_sampling import GroupSampling
 from demo.grpo import StepResult, TrainSample, group_advantages, train_step
 from demo.report import write_report
-from demo.rollouts import Metrics, outcome, roll_out
+from demo.rollouts import Group, Metrics, outcome, roll_out
 from demo.run_folder import RunFolder, paired_gain
 from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Question
@@ -27,11 +28,11 @@ from search_rollout.metrics import rollout_metrics
 from search_rollout.runtime import Runtime, engine_url
 
 TRACES_PER_WARM_STEP = 8
-EVALUATION_RESERVE = 1.25  # the last evaluation takes about as long as the first; this adds a margin
+EVALUATION_RESERVE = 1.6  # the last evaluation takes longer than the first, because the model searches more
 SHOWN_EVERY = 4  # every so many GRPO steps, trajectories are saved for the report
 CHECKPOINT_EVERY_S = 120.0  # during GRPO; writing one takes seconds
 PHASES = 5  # set-up, which is train.py's, and the four of `_phases`
-WARM_STEP_S, QUESTION_S = 9.0, 0.7  # on two idle cores (docs/DEMO.md); used only for the announced times
+WARM_STEP_S, QUESTION_S = 5.5, 0.4  # on two idle cores (docs/DEMO.md); used only for the announced times
 
 
 class TrainingRun:
@@ -70,6 +71,9 @@ class TrainingRun:
         self.started = started - self.progress.seconds
         # A resumed run skips the questions that it has already used.
         self.questions = itertools.islice(endless(train, self.choose), self.progress.questions, None)
+        self.sampling = GroupSampling(
+            plugin, self._next_question, engine.abort, samples=args.samples, at_a_time=args.over_sampling
+        )
         if self.progress.warm_started:
             engine.load_weights(model, f"step {self.summary['steps']}")
 
@@ -147,8 +151,8 @@ class TrainingRun:
             left = self.started + self.args.minutes * 60 - time.monotonic() - done.evaluation_s * EVALUATION_RESERVE
             self._announce(4, "GRPO, as many steps as time allows" if self.args.steps is None else "GRPO", left)
             print(
-                f"each step asks {self.args.questions_per_step} questions {self.args.samples} times; `groups` counts "
-                "the questions whose samples got different rewards: GRPO learns only from these",
+                f"each question is asked {self.args.samples} times; GRPO learns only from questions whose samples got "
+                "different rewards, and `groups` counts them, of all questions asked",
                 flush=True,
             )
             ending = await self._grpo(reserve_s=done.evaluation_s * EVALUATION_RESERVE)
@@ -253,26 +257,30 @@ class TrainingRun:
             if step > 1 and left < done.longest_step_s:
                 return "time"
             began = time.monotonic()
-            metrics, series, result, trained = await self._grpo_step(step)
+            metrics, series, result, trained, groups = await self._grpo_step(step)
             seconds = time.monotonic() - began
             done.longest_step_s = max(done.longest_step_s, seconds)
             self.summary["steps"] = step
-            self._record_step(step, metrics, series, result, trained, seconds)
+            self._record_step(step, metrics, series, result, trained, groups, seconds)
             if time.monotonic() - saved > CHECKPOINT_EVERY_S:
                 self._checkpoint()
                 saved = time.monotonic()
             self._write_report("running")
         return "steps"
 
-    async def _grpo_step(self, step: int) -> tuple[Metrics, dict[str, float], StepResult | None, int]:
-        """Rollouts, advantages, one optimiser step, new engine weights; the second result is `rollout_metrics`."""
-        questions = [self._next_question() for _ in range(self.args.questions_per_step)]
-        order = self.engine.begin_step() if self.args.keep_steps else None
-        groups = await roll_out(
-            self.plugin, questions, samples=self.args.samples, evaluation=False, title=f"step {step} rollouts"
-        )
-        if order:
-            self._keep_step(step, questions, groups, order)
+    async def _grpo_step(self, step: int) -> tuple[Metrics, dict[str, float], StepResult | None, int, int]:
+        """Rollouts, advantages, one optimiser step, new engine weights.
+
+        Returns the means and `rollout_metrics` of all finished groups, the step's figures, and how many groups were
+        trained, of how many.
+        """
+        title, began = f"step {step} rollouts", time.monotonic()
+        if self.args.keep_steps:
+            groups = await self._repeatable_groups(step, title)
+        else:
+            kept, dropped = await self.sampling.step(self.args.questions_per_step, title)
+            groups = kept + dropped
+        rollout_s = time.monotonic() - began
         if step == 1 or step % SHOWN_EVERY == 0:
             for sample in groups[0][:2]:
                 self.folder.append_trajectory(f"step {step}", sample, self.tokenizer)
@@ -287,11 +295,20 @@ class TrainingRun:
                 if any(sample.loss_mask):  # a discarded sample has nothing to train
                     batch.append(TrainSample(sample.tokens, sample.loss_mask, sample.rollout_log_probs, advantage))
         metrics, series = Metrics.of(sample for group in groups for sample in group), rollout_metrics(groups)
+        series["rollout_seconds"] = rollout_s
         if not batch:
-            return metrics, series, None, 0
+            return metrics, series, None, 0, len(groups)
         result = train_step(self.model, self.optimizer, batch, self.dtype, self.plugin.rollout_temperature)
         self.engine.load_weights(self.model, str(step))
-        return metrics, series, result, trained
+        return metrics, series, result, trained, len(groups)
+
+    async def _repeatable_groups(self, step: int, title: str) -> list[Group]:
+        """Groups that depend on nothing outside the step, kept for `search-r1 replay`."""
+        questions = [self._next_question() for _ in range(self.args.questions_per_step)]
+        order = self.engine.begin_step()
+        groups = await roll_out(self.plugin, questions, samples=self.args.samples, evaluation=False, title=title)
+        self._keep_step(step, questions, groups, order)
+        return groups
 
     def _keep_step(
         self, step: int, questions: Sequence[Question], groups: Sequence[Sequence[Any]], order: AdmissionOrder
@@ -314,13 +331,14 @@ class TrainingRun:
         series: dict[str, float],
         result: StepResult | None,
         trained: int,
+        groups: int,
         seconds: float,
     ) -> None:
         record = {
             "step": step,
             **{name: round(value, 5) for name, value in series.items()},
             **metrics.as_dict(),
-            "groups": self.args.questions_per_step,
+            "groups": groups,
             "groups_trained": trained,
             "seconds": round(seconds, 1),
         }
@@ -340,7 +358,7 @@ class TrainingRun:
             f"step {step:2d}  reward {metrics.reward:.3f}  exact match {metrics.exact_match:.3f}  "
             f"valid format {metrics.valid_format:.3f}  searches {metrics.searches_per_question:.2f}  "
             f"length {metrics.response_length:.0f}  |train-rollout logprob| {delta}  "
-            f"groups {trained}/{self.args.questions_per_step}  {seconds:.0f} s  {self._clock()}",
+            f"groups {trained}/{groups}  {seconds:.0f} s  {self._clock()}",
             flush=True,
         )
 

@@ -13,6 +13,8 @@ from fakes import tiny_tokenizer
 from demo.engine import Engine
 from demo.grpo import (
     BATCH_TOKENS,
+    LOT_TOKENS,
+    Lot,
     TrainSample,
     batches,
     clipped_loss,
@@ -20,6 +22,7 @@ from demo.grpo import (
     masked_log_probs,
     train_step,
 )
+from demo.prefix_tree import merge
 
 
 @pytest.fixture
@@ -42,6 +45,10 @@ def naive_log_probs(model: Any, sample: TrainSample) -> list[float]:
     start = len(sample.tokens) - len(sample.loss_mask)
     found = plain_log_probs(model, sample.tokens, start)
     return [log_prob for log_prob, trained in zip(found, sample.loss_mask, strict=True) if trained]
+
+
+def lot(*samples: TrainSample) -> Lot:
+    return Lot(list(samples), merge([sample.tokens for sample in samples]))
 
 
 SAMPLES = [  # of different lengths, so that batches are padded; two with observations inside
@@ -96,24 +103,37 @@ def test_the_loss_of_a_token_is_clipped_on_the_side_that_its_advantage_pushes_to
 def test_log_probs_of_a_padded_batch_equal_those_of_each_sample_alone(tied: bool) -> None:
     model = tiny_model(tiny_tokenizer(), tied=tied)
     with torch.no_grad():
-        found = masked_log_probs(model, SAMPLES, torch.float32)
+        found = masked_log_probs(model, [lot(sample) for sample in SAMPLES], torch.float32)
     expected = [log_prob for sample in SAMPLES for log_prob in naive_log_probs(model, sample)]
     assert len(expected) == 4 + 30 + 2
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("shared", [1, 20, 38])
+def test_samples_of_one_tree_have_the_log_probs_of_each_alone(model: Any, shared: int) -> None:
+    first = trajectory(10, [1] * 20 + [0] * 5 + [1] * 5, seed=6)
+    second = replace(first, tokens=first.tokens[:shared] + some_ids(40 - shared, seed=7))
+    samples = [first, second, replace(first, loss_mask=[0, 1] * 15), replace(first, tokens=first.tokens[:-8])]
+    together = lot(*samples)
+    assert len(together.tree.ids) == 40 + 40 - shared  # the third adds no token, the last is the beginning of the first
+    with torch.no_grad():
+        found = masked_log_probs(model, [together], torch.float32)
+    expected = [log_prob for sample in samples for log_prob in naive_log_probs(model, sample)]
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_log_probs_are_taken_at_the_temperature_of_the_rollout(model: Any) -> None:
     sample = trajectory(4, [1] * 6, seed=4)
     with torch.no_grad():
-        found = masked_log_probs(model, [sample], torch.float32, temperature=0.7)
+        found = masked_log_probs(model, [lot(sample)], torch.float32, temperature=0.7)
     assert found.tolist() == pytest.approx(plain_log_probs(model, sample.tokens, 4, temperature=0.7), abs=1e-4)
 
 
 def test_a_sample_without_trained_tokens_adds_nothing(model: Any) -> None:
     idle = trajectory(4, [0, 0, 0], seed=5)
     with torch.no_grad():
-        alone = masked_log_probs(model, SAMPLES[:1], torch.float32)
-        both = masked_log_probs(model, [idle, SAMPLES[0]], torch.float32)
+        alone = masked_log_probs(model, [lot(SAMPLES[0])], torch.float32)
+        both = masked_log_probs(model, [lot(idle), lot(SAMPLES[0])], torch.float32)
     assert both.tolist() == pytest.approx(alone.tolist(), abs=1e-4)
 
 
@@ -203,20 +223,17 @@ def test_rollout_and_training_log_probs_agree_in_float32(model: Any, temperature
 # --- batches ------------------------------------------------------------------------------------------------------
 
 
-def test_batches_hold_every_sample_once_and_keep_to_the_bound() -> None:
+def test_batches_hold_every_sample_once_and_keep_to_the_bounds() -> None:
     lengths = [3000, 700, 30, 1024, 1024, 512, 512, 512, 512, 5, 31]
-    samples = [TrainSample([7] * length, [1], [0.0]) for length in lengths]
+    samples = [TrainSample(some_ids(length, seed=number), [1], [0.0]) for number, length in enumerate(lengths)]
+    samples += [replace(samples[1], loss_mask=[1, 1]), replace(samples[5], tokens=samples[5].tokens[:300])]
     found = list(batches(samples))
-    assert sorted(id(sample) for batch in found for sample in batch) == sorted(map(id, samples))
-    # 3000 is too long for any company; 2 * 1024 = 2048 fits exactly; 2 * 700 fits, 3 * 700 does not; 6 * 512 does not.
-    assert [[len(sample.tokens) for sample in batch] for batch in found] == [
-        [3000],
-        [1024, 1024],
-        [700, 512],
-        [512, 512, 512, 31],
-        [30, 5],
-    ]
-    assert all(len(batch) * len(batch[0].tokens) <= BATCH_TOKENS for batch in found[1:])
+    lots = [lot for batch in found for lot in batch]
+    assert sorted(id(sample) for lot in lots for sample in lot.samples) == sorted(map(id, samples))
+    assert len(found[0]) == 1 and len(found[0][0].tree.ids) == 3000  # too long for any company
+    assert all(len(batch) * max(len(lot.tree.ids) for lot in batch) <= BATCH_TOKENS for batch in found[1:])
+    assert all(len(lot.samples) == 1 or len(lot.tree.ids) <= LOT_TOKENS for lot in lots)
+    assert len(found) <= 6 and any({id(samples[5]), id(samples[-1])} <= set(map(id, lot.samples)) for lot in lots)
 
 
 def test_no_samples_make_no_batch() -> None:

@@ -1,0 +1,31 @@
+"""Freed memory stays with the process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from demo.memory import keep_freed_memory
+if sys.argv[2] == "kept":
+    keep_freed_memory()
+import torch
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(40_000_000)
+before = faults()
+torch.ones(40_000_000)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_a_second_large_tensor_takes_no_new_pages() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS, str(ROOT), how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
+
+    assert faults("kept") < 100 < faults("returned")
