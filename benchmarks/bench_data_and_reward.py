@@ -1,10 +1,10 @@
-"""Data preparation beside a plain rewrite of the same rows, and scoring a trajectory beside normalising its passages.
+"""Data preparation, and the scoring of trajectories.
 
     python -m benchmarks.bench_data_and_reward [--json FILE]
 
-Preparation: oai_format_data_preprocess.py on 50,000 rows in the shape of Search-R1's data set, and the least that any
-tool does: read the lines, write a parquet file. Scoring: reward_func's part without slime, on trajectories with 0 to 3
-searches of three passages, some with the answer in them, and SQuAD's normalisation of their passages; CPU of one core.
+Preparation: oai_format_data_preprocess.py on 50,000 rows in the shape of Search-R1's data set. Scoring: reward_func's
+part without slime, on trajectories with 0 to 3 searches of three passages, some with the answer in them; CPU of one
+core.
 """
 
 import json
@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import ROOT, finish, parser, print_table
-from qa_em_format import normalize_answer, score_trajectory
+from benchmarks.reporting import ROOT, Report, parser
+from qa_em_format import score_trajectory
 from search_rollout.config import REWARD_PRESETS
 from search_rollout.protocols.xml import parse_turn
 from search_rollout.samples.record import RolloutRecord, Span, Turn, read_record
@@ -27,16 +27,10 @@ from search_rollout.trajectory import StopReason
 
 ROWS = 50_000
 TRAJECTORIES = 2_000
-MOST_MIB, LEAST_SCORED = 1536, 10_000
 MEASURE = (  # runs the script in its arguments, then prints the peak memory of that process in KiB
     "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
     "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
     "finally: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-)
-REWRITE = (  # the plain rewrite
-    "import json, sys, pyarrow as pa, pyarrow.parquet as pq\n"
-    "rows = [json.loads(line) for line in open(sys.argv[1], encoding='utf-8')]\n"
-    "pq.write_table(pa.Table.from_pylist(rows), sys.argv[2])"
 )
 
 
@@ -60,16 +54,10 @@ def write_raw(path: Path) -> None:
             lines.write(json.dumps(row) + "\n")
 
 
-def preparation(form: str, folder: Path) -> dict[str, float]:
-    """Rows a second, start of the process included, and its peak memory in MiB; `form` "rewrite": the plain rewrite."""
-    raw, made = folder / "raw.jsonl", folder / form / "train.parquet"
-    if form == "rewrite":
-        made.parent.mkdir()
-        (folder / "rewrite.py").write_text(REWRITE)
-        command: list[str | Path] = [folder / "rewrite.py", raw, made]
-    else:
-        program = ROOT / "oai_format_data_preprocess.py"
-        command = [program, "--input", raw, "--local_dir", made.parent, "--format", form]
+def preparation(form: str, raw: Path) -> dict[str, float]:
+    """Rows a second, start of the process included, its peak memory, and the size of the file."""
+    made = raw.parent / form / "train.parquet"
+    command = [ROOT / "oai_format_data_preprocess.py", "--input", raw, "--local_dir", made.parent, "--format", form]
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
     seconds = time.perf_counter() - began
@@ -77,7 +65,7 @@ def preparation(form: str, folder: Path) -> dict[str, float]:
     if done.returncode or not made.is_file() or not peak:
         raise RuntimeError(f"data preparation failed: {done.stderr.strip()}")
     size = made.stat().st_size / 2**20
-    return {"rows_per_s": ROWS / seconds, "peak_mib": int(peak[1]) / 1024, "file_mib": size}
+    return {"rows/s": ROWS / seconds, "peak MiB": int(peak[1]) / 1024, "file MiB": size}
 
 
 def trajectory(searches: int, choose: random.Random) -> tuple[dict[str, Any], list[str]]:
@@ -98,23 +86,19 @@ def trajectory(searches: int, choose: random.Random) -> tuple[dict[str, Any], li
 
 
 def scoring(searches: int, preset: str) -> float:
-    """Trajectories a second of CPU time; `preset` "normalise": only SQuAD's normalisation of the passages."""
+    """Trajectories a second of CPU time."""
     choose = random.Random(0)
     recorded = [trajectory(searches, choose) for _ in range(TRAJECTORIES)]
-    scores = {} if preset == "normalise" else REWARD_PRESETS[preset]._asdict()
     began = time.process_time()
     for found, golds in recorded:
         record = read_record(found)
-        if not scores:
-            normalize_answer("\n".join(f"{passage.title}\n{passage.text}" for passage in record.passages))
-            continue
         score_trajectory(
             record.answer,
             golds,
             valid_format=record.valid_format,
             searched=record.searched,
             passages=(f"{passage.title}\n{passage.text}" for passage in record.passages),
-            **scores,
+            **REWARD_PRESETS[preset]._asdict(),
         )
     return TRAJECTORIES / (time.process_time() - began)
 
@@ -123,28 +107,22 @@ def main() -> int:
     """Prints the tables; returns 1 if a bound is missed."""
     args = parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write_raw(Path(folder) / "raw.jsonl")
-        prepared = {form: preparation(form, Path(folder)) for form in ("chat", "xml", "rewrite")}
-    keys = ("rows_per_s", "peak_mib", "file_mib")
-    rows = [[form, *(f"{figures[key]:.1f}" for key in keys)] for form, figures in prepared.items()]
-    print_table([f"preparing {ROWS} rows", "rows/s", "peak MiB", "file MiB"], rows)
-    presets = ("default", "f1", "normalise")
-    scored = {preset: {searches: scoring(searches, preset) for searches in range(4)} for preset in presets}
-    print()
-    rows = [[preset, *(f"{rate:.0f}" for rate in rates.values())] for preset, rates in scored.items()]
-    print_table(["scored/s, by searches", *map(str, range(4))], rows)
-    peak = max(prepared[form]["peak_mib"] for form in ("chat", "xml"))
-    least = min(rate for preset in ("default", "f1") for rate in scored[preset].values())
-    time_of_rewrites = prepared["rewrite"]["rows_per_s"] / prepared["chat"]["rows_per_s"]
-    time_of_normalising = scored["normalise"][3] / scored["default"][3]
-    print(f"\npreparing chat data takes {time_of_rewrites:.2f} times the time of a plain rewrite")
-    print(f"scoring 3 searches takes {time_of_normalising:.2f} times the time of normalising the passages")
-    ratios = {"preparation_to_rewrite": time_of_rewrites, "scoring_to_normalising": time_of_normalising}
-    bounds = [
-        (f"preparation takes at most {peak:.0f} MiB (bound: {MOST_MIB})", peak <= MOST_MIB),
-        (f"a core scores at least {least:.0f} trajectories a second (bound: {LEAST_SCORED})", least >= LEAST_SCORED),
-    ]
-    return finish(args, {"preparation": prepared, "scored_per_s": scored, **ratios}, bounds)
+        raw = Path(folder) / "raw.jsonl"
+        write_raw(raw)
+        prepared: list[dict[str, Any]] = [
+            {f"preparing {ROWS} rows": form, **preparation(form, raw)} for form in ("chat", "xml")
+        ]
+    scored = {
+        preset: {str(searches): scoring(searches, preset) for searches in range(4)} for preset in ("default", "f1")
+    }
+    report = Report(args)
+    report.table("data preparation", prepared)
+    rows = [{"scored/s, by searches": f"preset {preset}", **rates} for preset, rates in scored.items()]
+    report.table("scoring", rows)
+    report.bound("preparation takes {} MiB", max(row["peak MiB"] for row in prepared), most=1536.0)
+    least = min(rate for rates in scored.values() for rate in rates.values())
+    report.bound("a core scores {} trajectories a second", least, least=10_000.0)
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -9,34 +9,15 @@ nothing. It has not been run on one yet.
 
 import asyncio
 import itertools
-import json
 import statistics
 import sys
-import tempfile
-from pathlib import Path
 
-import numpy as np
 import torch
 
-from benchmarks.bench_retriever import MINILM_DIM, Files, load, our_server, questions, unit_vectors
-from benchmarks.reporting import finish, parser, print_table
-from local_dense_retriever.flat_file import write_flat_header
+from benchmarks.bench_retriever import MINILM_DIM, files, load, our_server, questions
+from benchmarks.reporting import Report, parser, percentile
 
 CLIENTS = (1, 64, 256)
-BLOCK_ROWS = 50_000
-
-
-def write_files(folder: Path, rows: int) -> Files:
-    """A flat index of random unit vectors, written without FAISS, and its corpus."""
-    made = Files(folder / "random.index", folder / "corpus.jsonl")
-    with made.index.open("wb") as file:
-        write_flat_header(file, rows, MINILM_DIM)
-        for start in range(0, rows, BLOCK_ROWS):
-            file.write(unit_vectors(min(BLOCK_ROWS, rows - start), MINILM_DIM, start).astype(np.float32).tobytes())
-    with made.corpus.open("w", encoding="utf-8") as file:
-        for row in range(rows):
-            file.write(json.dumps({"id": str(row), "contents": f'"Title {row}"\n{"A passage of words. " * 15}'}) + "\n")
-    return made
 
 
 def main() -> int:
@@ -49,24 +30,18 @@ def main() -> int:
     if not args.cpu and not torch.cuda.is_available():
         print("no GPU is visible to torch: nothing measured")
         return 0
-    fresh = questions()
-    rows, figures = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        made = write_files(Path(folder), args.rows)
-        with our_server(made, "--index_backend", "exact", "--max_batch", "256") as server:
-            asyncio.run(load(server.port, list(itertools.islice(fresh, 256)), 64))  # warm
-            for clients in CLIENTS:
-                queries = list(itertools.islice(fresh, max(10, args.queries * clients // CLIENTS[-1])))
-                found = asyncio.run(load(server.port, queries, clients))
-                latencies = sorted(found.latencies_s)
-                median, p99 = statistics.median(latencies), latencies[int(0.99 * len(latencies))]
-                rows.append((clients, f"{found.queries_per_s:.0f}", f"{median * 1e3:.1f}", f"{p99 * 1e3:.1f}"))
-                measured = {"queries_per_s": found.queries_per_s, "median_s": median, "p99_s": p99}
-                figures.append({"clients": clients, "queries": len(queries), **measured})
+    fresh, rows, report = questions(), [], Report(args)
+    with our_server(files(args.rows, MINILM_DIM), "--index_backend", "exact", "--max_batch", "256") as server:
+        asyncio.run(load(server.port, list(itertools.islice(fresh, 256)), 64))  # warm
+        for clients in CLIENTS:
+            queries = list(itertools.islice(fresh, max(10, args.queries * clients // CLIENTS[-1])))
+            found = asyncio.run(load(server.port, queries, clients))
+            median, p99 = statistics.median(found.latencies_s), percentile(found.latencies_s, 99)
+            row = {"clients": clients, "queries/s": found.queries_per_s}
+            rows.append({**row, "median ms": 1000 * median, "p99 ms": 1000 * p99})
     device = "cpu" if args.cpu else torch.cuda.get_device_name(0)
-    print(f"{device}: {args.rows:,} x {MINILM_DIM}, MiniLM encodes each query")
-    print_table(("clients", "queries/s", "median ms", "p99 ms"), rows)
-    return finish(args, {"device": device, "rows": args.rows, "load": figures}, [])
+    report.table(f"{device}: {args.rows:,} x {MINILM_DIM}, MiniLM encodes each query", rows)
+    return report.finish()
 
 
 if __name__ == "__main__":

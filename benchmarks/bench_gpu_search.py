@@ -7,13 +7,14 @@ from the file. A pass over all vectors is bounded by memory bandwidth, which is 
 Without a GPU it says so and does nothing. It has not been run on one yet.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from benchmarks.reporting import finish, parser, print_table
+from benchmarks.reporting import Report, parser
 from local_dense_retriever.exact_index import coarse_search, half_dtype
 
 WIKI_18_ROWS, E5_DIM, CANDIDATES = 21_015_324, 768, 64
@@ -45,7 +46,8 @@ def bandwidth(device: torch.device, size: int) -> float:
     return 2 * size / seconds(lambda: target.copy_(source))
 
 
-def main() -> None:
+def main() -> int:
+    """Prints the table; returns the exit status."""
     options = parser(__doc__)
     options.add_argument("--rows", type=int, default=WIKI_18_ROWS, help="vectors (default: wiki-18's 21,015,324)")
     options.add_argument("--dim", type=int, default=E5_DIM, help="numbers of a vector (default: 768)")
@@ -53,7 +55,7 @@ def main() -> None:
     args = options.parse_args()
     if not args.cpu and not torch.cuda.is_available():
         print("no GPU is visible to torch: nothing measured")
-        return
+        return 0
     device = torch.device("cpu") if args.cpu else torch.device("cuda", 0)
     name = "CPU" if args.cpu else torch.cuda.get_device_name(device)
     size = args.rows * args.dim * 2
@@ -61,22 +63,20 @@ def main() -> None:
     if not args.cpu and size + 2 * copied > (free := torch.cuda.mem_get_info(device)[0]):
         print(f"{args.rows} vectors and room to work need {(size + 2 * copied) / 1e9:.0f} GB of GPU memory and "
               f"{free / 1e9:.0f} are free: give fewer --rows")  # fmt: skip
-        return
+        return 0
     reached = bandwidth(device, copied)
     torch.cuda.empty_cache()
     vectors = torch.empty(args.rows, args.dim, dtype=half_dtype(device), device=device).normal_()
-    rows, figures = [], []
+    rows = []
     for batch in BATCHES:
-        queries = torch.randn(batch, args.dim)
-        took = seconds(partial(coarse_search, [(0, vectors)], queries, CANDIDATES))
-        share = size / took / reached
-        rows.append((batch, f"{took * 1e3:.1f}", f"{batch / took:.0f}", f"{share:.2f}"))
-        figures.append({"batch": batch, "seconds": took, "queries_per_s": batch / took, "of_bandwidth": share})
-    print(f"{name}: {args.rows} x {args.dim} in {vectors.dtype}, a copy reaches {reached / 1e9:.0f} GB/s")
-    print_table(("batch", "ms a pass", "queries/s", "of bandwidth"), rows)
-    machine = {"device": name, "rows": args.rows, "dim": args.dim}
-    finish(args, {**machine, "copy_bytes_per_s": reached, "batches": figures}, [])
+        took = seconds(partial(coarse_search, [(0, vectors)], torch.randn(batch, args.dim), CANDIDATES))
+        row = {"batch": batch, "ms a pass": 1000 * took, "queries/s": batch / took}
+        rows.append({**row, "of bandwidth": size / took / reached})
+    report = Report(args)
+    title = f"{name}: {args.rows} x {args.dim} in {vectors.dtype}, a copy reaches {reached / 1e9:.0f} GB/s"
+    report.table(title, rows)
+    return report.finish()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

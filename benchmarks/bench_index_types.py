@@ -1,6 +1,6 @@
 """Which index to take: bytes, time and recall of FAISS's types over real embeddings.
 
-    python -m benchmarks.bench_index_types [--embed_only] [--json FILE]
+    python -m benchmarks.bench_index_types [--json FILE]
 
 117,791 definitions of WordNet and 1,000 of its example sentences as queries, encoded by MiniLM (384 numbers, bfloat16
 for speed). Each type is built by the index builder's own code and loaded as the server does. Vectors and indexes are
@@ -11,17 +11,16 @@ Queries/s at batch 64.
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.reporting import ROOT, finish, parser, print_table
+from benchmarks.reporting import ROOT, Report, parser
 from benchmarks.wordnet_corpus import write_wordnet
 from demo.models import encoder_folder
 from local_dense_retriever.corpus import Corpus
@@ -37,7 +36,7 @@ from local_dense_retriever.torch_encoder import TorchEncoder
 
 FOLDER = ROOT / ".cache" / "wordnet"
 QUERIES, BATCH = 1000, 64
-SMALL, LEAST_RECALL = 1 / 8, 0.95  # at least one type as small as this finds as much
+SMALL = 1 / 8  # at least one type as small as this finds as much
 
 
 class Kind(NamedTuple):
@@ -67,15 +66,6 @@ KINDS = (
     Kind("HNSW32", EF_SEARCH),
     Kind("HNSW32_SQ8", EF_SEARCH),
 )
-
-
-class Figures(NamedTuple):
-    name: str
-    bytes_per_vector: float
-    build_s: float
-    queries_per_s: float
-    recall_3: float
-    recall_10: float
 
 
 def embeddings() -> tuple[FlatFile, NDArray[np.float32]]:
@@ -115,16 +105,17 @@ def load(path: Path, kind: Kind, flat: FlatFile) -> VectorIndex:
     return RescoredIndex(index, flat) if kind.rescored else index
 
 
-def measure(
-    name: str, path: Path, build_s: float, make: Callable[[], VectorIndex], queries: NDArray, truth: NDArray
-) -> Figures:
-    index = make()
+def measured(
+    name: str, path: Path, build_s: float, index: VectorIndex, queries: NDArray, truth: NDArray
+) -> dict[str, Any]:
+    """A row of the table."""
     index.search(queries[:BATCH], 10)  # pages and threads are warm
     began = time.perf_counter()
     found = np.concatenate([index.search(queries[i : i + BATCH], 10).rows for i in range(0, QUERIES, BATCH)])
     rate = QUERIES / (time.perf_counter() - began)
     size = path.stat().st_size / len(index)
-    return Figures(name, size, build_s, rate, recall(found, truth, 3), recall(found, truth, 10))
+    row = {"type": name, "bytes/vector": size, "of flat": size / (4 * queries.shape[1]), "build s": build_s}
+    return {**row, "queries/s": rate, "recall@3": recall(found, truth, 3), "recall@10": recall(found, truth, 10)}
 
 
 def recall(found: NDArray, truth: NDArray, k: int) -> float:
@@ -134,34 +125,21 @@ def recall(found: NDArray, truth: NDArray, k: int) -> float:
 
 def main() -> int:
     """Prints the table; returns 1 if the bound is missed."""
-    options = parser(__doc__)
-    options.add_argument("--embed_only", action="store_true", help="make the embeddings, and stop")
-    args = options.parse_args()
+    args = parser(__doc__).parse_args()
     flat, queries = embeddings()
-    if args.embed_only:
-        return 0
     truth = np.argsort(-(queries @ flat.read(0, flat.rows).T), axis=1)[:, :10]
-
     rows = [
-        measure("Flat (FAISS)", flat.path, 0.0, lambda: FaissIndex(flat.path), queries, truth),
-        measure("Flat (exact, torch)", flat.path, 0.0, lambda: ExactIndex(flat.path), queries, truth),
+        measured("Flat (FAISS)", flat.path, 0.0, FaissIndex(flat.path), queries, truth),
+        measured("Flat (exact, torch)", flat.path, 0.0, ExactIndex(flat.path), queries, truth),
     ]
     for kind in KINDS:
         path, build_s = built(flat, kind)
-        rows.append(measure(str(kind), path, build_s, partial(load, path, kind, flat), queries, truth))
-    header = ("type", "bytes/vector", "of flat", "build s", "queries/s", "recall@3", "recall@10")
-    flat_bytes = flat.dim * 4
-    print_table(header, [cells(row, flat_bytes) for row in rows])
-    best = max((row.recall_3 for row in rows if row.bytes_per_vector <= flat_bytes * SMALL), default=0.0)
-    figures = {"types": [row._asdict() for row in rows], "best_recall_3_at_an_eighth": best}
-    bound = (f"recall@3 {best:.3f} at 1/8 of flat or less (at least {LEAST_RECALL})", best >= LEAST_RECALL)
-    return finish(args, figures, [bound])
-
-
-def cells(row: Figures, flat_bytes: int) -> tuple[str, ...]:
-    size, rate = row.bytes_per_vector, row.queries_per_s
-    recalls = (f"{row.recall_3:.3f}", f"{row.recall_10:.3f}")
-    return row.name, f"{size:.0f}", f"1/{flat_bytes / size:.1f}", f"{row.build_s:.0f}", f"{rate:.0f}", *recalls
+        rows.append(measured(str(kind), path, build_s, load(path, kind, flat), queries, truth))
+    report = Report(args)
+    report.table("which index", rows)
+    best = max((row["recall@3"] for row in rows if row["of flat"] <= SMALL), default=0.0)
+    report.bound("recall@3 {} at 1/8 of flat or less", best, least=0.95)
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How far engine and trainer differ, by token ids and by text, and what importance weights do about it.
 
-    python -m benchmarks.bench_mismatch --model runs/demo-…/after [--questions 16] [--samples 4] [--json FILE]
+    python -m benchmarks.bench_mismatch --model runs/demo-…/after [--questions 16] [--json FILE]
 
 One model that searches, one engine (demo/engine.py), one trainer (demo/grpo.py), temperature 1. Five ways to the
 log-probabilities of trained tokens in the engine:
@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.reporting import ROOT, finish, parser, print_table
+from benchmarks.reporting import ROOT, Report, parser
 from demo.engine import Engine, Request, SamplingParams
 from demo.engine_server import EngineServer
 from demo.grpo import TrainSample, masked_log_probs
@@ -45,7 +45,8 @@ from demo.world_facts import Question, build_world, load_questions, write_world
 from evaluation.plugin import find_slime
 from evaluation.terminal import Progress
 from search_rollout.config import load_config
-from search_rollout.protocols.base import Message
+from search_rollout.http_client import never
+from search_rollout.protocols.chat_template import encode
 from search_rollout.protocols.xml import STOP_STRINGS, first_action
 from search_rollout.runtime import Runtime, engine_url
 from search_rollout.samples.record import record_of
@@ -56,7 +57,9 @@ MIS_BOUNDS = 0.5, 2.0  # tis_lower_bound and tis_upper_bound of slime's examples
 VETO = 1e-4  # rs_veto_threshold there
 TEXT_TURNS = 2  # max_turns of slime's example
 CALL_TOKENS = 96  # of one engine call by text; slime's example allows 512
+SAMPLES = 4  # of each question
 DTYPE = torch.bfloat16
+CACHE = ROOT / ".cache"
 
 
 @dataclass
@@ -83,6 +86,11 @@ class Trajectory:
         """The ids before a turn."""
         return self.prompt_ids + self.ids[: turn.start]
 
+    def append(self, ids: Sequence[int], *, trained: int) -> None:
+        """Adds to the response."""
+        self.ids += ids
+        self.mask += [trained] * len(ids)
+
 
 # --- three ways to trajectories --------------------------------------------------------------------------------------
 
@@ -105,7 +113,7 @@ async def scored(engine: Engine, tokenizer: Any, origin: Trajectory, *, as_text:
     async def score(turn: Turn) -> Turn:
         context = origin.context(turn)
         if as_text:
-            context = _encode(tokenizer, origin.prompt + tokenizer.decode(origin.ids[: turn.start]))
+            context = encode(tokenizer, origin.prompt + tokenizer.decode(origin.ids[: turn.start]))
         ids = origin.ids[turn.start : turn.start + len(turn.log_probs)]
         request = Request(uuid.uuid4().hex, context + ids, SamplingParams(max_new_tokens=0), len(context) - 1)
         done = await asyncio.wrap_future(engine.submit(request))
@@ -118,10 +126,10 @@ async def scored(engine: Engine, tokenizer: Any, origin: Trajectory, *, as_text:
 async def by_text(runtime: Runtime, engine: Engine, args: Any, sample: Any, stop: tuple[str, ...]) -> Trajectory:
     """A rollout in the way of slime's search-r1 example; what it reads is rendered by the plugin."""
     tokenizer, protocol = engine.tokenizer, (await runtime.begin(args, sample, {}, False)).protocol
-    made = Trajectory(sample.prompt, _encode(tokenizer, sample.prompt))
+    made = Trajectory(sample.prompt, encode(tokenizer, sample.prompt))
     text = sample.prompt
     for _ in range(TEXT_TURNS):
-        context = _encode(tokenizer, text)
+        context = encode(tokenizer, text)
         params = SamplingParams(min(CALL_TOKENS, MAX_LENGTH - len(context)), stop=stop, skip_special_tokens=False)
         if params.max_new_tokens < 1:
             break
@@ -131,30 +139,17 @@ async def by_text(runtime: Runtime, engine: Engine, args: Any, sample: Any, stop
         said = tokenizer.decode(done.output_ids)
         made.turns.append(turn)
         made.surplus += len(done.output_ids) - _tokens_of_action(tokenizer, done.output_ids)
-        _append(made, done.output_ids, trained=1)
+        made.append(done.output_ids, trained=1)
         action = first_action(said)
         if (done.finish_reason or {}).get("type") == "length" or action.kind == "answer":
             break
         message = protocol.correct(done.output_ids[-1], False)
         if action.kind == "search":
-            results = await search_all(runtime.search, action.queries, lambda: False)
+            results = await search_all(runtime.search, action.queries, never)
             message = protocol.observe(action, results or [], done.output_ids[-1])
-        text += said + _told(made, message)
+        made.append(message.ids, trained=0)
+        text += said + message.text
     return made
-
-
-def _told(made: Trajectory, message: Message) -> str:
-    _append(made, message.ids, trained=0)
-    return message.text
-
-
-def _append(made: Trajectory, ids: Sequence[int], *, trained: int) -> None:
-    made.ids += ids
-    made.mask += [trained] * len(ids)
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _tokens_of_action(tokenizer: Any, ids: Sequence[int]) -> int:
@@ -187,7 +182,6 @@ def figures(
     delta = torch.cat(by_trajectory)
     weights, later = delta.exp(), [turn for one in trajectories for turn in one.turns[1:]]
     size, low, high = delta.abs(), *MIS_BOUNDS
-    vetoed = [bool((one.exp() < VETO).any()) for one in by_trajectory]
     return {
         "trajectories": len(trajectories),
         "trained tokens": len(delta),
@@ -205,7 +199,7 @@ def figures(
         "cut by TIS": (weights > TIS_CLIP).double().mean().item(),
         "dropped by MIS": ((weights < low) | (weights > high)).double().mean().item(),
         "trajectories touched by MIS": _share(((one.exp() < low) | (one.exp() > high)).any() for one in by_trajectory),
-        "trajectories vetoed": _share(vetoed),
+        "trajectories vetoed": _share((one.exp() < VETO).any() for one in by_trajectory),
         "effective tokens": effective_share(weights.clamp(max=TIS_CLIP)),
         "effective trajectories": effective_share(torch.stack([one.sum() for one in by_trajectory]).exp()),
     }
@@ -222,11 +216,11 @@ def retokenised_by(tokenizer: Any, ours: Any, trajectories: Sequence[Trajectory]
     for one in trajectories:
         starts = [place for turn in one.turns for place in (turn.start, turn.start + len(turn.log_probs))]
         parts = [ours.decode(one.ids[start:end]) for start, end in itertools.pairwise(starts)]
-        text, ids = one.prompt, _encode(tokenizer, one.prompt)
+        text, ids = one.prompt, encode(tokenizer, one.prompt)
         for number, part in enumerate(parts):
-            text, ids = text + part, ids + _encode(tokenizer, part)
+            text, ids = text + part, ids + encode(tokenizer, part)
             if number % 2:  # behind an observation, where a later turn begins
-                differs.append(_encode(tokenizer, text) != ids)
+                differs.append(encode(tokenizer, text) != ids)
     return _share(differs)
 
 
@@ -253,7 +247,7 @@ def _shown(name: str, value: float) -> str:
 
 
 async def trajectories(
-    plugin: argparse.Namespace, engine: Engine, questions: Sequence[Question], samples: int
+    plugin: argparse.Namespace, engine: Engine, questions: Sequence[Question]
 ) -> dict[str, list[Trajectory]]:
     """Way → trajectories, those that were discarded left out."""
     from slime.rollout.sglang_rollout import GenerateState
@@ -261,7 +255,7 @@ async def trajectories(
     import generate_with_search
 
     tokenizer = engine.tokenizer
-    groups = await roll_out(plugin, questions, samples=samples, evaluation=False, title="by ids")
+    groups = await roll_out(plugin, questions, samples=SAMPLES, evaluation=False, title="by ids")
     ids = [by_ids(sample) for group in groups for sample in group if any(sample.loss_mask)]
     ways = {"ids": ids}
     for name, as_text in (("ids, again", False), ("text", True)):
@@ -269,7 +263,7 @@ async def trajectories(
     runtime = Runtime(engine_url(plugin), load_config({}, {}, plugin), GenerateState(plugin))
     try:
         for name, stop in (("text, stop", STOP_STRINGS), ("text, no stop", ())):
-            fresh = [sample_of(plugin, tokenizer, question) for question in questions for _ in range(samples)]
+            fresh = [sample_of(plugin, tokenizer, question) for question in questions for _ in range(SAMPLES)]
             ways[name] = await asyncio.gather(*(by_text(runtime, engine, plugin, one, stop) for one in fresh))
     finally:
         await runtime.close()
@@ -279,14 +273,14 @@ async def trajectories(
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Way → figures; prints what the other tokenizer does."""
-    world, encoder = args.cache / "world", encoder_folder()
+    world, encoder = CACHE / "world", encoder_folder()
     write_world(build_world(), world)
-    corpus, index = world / "corpus.jsonl", index_path(args.cache, world / "corpus.jsonl")
+    corpus, index = world / "corpus.jsonl", index_path(CACHE, world / "corpus.jsonl")
     build_index(corpus, index, encoder)
     model, tokenizer = load_policy(args.model)
     torch.manual_seed(0)
     with ExitStack() as stack:
-        retriever = stack.enter_context(RetrieverProcess(corpus, index, encoder, args.cache / "retriever.log"))
+        retriever = stack.enter_context(RetrieverProcess(corpus, index, encoder, CACHE / "retriever.log"))
         engine = stack.enter_context(Engine(model, tokenizer, dtype=DTYPE, max_length=MAX_LENGTH))
         server = stack.enter_context(EngineServer(engine))
         plugin = slime_args(
@@ -294,7 +288,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         )
         plugin.rollout_temperature = 1.0  # at which the engine scores given ids
         questions = load_questions(world / "train.jsonl")[: args.questions]
-        ways = asyncio.run(trajectories(plugin, engine, questions, args.samples))
+        ways = asyncio.run(trajectories(plugin, engine, questions))
     everything = {(*one.prompt_ids, *one.ids): one for made in ways.values() for one in made}
     trainer = {}
     with Progress("trainer", len(everything), "trajectories") as progress:
@@ -317,9 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser(__doc__)
     options.add_argument("--model", type=Path, required=True, help="a model folder of a demo run")
     options.add_argument("--questions", type=int, default=16, help="of the demo's training questions (16)")
-    options.add_argument("--samples", type=int, default=4, help="trajectories of each (4)")
     options.add_argument("--tokenizer", type=Path, help="folder of another model's tokenizer")
-    options.add_argument("--cache", type=Path, default=ROOT / ".cache", help="where corpus and index are kept")
     args = options.parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     find_slime()
@@ -328,15 +320,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    rows = [[name, *(_shown(name, way[name]) for way in found.values())] for name in found["ids"]]
-    print_table(["", *found], rows)
-    exact = found["ids"]["mean |Δ|"]
+    report = Report(args)
+    rows = [{"": name} | {way: _shown(name, figures[name]) for way, figures in found.items()} for name in found["ids"]]
+    report.table("engine against trainer", rows)
+    report.figures["ways"] = found
     again, text = (found[way]["mean |Δ| where text differs"] for way in ("ids, again", "text"))
-    bounds = [
-        (f"by ids the mean |Δ| is {exact:.4f} (bound: at most 0.01)", exact <= 0.01),
-        (f"where text is read otherwise it is {text / again:.1f} times that by ids (bound: above 1)", text > again),
-    ]
-    return finish(args, {"ways": found}, bounds)
+    report.bound("by ids the mean |Δ| is {}", found["ids"]["mean |Δ|"], most=0.01)
+    report.bound("where text is read otherwise it is {} times that by ids", text / again, least=1.0)
+    return report.finish()
 
 
 if __name__ == "__main__":

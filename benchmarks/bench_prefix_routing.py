@@ -1,12 +1,12 @@
 """How many prompt tokens an engine finds in its prefix cache, by how the router chooses the engine of a call.
 
     pip install sglang-router
-    python -m benchmarks.bench_prefix_routing [--json FILE] [--engines 4] [--cache-tokens 60000]
+    python -m benchmarks.bench_prefix_routing [--json FILE]
 
 One training step: 32 prompts x 8 samples, all at once, each a trajectory of 1 to 4 engine calls. A call sends all ids
 so far: a prompt of 200 that the 8 samples share, then 80 of the model and 500 of documents for each turn before it.
-The router is the real one, and the plugin's own client sends the ids. The engines are fakes with a prefix cache each,
-which forgets the ids used longest ago; a call takes longer the more ids are not in it.
+The router is the real one, and the plugin's own client sends the ids. The four engines are fakes with a prefix cache
+each, which forgets the ids used longest ago; a call takes longer the more ids are not in it.
 
     round_robin          the next engine
     cache_aware          sglang-router's default: the engine that has seen the most similar prompt, unless it is busy
@@ -18,7 +18,6 @@ Printed for each: the share of prompt ids that were cached, and how many more id
 had to compute.
 """
 
-import argparse
 import asyncio
 import importlib.util
 import itertools
@@ -31,23 +30,25 @@ import uuid
 from asyncio.subprocess import Process
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from benchmarks.reporting import finish, parser, print_table
+from benchmarks.reporting import Report, parser
+from benchmarks.servers import engine_reply
 from search_rollout.engine.client import EngineClient
 from search_rollout.http_client import never
 
+ENGINES, CACHE_TOKENS, STEPS = 4, 60_000, 3
 PROMPTS, SAMPLES, MOST_CALLS = 32, 8, 4
 PROMPT, TURN, DOCUMENTS = 200, 80, 500  # tokens
 PAGE = 20  # tokens that a cache keeps or loses together; divides each of the three
 SECONDS_A_TOKEN = 20e-6  # of a prompt, where it is not cached
 SECONDS_A_CALL = 0.1  # to sample TURN tokens
-LEAST_GAIN = 1.2  # of consistent hashing over round robin
+POLICIES = ("round_robin", "cache_aware", "consistent_hashing", "manual", "by group")
 
 ROUTER = """
 import sys
@@ -61,54 +62,13 @@ launch_router(router)
 """
 
 
-class Policy(NamedTuple):
-    """How the router chooses, and whose key it is sent."""
-
-    name: str
-    policy: str
-    key: str = "sample"  # or "group"
-
-
-POLICIES = (
-    Policy("round_robin", "round_robin"),
-    Policy("cache_aware", "cache_aware"),
-    Policy("consistent_hashing", "consistent_hashing"),
-    Policy("manual", "manual"),
-    Policy("by group", "consistent_hashing", "group"),
-)
-
-
-# ---- The engines ------------------------------------------------------------------------------------------------
-
-
-class PrefixCache:
-    """Which beginnings of prompts an engine remembers, in pages; the pages used longest ago are forgotten first."""
-
-    def __init__(self, tokens: int) -> None:
-        self._pages: OrderedDict[int, None] = OrderedDict()  # hash of everything up to the page's end
-        self._most = tokens // PAGE
-
-    def read(self, ids: Sequence[int]) -> int:
-        """How many of the ids were known; afterwards all are."""
-        known, hit, prefix = True, 0, 0
-        for start in range(0, len(ids) - PAGE + 1, PAGE):
-            prefix = hash((prefix, *ids[start : start + PAGE]))
-            known = known and prefix in self._pages
-            hit += PAGE * known
-            self._pages[prefix] = None
-            self._pages.move_to_end(prefix)
-        while len(self._pages) > self._most:
-            self._pages.popitem(last=False)
-        return hit
-
-
 class FakeEngine:
     """SGLang's /generate, as far as its prefix cache goes, and what a router asks an engine for."""
 
-    def __init__(self, cache_tokens: int) -> None:
-        self._cache = PrefixCache(cache_tokens)
+    def __init__(self) -> None:
+        self._pages: OrderedDict[int, None] = OrderedDict()  # hash of everything up to the page's end
         self._sampled = itertools.count(10**6)
-        self.read = self.cached = self.running = 0
+        self.read = self.cached = 0  # ids
 
     def app(self) -> web.Application:
         """The routes."""
@@ -123,34 +83,26 @@ class FakeEngine:
 
     async def _generate(self, request: web.Request) -> web.Response:
         ids = (await request.json())["input_ids"]
-        hit = self._cache.read(ids)
+        hit = self._remember(ids)
         self.read += len(ids)
         self.cached += hit
-        self.running += 1
         await asyncio.sleep(SECONDS_A_CALL * random.uniform(0.5, 1.5) + SECONDS_A_TOKEN * (len(ids) - hit))
-        self.running -= 1
-        new = [next(self._sampled) for _ in range(TURN)]
-        self._cache.read([*ids, *new])
-        triples = [[-0.5, token, None] for token in new]
-        meta = {"finish_reason": {"type": "stop", "matched": "</search>"}, "output_token_logprobs": triples}
-        return web.json_response({"text": "", "output_ids": new, "meta_info": meta | {"prompt_tokens": len(ids)}})
+        new = list(itertools.islice(self._sampled, TURN))
+        self._remember([*ids, *new])
+        return engine_reply("", new, len(ids))
 
-
-@asynccontextmanager
-async def engines_of(args: argparse.Namespace) -> AsyncIterator[tuple[list[FakeEngine], list[str]]]:
-    """Fake engines and their URLs."""
-    engines = [FakeEngine(args.cache_tokens) for _ in range(args.engines)]
-    servers = [TestServer(engine.app()) for engine in engines]
-    for server in servers:
-        await server.start_server()
-    try:
-        yield engines, [f"http://127.0.0.1:{server.port}" for server in servers]
-    finally:
-        for server in servers:
-            await server.close()
-
-
-# ---- The router -------------------------------------------------------------------------------------------------
+    def _remember(self, ids: Sequence[int]) -> int:
+        """How many of the ids were known; afterwards all are, and those used longest ago are forgotten."""
+        known, hit, prefix = True, 0, 0
+        for start in range(0, len(ids) - PAGE + 1, PAGE):
+            prefix = hash((prefix, *ids[start : start + PAGE]))
+            known = known and prefix in self._pages
+            hit += PAGE * known
+            self._pages[prefix] = None
+            self._pages.move_to_end(prefix)
+        while len(self._pages) > CACHE_TOKENS // PAGE:
+            self._pages.popitem(last=False)
+        return hit
 
 
 @asynccontextmanager
@@ -161,7 +113,7 @@ async def real_router(policy: str, urls: Sequence[str]) -> AsyncIterator[str]:
         *(sys.executable, "-c", ROUTER, policy, str(port), *urls), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        await asyncio.wait_for(_until_it_routes(f"http://127.0.0.1:{port}", len(urls), process), 300)
+        await asyncio.wait_for(_until_it_routes(f"http://127.0.0.1:{port}", process), 300)
         yield f"http://127.0.0.1:{port}"
     finally:
         if process.returncode is None:
@@ -169,12 +121,12 @@ async def real_router(policy: str, urls: Sequence[str]) -> AsyncIterator[str]:
         await process.wait()
 
 
-async def _until_it_routes(url: str, engines: int, process: Process) -> None:
+async def _until_it_routes(url: str, process: Process) -> None:
     async with aiohttp.ClientSession() as session:
         while process.returncode is None:
             try:
                 async with session.get(f"{url}/workers") as answer:
-                    if len((await answer.json(content_type=None))["workers"]) == engines:
+                    if len((await answer.json(content_type=None))["workers"]) == ENGINES:
                         return
             except (aiohttp.ClientError, ValueError, KeyError):
                 pass
@@ -182,88 +134,73 @@ async def _until_it_routes(url: str, engines: int, process: Process) -> None:
     raise SystemExit(f"sglang-router ended with status {process.returncode} before it served.")
 
 
-# ---- The rollouts -----------------------------------------------------------------------------------------------
-
-
-def step(seed: int) -> list[tuple[int, list[int], int]]:
-    """(group, prompt ids, engine calls) of each sample."""
+def samples(seed: int) -> list[tuple[int, list[int], int]]:
+    """(group, prompt ids, engine calls) of each sample of a step."""
     choose = random.Random(seed)
     prompts = [[choose.randrange(10**5) for _ in range(PROMPT)] for _ in range(PROMPTS)]
     return [(group, ids, choose.randint(1, MOST_CALLS)) for group, ids in enumerate(prompts) for _ in range(SAMPLES)]
 
 
-def session_id(seed: str) -> str:
-    """As slime makes them."""
-    return str(uuid.UUID(int=random.Random(seed).getrandbits(128)))
-
-
-async def roll_out(client: EngineClient, key: str, prompt: list[int], calls: int, choose: random.Random) -> None:
+async def roll_out(client: EngineClient, key: str, prompt: list[int], calls: int) -> None:
     """One trajectory: all ids go to the engine, its ids and the documents' are appended."""
-    ids = list(prompt)
+    choose, ids = random.Random(key), list(prompt)
+    headers = {"X-SMG-Routing-Key": str(uuid.UUID(int=choose.getrandbits(128)))}  # as slime makes them
     for _ in range(calls):
         body = {"sampling_params": {"max_new_tokens": TURN}, "return_logprob": True, "input_ids": ids}
-        reply = await client.generate(body, {"X-SMG-Routing-Key": key}, never)
-        ids = [*ids, *reply.ids, *(choose.randrange(10**5) for _ in range(DOCUMENTS))]
-        await asyncio.sleep(choose.uniform(0.0, 0.1))  # a search
+        reply = await client.generate(body, headers, never)
+        ids = [*ids, *reply.ids, *(random.randrange(10**5) for _ in range(DOCUMENTS))]
+        await asyncio.sleep(random.uniform(0.0, 0.1))  # a search
 
 
-async def measure(policy: Policy, args: argparse.Namespace, seed: int) -> dict[str, float]:
-    """One step by one policy."""
-    choose = random.Random(seed)
-    async with engines_of(args) as (engines, urls), real_router(policy.policy, urls) as url:
+async def measure(policy: str, seed: int) -> tuple[float, float, int]:
+    """(share of prompt ids cached, busiest engine / average, ids computed) of one step by one policy."""
+    by_group = policy == "by group"
+    engines = [FakeEngine() for _ in range(ENGINES)]
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(TestServer(engine.app())) for engine in engines]
+        urls = [f"http://127.0.0.1:{server.port}" for server in servers]
+        url = await stack.enter_async_context(real_router("consistent_hashing" if by_group else policy, urls))
         client = EngineClient(url, timeout_s=60.0, retries=0)
+        stack.push_async_callback(client.close)
         await asyncio.gather(
             *(
-                roll_out(
-                    client, session_id(f"{seed} {group if policy.key == 'group' else number}"), prompt, calls, choose
-                )
-                for number, (group, prompt, calls) in enumerate(step(seed))
+                roll_out(client, f"{seed} {group if by_group else number}", prompt, calls)
+                for number, (group, prompt, calls) in enumerate(samples(seed))
             )
         )
-        await client.close()
     computed = [engine.read - engine.cached for engine in engines]
-    read = sum(engine.read for engine in engines)
-    return {
-        "hit": 1 - sum(computed) / read,
-        "busiest": max(computed) * len(computed) / sum(computed),
-        "computed": sum(computed),
-    }
+    share = 1 - sum(computed) / sum(engine.read for engine in engines)
+    return share, max(computed) * ENGINES / sum(computed), sum(computed)
 
 
 def possible(seed: int) -> float:
     """The share of prompt ids that one engine with an endless cache would know."""
-    read, new, prompts = 0, 0, set()
-    for group, _, calls in step(seed):
+    read, new = 0, PROMPTS * PROMPT
+    for _, _, calls in samples(seed):
         read += sum(PROMPT + call * (TURN + DOCUMENTS) for call in range(calls))
-        new += (calls - 1) * DOCUMENTS + PROMPT * (group not in prompts)
-        prompts.add(group)
+        new += (calls - 1) * DOCUMENTS
     return 1 - new / read
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Prints the table; exit status 1 if consistent hashing gains too little."""
-    command = parser(__doc__)
-    command.add_argument("--engines", type=int, default=4)
-    command.add_argument("--cache-tokens", type=int, default=60_000, help="prompt ids that an engine's cache holds")
-    command.add_argument("--runs", type=int, default=3, help="steps by each policy, of other trajectories each time")
-    args = command.parse_args(argv)
+    args = parser(__doc__).parse_args()
     if importlib.util.find_spec("sglang_router") is None:
         raise SystemExit("sglang-router is not installed: pip install sglang-router.")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # the router first tries whether they speak gRPC
-    rows = {}
+    rows: list[dict[str, Any]] = []
     for policy in POLICIES:
-        runs = [asyncio.run(measure(policy, args, seed)) for seed in range(args.runs)]
-        rows[policy.name] = {name: statistics.fmean(run[name] for run in runs) for name in runs[0]}
-        print(f"{policy.name}: {rows[policy.name]['hit']:.3f}", file=sys.stderr)
-    most = statistics.fmean(possible(seed) for seed in range(args.runs))
-    print_table(
-        ["policy", "prompt ids cached", "busiest engine / average", "ids computed"],
-        [[name, f"{row['hit']:.3f}", f"{row['busiest']:.2f}", round(row["computed"])] for name, row in rows.items()],
-    )
-    print(f"\nOne engine with an endless cache would know {most:.3f} of the ids.")
-    gain = rows["round_robin"]["computed"] / rows["consistent_hashing"]["computed"]
-    text = f"round_robin computes {gain:.2f} times the prompt ids of consistent_hashing (bound: {LEAST_GAIN})"
-    return finish(args, {"policies": rows, "possible": most}, [(text, gain >= LEAST_GAIN)])
+        runs = [asyncio.run(measure(policy, seed)) for seed in range(STEPS)]
+        hit, busiest, computed = map(statistics.fmean, zip(*runs, strict=True))
+        row = {"policy": policy, "prompt ids cached": hit, "busiest engine / average": busiest}
+        rows.append({**row, "ids computed": round(computed)})
+        print(f"{policy}: {hit:.3f}", file=sys.stderr)
+    most = statistics.fmean(map(possible, range(STEPS)))
+    report = Report(args)
+    report.table(f"One engine with an endless cache would know {most:.3f} of the ids.", rows)
+    robin, hashing = (row["ids computed"] for row in rows if row["policy"] in ("round_robin", "consistent_hashing"))
+    report.bound("round_robin computes {} times the prompt ids of consistent_hashing", robin / hashing, least=1.2)
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ import re
 import socket
 import statistics
 import sys
-import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,10 +34,11 @@ from typing import Any, NamedTuple
 import aiohttp
 import numpy as np
 
-from benchmarks.reporting import ROOT, finish, parser, print_table
-from benchmarks.servers import apart
+from benchmarks.reporting import ROOT, Report, parser, percentile
+from benchmarks.servers import apart, program
 from demo.models import encoder_folder, onnx_encoder_folder
-from evaluation.server_process import ServerProcess, free_port
+from evaluation.server_process import ServerProcess
+from local_dense_retriever.flat_file import write_flat_header
 from search_rollout.search.local_retriever import LocalRetriever
 from search_rollout.search.searcher import Searcher
 
@@ -46,11 +47,6 @@ MINILM_DIM, E5_DIM, ROWS = 384, 768, 200_000
 TOPK, BATCH = 3, 64
 WORDS = (ROOT / "local_dense_retriever" / "toy_corpus.jsonl").read_text(encoding="utf-8").replace('"', " ").split()
 ROUNDS = 3
-START_S = 120.0
-
-LEAST_DISTINCT, LEAST_REPEATED, LEAST_OF_DIRECT = 5.0, 15.0, 0.95
-LEAST_SEARCH, LEAST_RECALL = 5.0, 0.999
-MOST_READY_S, MOST_EXTRA_MB = 5.0, 900.0
 
 
 # ---- Files and queries -----------------------------------------------------------------------------------------------
@@ -63,33 +59,30 @@ class Files:
 
 
 def files(rows: int, dim: int) -> Files:
-    """A flat index of random unit vectors, and a corpus of as many passages of 60 words."""
+    """A flat index of random unit vectors, and a corpus of as many passages of 60 words; each made once."""
     FILES.mkdir(parents=True, exist_ok=True)
     made = Files(FILES / f"{rows}x{dim}.index", FILES / f"{rows}.jsonl")
-    if not made.index.exists():
-        with apart(_write_index, made.index, rows, dim) as pipe:  # its memory is gone afterwards
-            pipe.recv()
-    if not made.corpus.exists():
-        choose = random.Random(0)
-        texts = [" ".join(choose.choices(WORDS, k=60)) for _ in range(1000)]
-        temporary = made.corpus.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            for row in range(rows):
-                file.write(json.dumps({"id": str(row), "contents": f'"Title {row}"\n{texts[row % 1000]}'}) + "\n")
-        temporary.rename(made.corpus)
+    for path, write in ((made.index, _write_index), (made.corpus, _write_corpus)):
+        if not path.exists():
+            unfinished = path.with_suffix(".tmp")
+            write(unfinished, rows, dim)
+            unfinished.rename(path)
     return made
 
 
-def _write_index(path: Path, rows: int, dim: int, pipe: Connection) -> None:
-    import faiss
+def _write_index(path: Path, rows: int, dim: int) -> None:
+    with path.open("wb") as file:
+        write_flat_header(file, rows, dim)
+        for start in range(0, rows, 50_000):
+            file.write(unit_vectors(min(50_000, rows - start), dim, start).tobytes())
 
-    index = faiss.IndexFlatIP(dim)
-    for block in np.array_split(np.arange(rows), max(1, rows // 100_000)):
-        index.add(unit_vectors(len(block), dim, int(block[0])))
-    temporary = path.with_suffix(".tmp")
-    faiss.write_index(index, str(temporary))
-    temporary.rename(path)
-    pipe.send("done")
+
+def _write_corpus(path: Path, rows: int, dim: int) -> None:
+    choose = random.Random(0)
+    texts = [" ".join(choose.choices(WORDS, k=60)) for _ in range(1000)]
+    with path.open("w", encoding="utf-8") as file:
+        for row in range(rows):
+            file.write(json.dumps({"id": str(row), "contents": f'"Title {row}"\n{texts[row % 1000]}'}) + "\n")
 
 
 def unit_vectors(rows: int, dim: int, seed: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
@@ -163,14 +156,9 @@ def _flags(made: Files) -> list[str]:
     ]
 
 
-@contextmanager
-def our_server(made: Files, *flags: str) -> Iterator[ServerProcess]:
+def our_server(made: Files, *flags: str) -> AbstractContextManager[ServerProcess]:
     """The real server, once it is ready."""
-    port, script = free_port(), ROOT / "local_dense_retriever" / "retrieval_server.py"
-    command = [sys.executable, str(script), *_flags(made), "--port", str(port), *flags]
-    with tempfile.NamedTemporaryFile() as log:
-        with ServerProcess("retriever", command, port, Path(log.name), START_S, ready="/ready") as server:
-            yield server
+    return program("retriever", "local_dense_retriever/retrieval_server.py", *_flags(made), *flags, ready="/ready")
 
 
 class Load(NamedTuple):
@@ -200,9 +188,9 @@ async def load(port: int, queries: Sequence[str], clients: int) -> Load:
 
 async def plugin_load(port: int, queries: Sequence[str], at_once: int) -> float:
     """Queries a second of rollouts in one process, which share requests as the plugin's do."""
-    left = iter(queries)
     source = LocalRetriever(f"http://127.0.0.1:{port}", topk=TOPK, timeout_s=60.0)
     searcher = Searcher([source], concurrency=at_once, timeout_s=60.0, retries=0)
+    left = iter(queries)
 
     async def rollout() -> None:
         for query in left:
@@ -219,20 +207,15 @@ async def plugin_load(port: int, queries: Sequence[str], at_once: int) -> float:
 # ---- The sections ----------------------------------------------------------------------------------------------------
 
 
-def throughput() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
-    made = files(ROWS, MINILM_DIM)
-    fresh = questions()
+def throughput(report: Report) -> None:
+    made, fresh = files(ROWS, MINILM_DIM), questions()
 
-    def distinct(count: int) -> list[str]:
-        return list(itertools.islice(fresh, count))
-
-    def repeated(count: int) -> list[str]:
-        queries = distinct(count // 8) * 8
+    def ask(port: int, count: int, clients: int = 64, *, repeats: int = 1) -> Load:
+        queries = list(itertools.islice(fresh, count // repeats)) * repeats
         random.Random(2).shuffle(queries)
-        return queries
+        return asyncio.run(load(port, queries, clients))
 
-    kinds = {"distinct": (distinct, 192, 960), "each asked 8 times": (repeated, 192, 3840)}
-    runs: dict[tuple[str, str], list[Load]] = {}
+    runs: dict[tuple[str, str], list[Load]] = defaultdict(list)
     by_plugin, burst, straight = [], [], []
     with ExitStack() as stack:
         plain_pipe, direct_pipe = (stack.enter_context(apart(what, made)) for what in (plain_server, direct))
@@ -240,46 +223,45 @@ def throughput() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
         ours = stack.enter_context(our_server(made)).port
         direct_pipe.recv()
         for port in (plain, ours):
-            asyncio.run(load(port, distinct(64), 64))
+            ask(port, 64)
         for _ in range(ROUNDS):
-            for kind, (make, few, many) in kinds.items():
-                runs.setdefault((kind, "plain"), []).append(asyncio.run(load(plain, make(few), 64)))
-                runs.setdefault((kind, "ours"), []).append(asyncio.run(load(ours, make(many), 64)))
+            for load_name, repeats, many in (("distinct", 1, 960), ("each asked 8 times", 8, 3840)):
+                runs[load_name, "plain"].append(ask(plain, 192, repeats=repeats))
+                runs[load_name, "ours"].append(ask(ours, many, repeats=repeats))
             for _ in range(4):  # the machine's mood changes: short turns
-                direct_pipe.send(distinct(512))
+                direct_pipe.send(list(itertools.islice(fresh, 512)))
                 straight.append(512 / direct_pipe.recv())
-                by_plugin.append(asyncio.run(plugin_load(ours, distinct(1024), 256)))
-                burst.append(asyncio.run(load(ours, distinct(512), 256)).queries_per_s)
+                by_plugin.append(asyncio.run(plugin_load(ours, list(itertools.islice(fresh, 1024)), 256)))
+                burst.append(ask(ours, 512, 256).queries_per_s)
 
-    figures: dict[str, Any] = {}
-    rows, bounds = [], []
-    for kind, least in (("distinct", LEAST_DISTINCT), ("each asked 8 times", LEAST_REPEATED)):
-        per_s, median, p99 = {}, {}, {}
-        for who in ("plain", "ours"):
-            per_s[who] = statistics.median(run.queries_per_s for run in runs[kind, who])
-            latencies = sorted(itertools.chain.from_iterable(run.latencies_s for run in runs[kind, who]))
-            median[who], p99[who] = statistics.median(latencies), latencies[int(0.99 * len(latencies))]
-            rows.append([kind, who, f"{per_s[who]:.0f}", f"{1000 * median[who]:.0f}", f"{1000 * p99[who]:.0f}"])
-        ratio = per_s["ours"] / per_s["plain"]
-        figures[kind] = {"queries_per_s": per_s, "median_s": median, "p99_s": p99, "ratio": ratio}
-        text = f"{kind}: p99 {1000 * p99['ours']:.0f} ms, below the plain server's median"
-        bounds += [
-            (f"{kind}: {ratio:.1f} times the plain server (at least {least:g})", ratio >= least),
-            (text, p99["ours"] < median["plain"]),
-        ]
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for (load_name, server), loads in runs.items():
+        latencies = [1000 * second for one in loads for second in one.latencies_s]
+        rows[load_name, server] = {
+            "load, 200,000 × 384": f"{load_name}, 64 clients",
+            "server": server,
+            "queries/s": statistics.median(one.queries_per_s for one in loads),
+            "median ms": statistics.median(latencies),
+            "p99 ms": percentile(latencies, 99),
+        }
+    whole = [("256 rollouts of the plugin", "ours", by_plugin), ("256 clients", "ours", burst)]
+    whole += [(f"batches of {BATCH}", "direct", straight)]
+    for name, server, rates in whole:
+        figures = (f"distinct, {name}", server, statistics.median(rates), None, None)
+        rows[name, server] = dict(zip(rows["distinct", "ours"], figures, strict=True))
+    report.table("throughput", list(rows.values()))
+    for load_name, least in (("distinct", 5.0), ("each asked 8 times", 15.0)):
+        plain_row, our_row = (rows[load_name, server] for server in ("plain", "ours"))
+        ratio = our_row["queries/s"] / plain_row["queries/s"]
+        report.bound(f"{load_name}: {{}} times the plain server", ratio, least=least)
+        text = f"{load_name}: p99 {{}} ms, and the plain server's median"
+        report.bound(text, our_row["p99 ms"], most=plain_row["median ms"])
     reached = statistics.median(a / b for a, b in zip(by_plugin, straight, strict=True))
-    rows.append(["distinct, 256 rollouts of the plugin", "ours", f"{statistics.median(by_plugin):.0f}", "", ""])
-    rows.append(["distinct, 256 clients", "ours", f"{statistics.median(burst):.0f}", "", ""])
-    rows.append([f"distinct, batches of {BATCH}", "direct", f"{statistics.median(straight):.0f}", "", ""])
-    figures["of_direct"] = {"by_plugin": by_plugin, "burst": burst, "direct": straight, "ratio": reached}
-    bounds.append(
-        (f"the plugin reaches {reached:.2f} of direct calls (at least {LEAST_OF_DIRECT})", reached >= LEAST_OF_DIRECT)
-    )
-    print_table(["64 clients, 200,000 × 384", "server", "queries/s", "median ms", "p99 ms"], rows)
-    return figures, bounds
+    report.bound("the plugin reaches {} of direct calls", reached, least=0.95)
 
 
 def _search_alone(made: Files, pipe: Connection) -> None:
+    """Sends the queries/s of both, and the recall."""
     import faiss
 
     from local_dense_retriever.exact_index import ExactIndex
@@ -289,35 +271,27 @@ def _search_alone(made: Files, pipe: Connection) -> None:
     _, expected = flat.search(queries, TOPK)
     found = exact.search(queries, TOPK).rows
     recall = np.mean([len(set(a) & set(b)) / TOPK for a, b in zip(expected.tolist(), found.tolist(), strict=True)])
-    seconds: dict[str, list[float]] = {"flat": [], "exact": []}
+    flat_s, exact_s = [], []
     for _ in range(ROUNDS):
         began = time.perf_counter()
         for row in range(BATCH // 2):
             flat.search(queries[row : row + 1], TOPK)
-        seconds["flat"].append(2 * (time.perf_counter() - began))
+        flat_s.append((time.perf_counter() - began) / (BATCH // 2))
         began = time.perf_counter()
         for _ in range(5):
             exact.search(queries, TOPK)
-        seconds["exact"].append((time.perf_counter() - began) / 5)
-    pipe.send((seconds, float(recall)))
+        exact_s.append((time.perf_counter() - began) / (5 * BATCH))
+    pipe.send((1 / statistics.median(flat_s), 1 / statistics.median(exact_s), float(recall)))
 
 
-def search() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
+def search(report: Report) -> None:
     with apart(_search_alone, files(ROWS, E5_DIM)) as pipe:
-        seconds, recall = pipe.recv()
-    per_s = {who: BATCH / statistics.median(runs) for who, runs in seconds.items()}
-    ratio = per_s["exact"] / per_s["flat"]
-    rows = [
-        ["FAISS flat, one at a time", f"{per_s['flat']:.0f}", "1"],
-        [f"exact, batches of {BATCH}", f"{per_s['exact']:.0f}", f"{recall:.4f}"],
-    ]
-    print_table(["search alone, 200,000 × 768", "queries/s", "recall@3"], rows)
-    text = f"exact search: {ratio:.1f} times FAISS flat one at a time (at least {LEAST_SEARCH:g})"
-    bounds = [
-        (text, ratio >= LEAST_SEARCH),
-        (f"recall@3 {recall:.4f} (at least {LEAST_RECALL})", recall >= LEAST_RECALL),
-    ]
-    return {"queries_per_s": per_s, "ratio": ratio, "recall_at_3": recall}, bounds
+        flat, exact, recall = pipe.recv()
+    names = ("search alone, 200,000 × 768", "queries/s", "recall@3")
+    rows = [("FAISS flat, one at a time", flat, 1.0), (f"exact, batches of {BATCH}", exact, recall)]
+    report.table("search", [dict(zip(names, row, strict=True)) for row in rows])
+    report.bound("exact search: {} times FAISS flat one at a time", exact / flat, least=5.0)
+    report.bound("recall@3 {}", recall, least=0.999)
 
 
 class Start(NamedTuple):
@@ -336,34 +310,23 @@ def start(made: Files, *flags: str) -> Start:
         return Start(ready_s, megabytes["VmRSS"], megabytes["RssAnon"])
 
 
-def _cells(found: Start) -> list[str]:
-    return [f"{found.ready_s:.1f}", f"{found.resident_mb:.0f}", f"{found.private_mb:.0f}"]
-
-
-def restart() -> tuple[dict[str, Any], list[tuple[str, bool]]]:
-    sizes = (ROWS, 1_000_000)
-    figures: dict[str, Any] = {}
-    rows, bounds = [], []
-    for rows_count in sizes:
-        start(files(rows_count, MINILM_DIM))  # writes the corpus's sidecar
+def restart(report: Report) -> None:
+    small_made, large_made = (files(count, MINILM_DIM) for count in (ROWS, 1_000_000))
+    for made in (small_made, large_made):
+        start(made)  # writes the corpus's sidecar
+    # A straight line through both sizes, in numbers (rows × dimension).
+    scale = (21_015_324 * E5_DIM - 1_000_000 * MINILM_DIM) / ((1_000_000 - ROWS) * MINILM_DIM)
+    rows, large = [], {}
     for backend in ("exact", "faiss"):
-        small, large = (start(files(count, MINILM_DIM), "--index_backend", backend) for count in sizes)
-        index_mb = files(sizes[1], MINILM_DIM).index.stat().st_size / 2**20
-        for count, found in zip(sizes, (small, large), strict=True):
-            rows.append([backend, f"{count:,} × {MINILM_DIM}", *_cells(found)])
-        # A straight line through both sizes, in numbers (rows × dimension).
-        scale = (21_015_324 * E5_DIM - sizes[1] * MINILM_DIM) / ((sizes[1] - sizes[0]) * MINILM_DIM)
-        far = Start(*(b + max(0.0, b - a) * scale for a, b in zip(small, large, strict=True)))
-        rows.append([f"{backend}, computed", f"21,015,324 × {E5_DIM}", *_cells(far)])
-        figures[backend] = {"200k": small._asdict(), "1M": large._asdict(), "21M computed": far._asdict()}
-        extra, ready_s = large.resident_mb - index_mb, large.ready_s
-        text = f"{backend}: index {index_mb:.0f} MB and {extra:.0f} MB (below {MOST_EXTRA_MB:g})"
-        bounds += [
-            (f"{backend}: ready in {ready_s:.1f} s (below {MOST_READY_S:g})", ready_s < MOST_READY_S),
-            (text, extra < MOST_EXTRA_MB),
-        ]
-    print_table(["backend", "vectors", "seconds to /ready", "resident MB", "private MB"], rows)
-    return figures, bounds
+        small, large[backend] = (start(made, "--index_backend", backend) for made in (small_made, large_made))
+        far = Start(*(b + max(0.0, b - a) * scale for a, b in zip(small, large[backend], strict=True)))
+        found = {"200,000 × 384": small, "1,000,000 × 384": large[backend], "computed: 21,015,324 × 768": far}
+        rows += [{"backend": backend, "vectors": size, **one._asdict()} for size, one in found.items()]
+    report.table("restart", rows)
+    index_mb = large_made.index.stat().st_size / 2**20
+    for backend, one in large.items():
+        report.bound(f"{backend}: ready in {{}} s", one.ready_s, most=5.0)
+        report.bound(f"{backend}: index {index_mb:.0f} MB and {{}} MB", one.resident_mb - index_mb, most=900.0)
 
 
 SECTIONS = {"throughput": throughput, "search": search, "restart": restart}
@@ -376,12 +339,10 @@ def main() -> int:
     args = arguments.parse_args()
     if unknown := set(args.only.split(",")) - set(SECTIONS):
         arguments.error(f"--only knows {', '.join(SECTIONS)}, not {', '.join(unknown)}")
-    figures, bounds = {}, []
+    report = Report(args)
     for name in args.only.split(","):
-        figures[name], found = SECTIONS[name]()
-        bounds += found
-        print(flush=True)
-    return finish(args, figures, bounds)
+        SECTIONS[name](report)
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ import aiohttp
 from aiohttp import web
 from transformers import AutoTokenizer
 
-from benchmarks.reporting import ROOT, finish, parser, print_table
+from benchmarks.reporting import ROOT, Report, parser
 from benchmarks.servers import apart, engine_reply, serve
 from demo.models import policy_folder
-from evaluation.plugin import find_slime
+from evaluation.plugin import find_slime, plugin_args
 
 CONCURRENT, GROUP = 256, 8  # 32 prompts, 8 samples of each
 TURNS = (1, 2, 4, 8, 16)
@@ -40,7 +40,6 @@ PROMPTS = [
     "Answer the question by searching. " * 20 + f"In which country does place {number} lie?\n"
     for number in range(CONCURRENT // GROUP)
 ]
-LEAST_RATIO_AT_4, MOST_GROWTH_TO_16 = 2.0, 6.0
 
 
 # ---- The other process: an engine and a retriever that answer at once -----------------------------------------------
@@ -85,20 +84,10 @@ def engine_and_retriever(model: str, pipe: Connection) -> None:
 
 def slime_args(model: str, port: int, turns: int) -> argparse.Namespace:
     """slime's args for trajectories of `turns` engine calls."""
-    return argparse.Namespace(
-        hf_checkpoint=model,
-        sglang_router_ip="127.0.0.1",
-        sglang_router_port=port,
-        sglang_server_concurrency=CONCURRENT,
-        rollout_temperature=0.8,
-        rollout_top_p=1.0,
-        rollout_top_k=-1,
-        rollout_max_response_len=512,
-        search_backend="local",
-        retrieval_server_url=f"http://127.0.0.1:{port}",
-        max_turns=max(turns - 1, 1),
-        max_context_length=10**6,
-    )
+    url = f"http://127.0.0.1:{port}"
+    settings = {"search_backend": "local", "retrieval_server_url": url, "max_context_length": 10**6}
+    settings["max_turns"] = max(turns - 1, 1)
+    return plugin_args(model=model, engine_url=url, settings=settings, temperature=0.8, max_response_len=512)
 
 
 async def by_ids(args: argparse.Namespace, turns: int, number: int, session: aiohttp.ClientSession) -> int:
@@ -151,7 +140,7 @@ async def by_text(args: argparse.Namespace, turns: int, number: int, session: ai
 
 
 async def measure(way: Any, args: argparse.Namespace, turns: int, pipe: Connection) -> tuple[float, float, float]:
-    """(client CPU, engine's tokenising, tokens) of one trajectory, in seconds and tokens."""
+    """(client CPU ms, engine's tokenising ms, tokens) of one trajectory."""
     import generate_with_search
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -163,7 +152,7 @@ async def measure(way: Any, args: argparse.Namespace, turns: int, pipe: Connecti
         client = time.process_time() - began
     await generate_with_search.close()
     pipe.send(True)
-    return client / CONCURRENT, pipe.recv() / CONCURRENT, statistics.mean(lengths)
+    return 1000 * client / CONCURRENT, 1000 * pipe.recv() / CONCURRENT, statistics.mean(lengths)
 
 
 def main() -> int:
@@ -171,37 +160,31 @@ def main() -> int:
     args = parser(__doc__).parse_args()
     find_slime()
     model = str(policy_folder(ROOT / ".cache"))
-    rows, figures, ids_cost = [], [], {}
+    rows: dict[int, dict[str, float]] = {}
     with apart(engine_and_retriever, model) as pipe:
         port = pipe.recv()
         for turns in TURNS:
-            found: dict[str, list[tuple[float, float, float]]] = {"ids": [], "text": []}
+            runs: dict[Any, list[tuple[float, float, float]]] = {by_ids: [], by_text: []}
             for _ in range(5 if turns <= 4 else 2):
-                for name, way in (("ids", by_ids), ("text", by_text)):
-                    found[name].append(asyncio.run(measure(way, slime_args(model, port, turns), turns, pipe)))
+                for way, found in runs.items():
+                    found.append(asyncio.run(measure(way, slime_args(model, port, turns), turns, pipe)))
             (ids_client, ids_engine, tokens), (text_client, text_engine, _) = (
-                [statistics.mean(column) for column in zip(*found[name], strict=True)] for name in ("ids", "text")
+                map(statistics.mean, zip(*found, strict=True)) for found in runs.values()
             )
-            ids_cost[turns] = ids_client + ids_engine
-            ratio = (text_client + text_engine) / ids_cost[turns]
-            milliseconds = [1000 * value for value in (ids_client, ids_engine, text_client, text_engine)]
-            rows.append([turns, f"{tokens:.0f}", *(f"{value:.2f}" for value in milliseconds), f"{ratio:.2f}"])
-            names = ("ids_client_ms", "ids_engine_ms", "text_client_ms", "text_engine_ms")
-            figures.append(
-                {"turns": turns, "tokens": tokens, **dict(zip(names, milliseconds, strict=True)), "ratio": ratio}
-            )
+            rows[turns] = {
+                **{"turns": turns, "tokens": tokens},
+                **{"ids: client": ids_client, "ids: engine tokenising": ids_engine},
+                **{"text: client": text_client, "text: engine tokenising": text_engine},
+                "text / ids": (text_client + text_engine) / (ids_client + ids_engine),
+            }
             print(f"{turns} turns measured", file=sys.stderr)
-    print(f"CPU milliseconds of one trajectory, {CONCURRENT} at once; mean of 5 runs of each, of 2 from 8 turns on\n")
-    print_table(
-        ["turns", "tokens", "ids: client", "engine tokenising", "text: client", "engine tokenising", "text / ids"], rows
-    )
-    ratio = next(figure["ratio"] for figure in figures if figure["turns"] == 4)
-    growth = ids_cost[16] / ids_cost[4]
-    bounds = [
-        (f"at 4 turns text costs {ratio:.2f} times ids (at least {LEAST_RATIO_AT_4})", ratio >= LEAST_RATIO_AT_4),
-        (f"16 turns cost {growth:.2f} times 4 turns by ids (at most {MOST_GROWTH_TO_16})", growth <= MOST_GROWTH_TO_16),
-    ]
-    return finish(args, {"rows": figures, "ratio_at_4_turns": ratio, "growth_4_to_16": growth}, bounds)
+    report = Report(args)
+    title = f"CPU milliseconds of one trajectory, {CONCURRENT} at once; mean of 5 runs of each, of 2 from 8 turns on"
+    report.table(title, list(rows.values()))
+    four, sixteen = (rows[turns]["ids: client"] + rows[turns]["ids: engine tokenising"] for turns in (4, 16))
+    report.bound("at 4 turns text costs {} times ids", rows[4]["text / ids"], least=2.0)
+    report.bound("16 turns cost {} times 4 turns by ids", sixteen / four, most=6.0)
+    return report.finish()
 
 
 if __name__ == "__main__":

