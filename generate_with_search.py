@@ -388,9 +388,9 @@ def _runtime(args: Any, config: SearchConfig) -> Runtime:
 def _web_search(config: SearchConfig) -> PassageSource | None:
     if config.search_backend != "google":
         return None
-    from google_search_server import from_config  # only where it is used
+    from google_search_server import GoogleSearch  # only where it is used
 
-    return from_config(config)
+    return GoogleSearch(config)
 
 
 def search_usage() -> dict[str, float]:

@@ -20,10 +20,9 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from yarl import URL
 
 from search_rollout.arguments import whole_number
-from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, check_key, load_config
+from search_rollout.config import ConfigError, SearchConfig, load_config
 from search_rollout.http_client import JsonClient, RequestFailed, ServiceRefused
 from search_rollout.runtime import make_searcher
 from search_rollout.search.google import Hit, contents, passage, read_answer
@@ -31,7 +30,6 @@ from search_rollout.search.passage import Passage
 from search_rollout.search.searcher import Searcher
 from search_rollout.search.web_pages import WebPages
 
-ENDPOINT = "https://google.serper.dev/search"
 RESULTS_FOR_ONE_CREDIT = 10  # always requested: some have no text
 MAX_QUERY_CHARACTERS = 2048  # the API ignores the rest
 
@@ -49,27 +47,17 @@ class GoogleSearch:
     """A `PassageSource`; belongs to one event loop.
 
     Passages are the answer box, the knowledge graph and the organic results, in this order: their snippets, or with
-    `pages` the part of each organic result's page that contains the snippet. `gl` and `hl` are Google's country and
-    language. Nothing is retried; `timeout_s` bounds an API call. Raises ConfigError on a bad argument.
+    `google_full_pages` the part of each organic result's page that contains the snippet. Nothing is retried;
+    `search_timeout_s` bounds an API call. Raises ConfigError if packages for full pages are missing.
     """
 
-    def __init__(
-        self,
-        api_key: str,
-        *,
-        endpoint: str = ENDPOINT,
-        topk: int = 3,
-        gl: str = "us",
-        hl: str = "en",
-        pages: WebPages | None = None,
-        timeout_s: float = 20.0,
-    ) -> None:
-        self._key = _checked_key(api_key)
-        self._endpoint = _checked_endpoint(endpoint)
-        self._client = JsonClient(self._endpoint, timeout_s=timeout_s, retries=0, pause_s=0.0)
-        self._topk = topk
-        self._locale = {name: value for name, value in (("gl", gl), ("hl", hl)) if value}
-        self._pages = pages
+    def __init__(self, config: SearchConfig, pages: WebPages | None = None) -> None:
+        self._endpoint = config.google_endpoint
+        self._key = config.google_api_key
+        self._client = JsonClient(self._endpoint, timeout_s=config.search_timeout_s, retries=0, pause_s=0.0)
+        self._topk = config.topk
+        self._locale = {name: value for name, value in (("gl", config.google_gl), ("hl", config.google_hl)) if value}
+        self._pages = pages or (WebPages() if config.google_full_pages else None)
 
     def __str__(self) -> str:
         return self._endpoint
@@ -110,40 +98,10 @@ class GoogleSearch:
         raise refused
 
 
-def from_config(config: SearchConfig) -> GoogleSearch:
-    """The client that the settings describe."""
-    return GoogleSearch(
-        "replay" if config.caching == "replay" else config.google_api_key,  # a replay calls nothing and needs no key
-        endpoint=config.google_endpoint,
-        topk=config.topk,
-        gl=config.google_gl,
-        hl=config.google_hl,
-        pages=WebPages() if config.google_full_pages else None,
-        timeout_s=config.search_timeout_s,
-    )
-
-
 async def _from_page(pages: WebPages, hit: Hit, query: str) -> Hit:
     """The hit, with its snippet replaced by a passage of its page if one is found."""
     text = await pages.passage(hit.link, hit.passage.text or query) if hit.link else None
     return Hit(passage(hit.passage.title, text)) if text else hit
-
-
-def _checked_key(api_key: str) -> str:
-    key = api_key.strip()
-    if key in ("", PLACEHOLDER_KEY):
-        raise ConfigError("Web search needs a key: set GOOGLE_API_KEY, from serper.dev.")
-    check_key("GOOGLE_API_KEY", key)
-    return key
-
-
-def _checked_endpoint(endpoint: str) -> str:
-    url = URL(endpoint)
-    if url.scheme not in ("http", "https") or not url.host or url.user or url.query_string:
-        raise ConfigError(
-            "The endpoint of web search must be an http or https URL without a query; set the key by GOOGLE_API_KEY."
-        )
-    return endpoint
 
 
 def _remedy(failure: RequestFailed) -> str | None:
@@ -247,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config({}, os.environ, args)
         app = create_app(
-            make_searcher(config, [from_config(config)]), topk=config.topk, api_key=config.retrieval_api_key
+            make_searcher(config, [GoogleSearch(config)]), topk=config.topk, api_key=config.retrieval_api_key
         )
         listener = socket.create_server((args.host, args.port), backlog=LISTEN_BACKLOG)
     except ConfigError as error:

@@ -132,10 +132,10 @@ def _search_web(setup: Setup) -> Finding:
     if setup.lacks_google_key:
         remedy = "set GOOGLE_API_KEY to a key from serper.dev, or SEARCH_BACKEND=local for your own retriever"
         return wrong("SEARCH_BACKEND=google, but GOOGLE_API_KEY is not set", remedy)
-    from google_search_server import from_config
+    from google_search_server import GoogleSearch
 
     config = setup.config
-    source = from_config(config)
+    source = GoogleSearch(config)
     try:
         passages = asyncio.run(_closing(lambda: source.find(QUERY), source.close))
     except RequestFailed as failure:

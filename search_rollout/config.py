@@ -208,9 +208,10 @@ class SearchConfig:
             )
 
     def _check_urls(self, key: str, urls: list[str], key_variable: str) -> None:
-        if any("@" in url for url in urls):  # not quoted in the message
-            raise ConfigError(f"{_variable(key)} ({key}) holds a password; it would be logged: use {key_variable}.")
-        if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
+        if any("@" in url or "?" in url for url in urls):  # not quoted in the message
+            secret = "a password or a query; it would be logged"
+            raise ConfigError(f"{_variable(key)} ({key}) holds {secret}: use {key_variable}.")
+        if not urls or not all(re.match(r"https?://[^/]", url) for url in urls):
             raise ConfigError(_wrong_value(key, getattr(self, key), "an http:// or https:// URL"))
 
 

@@ -5,9 +5,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from web_fakes import KEY
+
+from google_search_server import GoogleSearch
+from search_rollout.config import SearchConfig
 from search_rollout.search.cache import SearchCache
 from search_rollout.search.local_retriever import LocalRetriever
 from search_rollout.search.searcher import Searcher
+from search_rollout.search.web_pages import WebPages
+
+
+def google_search(url: str, key: str = KEY, *, pages: WebPages | None = None, **settings: Any) -> GoogleSearch:
+    """The client of web search, with these settings."""
+    values = {"search_timeout_s": 5.0} | settings
+    config = SearchConfig(search_backend="google", google_api_key=key, google_endpoint=url, **values)
+    return GoogleSearch(config, pages)
 
 
 @asynccontextmanager

@@ -7,9 +7,10 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
+from search_helpers import google_search
 from web_fakes import KEY, FakeGoogle
 
-from google_search_server import ENDPOINT, GoogleSearch
+from search_rollout.config import SearchConfig
 from search_rollout.http_client import JsonClient, ServiceRefused
 
 REAL_KEY = os.environ.get("SERPER_API_KEY", "")
@@ -21,7 +22,7 @@ async def api(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str]]:
     if request.param == "real":
         if not REAL_KEY:
             pytest.skip("no SERPER_API_KEY, so only the stand-in was asked")
-        yield ENDPOINT, REAL_KEY
+        yield SearchConfig.google_endpoint, REAL_KEY
     else:
         async with FakeGoogle() as google:
             yield google.url, KEY
@@ -38,14 +39,14 @@ async def test_an_answer_has_organic_results_with_title_link_and_snippet(api):
 
 
 async def test_the_clients_passages_name_the_capital(api):
-    search = GoogleSearch(api[1], endpoint=api[0])
+    search = google_search(*api)
     found = await search.find("capital of Kenya")
     await search.close()
     assert 1 <= len(found) <= 3 and any("Nairobi" in passage.text for passage in found)
 
 
 async def test_a_wrong_key_is_refused(api):
-    search = GoogleSearch("0" * 40, endpoint=api[0])
+    search = google_search(api[0], "0" * 40)
     with pytest.raises(ServiceRefused, match="set GOOGLE_API_KEY"):
         await search.find("x")
     await search.close()

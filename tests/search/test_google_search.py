@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from search_helpers import google_search
 from web_fakes import KEY, FakeGoogle, cut, json_error, no_credits
 
 from google_search_server import GoogleSearch
@@ -23,7 +24,7 @@ RESULTS = {"organic": [{"title": f"t{n}", "link": f"http://h/{n}", "snippet": f"
 @asynccontextmanager
 async def client(google: FakeGoogle, **settings: Any) -> AsyncIterator[GoogleSearch]:
     async with google:
-        search = GoogleSearch(KEY, endpoint=google.url, **({"timeout_s": 5.0} | settings))
+        search = google_search(google.url, **settings)
         try:
             yield search
         finally:
@@ -39,7 +40,7 @@ async def failure_of(google: FakeGoogle, **settings: Any) -> RequestFailed:
 
 async def test_a_query_is_sent_with_its_locale_and_the_best_results_come_back():
     google = FakeGoogle(RESULTS)
-    async with client(google, topk=2, gl="ke", hl="sw") as search:
+    async with client(google, topk=2, google_gl="ke", google_hl="sw") as search:
         assert await search.find("mji") == [Passage("t0", "s0"), Passage("t1", "s1")]
     assert google.requests == [{"q": "mji", "num": 10, "gl": "ke", "hl": "sw"}]
 
@@ -98,7 +99,7 @@ async def test_each_failure_is_reported_by_its_kind(answer, kind, words):
 
 async def test_a_cut_connection_and_a_slow_answer_may_get_better():
     assert isinstance(await failure_of(FakeGoogle(trouble=lambda _, request: cut(request))), TransientFailure)
-    assert isinstance(await failure_of(FakeGoogle(trouble=lambda *_: 5.0), timeout_s=0.2), TransientFailure)
+    assert isinstance(await failure_of(FakeGoogle(trouble=lambda *_: 5.0), search_timeout_s=0.2), TransientFailure)
 
 
 async def test_a_redirect_does_not_take_the_key_elsewhere():
@@ -162,23 +163,24 @@ async def test_a_wrong_key_is_said_once_with_its_remedy(caplog):
 
 def test_sources_are_interchangeable_only_with_the_same_locale_number_and_kind_of_text():
     names = {
-        GoogleSearch(KEY, **settings).namespace
-        for settings in ({}, {"topk": 4}, {"gl": "ke"}, {"hl": "sw"}, {"endpoint": "http://h/search"})
+        google_search(**({"url": "http://h/"} | settings)).namespace
+        for settings in ({}, {"topk": 4}, {"google_gl": "ke"}, {"google_hl": "sw"}, {"url": "http://h/search"})
     }
-    assert len(names) == 5 and GoogleSearch("other", topk=4).namespace in names
+    assert len(names) == 5 and google_search("http://h/", "other", topk=4).namespace in names
 
 
 @pytest.mark.parametrize("key", ["", " ", "YOUR_API_KEY", "a b", "ключ", "a\nb"])
 def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key):
     with pytest.raises(ConfigError, match="GOOGLE_API_KEY") as error:
-        GoogleSearch(key)
+        google_search("http://h/", key)
     assert key == "YOUR_API_KEY" or len(key.strip()) == 0 or key not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["google.serper.dev", "ftp://h/", "https://h/search?apiKey=s3cret", "https://u:s3cret@h/"]
+    "endpoint",
+    ["google.serper.dev", "ftp://h/", "http://", "https:///x", "https://h/search?apiKey=s3cret", "https://u:s3cret@h/"],
 )
 def test_an_endpoint_that_cannot_be_one_is_refused_and_not_shown(endpoint):
     with pytest.raises(ConfigError, match="endpoint") as error:
-        GoogleSearch(KEY, endpoint=endpoint)
+        google_search(endpoint)
     assert "s3cret" not in str(error.value)

@@ -16,10 +16,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
+from search_helpers import google_search
 from web_fakes import KEY, FakeGoogle, json_error
 
 import google_search_server
-from google_search_server import GoogleSearch, create_app
+from google_search_server import create_app
 from search_rollout.search.local_retriever import LocalRetriever
 from search_rollout.search.passage import Passage
 from search_rollout.search.searcher import Searcher
@@ -30,7 +31,7 @@ REPOSITORY = Path(__file__).parents[2]
 @asynccontextmanager
 async def server(google: FakeGoogle, **settings: Any) -> AsyncIterator[str]:
     async with google:
-        search = GoogleSearch(KEY, endpoint=google.url, topk=3, timeout_s=5.0)
+        search = google_search(google.url)
         searcher = Searcher([search], concurrency=8, timeout_s=5.0, retries=0)
         async with TestServer(create_app(searcher, topk=3, **settings)) as started:
             yield f"http://127.0.0.1:{started.port}"
@@ -60,7 +61,7 @@ async def test_the_answer_has_the_wire_of_the_local_retriever():
 
 async def test_a_rollout_reads_the_same_passages_through_the_server_as_directly():
     async with FakeGoogle() as google:
-        direct = GoogleSearch(KEY, endpoint=google.url)
+        direct = google_search(google.url)
         expected = await direct.find("x")
         await direct.close()
     async with server(FakeGoogle()) as url:

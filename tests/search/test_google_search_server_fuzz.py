@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp.test_utils import TestServer
 from fuzz_helpers import ANYTHING, in_thread, statuses
-from web_fakes import KEY, FakeGoogle
+from search_helpers import google_search
+from web_fakes import FakeGoogle
 
-from google_search_server import GoogleSearch, create_app
+from google_search_server import create_app
 from search_rollout.search.searcher import Searcher
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ BODY = {
 @asynccontextmanager
 async def served() -> AsyncIterator[str]:
     async with FakeGoogle() as google:
-        search = GoogleSearch(KEY, endpoint=google.url, topk=3, timeout_s=5.0)
+        search = google_search(google.url)
         searcher = Searcher([search], concurrency=8, timeout_s=5.0, retries=0)
         async with TestServer(create_app(searcher, topk=3)) as server:
             yield f"http://127.0.0.1:{server.port}"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from search_helpers import google_search
 from web_fakes import KEY, FakeGoogle, FakePage, FakeWeb, article, redirect, zip_bomb
 
-from google_search_server import GoogleSearch
 from search_rollout.config import ConfigError
 from search_rollout.search import web_pages
 from search_rollout.search.page_fetcher import Page, PageFailed, PageLimits
@@ -65,7 +65,7 @@ async def test_each_result_gets_its_own_pages_passage_or_keeps_its_snippet():
             ]
         }
         async with pages_of(web, is_allowed=lambda address: str(address) == "127.0.0.1") as pages:
-            search = GoogleSearch(KEY, endpoint=google.url, topk=20, pages=pages)
+            search = google_search(google.url, topk=20, pages=pages)
             found = {passage.title: passage.text for passage in await search.find("capital of Kenya")}
             assert search.namespace.endswith("pages")
             await search.close()
@@ -138,6 +138,6 @@ def test_missing_packages_are_reported(monkeypatch):
 async def test_snippets_need_neither_pages_nor_their_packages(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     async with FakeGoogle() as google:
-        search = GoogleSearch(KEY, endpoint=google.url, topk=1)
+        search = google_search(google.url, topk=1)
         assert await search.find("x") == [Passage("Kenya / Capital", "The capital of Kenya is Nairobi.")]
         await search.close()
