@@ -73,23 +73,17 @@ class Retry:
             try:
                 return await attempt()
             except TransientFailure as failure:
-                pause_s = failure.retry_after_s + next(pauses, math.inf)
-                if time.monotonic() + pause_s >= deadline:
+                ends = time.monotonic() + failure.retry_after_s + next(pauses, math.inf)
+                if ends >= deadline:
                     raise
                 logger.debug("trying again: %s", failure)
-                if not await _sleep(pause_s, called_off):
+                while not called_off():
+                    left_s = ends - time.monotonic()
+                    if left_s <= 0:
+                        break
+                    await asyncio.sleep(min(left_s, POLL_S))
+                else:
                     raise
-
-
-async def _sleep(seconds: float, called_off: Callable[[], bool]) -> bool:
-    """Pauses; returns False if the call was cancelled."""
-    ends = time.monotonic() + seconds
-    while not called_off():
-        left_s = ends - time.monotonic()
-        if left_s <= 0:
-            return True
-        await asyncio.sleep(min(left_s, POLL_S))
-    return False
 
 
 class JsonClient:
@@ -124,7 +118,6 @@ class JsonClient:
         )
 
     async def close(self) -> None:
-        """Closes the connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -174,10 +167,8 @@ def _without_secrets(text: str, headers: Mapping[str, str]) -> str:
 
 def _seconds(retry_after: str | None) -> float:
     """Retry-After as seconds from now: the header holds seconds or a date."""
-    if retry_after is None:
-        return 0.0
     try:
-        seconds = float(retry_after)
+        seconds = float(retry_after or 0.0)
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()

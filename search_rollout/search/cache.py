@@ -65,48 +65,43 @@ class SearchCache:
 
     async def get(self, query: str) -> list[list[Any]] | None:
         """The stored rows of a normalised query (`Passage.as_row`); None if they are missing or expired."""
-        try:
-            return await self._in_thread(self._get, query)
-        except (sqlite3.Error, ValueError, RecursionError) as error:
-            self._log(error)
-            return None
+        return await self._in_thread(self._get, query)
 
     async def put(self, query: str, rows: Sequence[Sequence[str | float]]) -> None:
         """Stores the rows of a normalised query."""
-        try:
-            await self._in_thread(self._put, query, rows)
-        except sqlite3.Error as error:
-            self._log(error)
+        await self._in_thread(self._put, query, rows)
 
     async def take_call(self, budget: int) -> int | None:
-        """Counts a call. Returns the calls of all processes so far, or None if `budget` is spent."""
-        try:
-            return await self._in_thread(self._take_call, budget)
-        except sqlite3.Error as error:
-            self._log(error)
-            return None  # if calls cannot be counted, none are made
+        """Counts a call. Returns the calls of all processes so far.
+
+        None if `budget` is spent, or calls cannot be counted: then none are made.
+        """
+        return await self._in_thread(self._take_call, budget)
 
     async def close(self) -> None:
         """Finishes pending work and closes the file."""
         await self._in_thread(self._database.close)
         self._thread.shutdown()
 
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T | None:
+        """The result of the work; None if the file fails, or what it holds."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        except (sqlite3.Error, ValueError, RecursionError) as error:
+            if not self._failure_logged:
+                self._failure_logged = True
+                logger.error("the search cache %s fails (logged once): %s", self.path, error)
+            return None
 
     def _open(self) -> sqlite3.Connection:
-        if self._read_only:
-            if not Path(self.path).is_file():
-                raise OSError("there is no such file")
-        else:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        if self._read_only and not Path(self.path).is_file():
+            raise OSError("there is no such file")
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(self.path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
         try:
             if self._read_only:
                 database.execute("PRAGMA query_only = ON")
-                database.execute(
-                    "SELECT count(*) FROM answers WHERE namespace = ''"
-                )  # fails if it is not a search cache
+                database.execute("SELECT count(*) FROM answers WHERE namespace = ''")  # fails on any other file
             else:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = NORMAL")
@@ -135,11 +130,6 @@ class SearchCache:
             "UPDATE calls SET made = made + 1 WHERE made < ? RETURNING made", (budget,)
         ).fetchone()
         return counted[0] if counted else None
-
-    def _log(self, error: Exception) -> None:
-        if not self._failure_logged:
-            self._failure_logged = True
-            logger.error("the search cache %s fails (logged once): %s", self.path, error)
 
 
 def _checked_rows(answer: Any) -> list[list[Any]]:
