@@ -16,7 +16,6 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 Address = IPv4Address | IPv6Address
@@ -49,13 +48,6 @@ class PageFailed(Exception):
     """Raised when a page cannot be fetched or read; the message says why."""
 
 
-class AddressRefused(OSError):
-    """The address is not on the public web. It is an OSError because a resolver may raise only that."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(errno.EACCES, message)
-
-
 @dataclass(frozen=True)
 class PageLimits:
     """Limits on fetching one page."""
@@ -86,24 +78,21 @@ def is_public(address: Address) -> bool:
     return address in _GLOBAL_V6 and not any(address in network for network in _SPECIAL_V6)
 
 
-class CheckedResolver(AbstractResolver):
-    """A resolver that returns only addresses accepted by `is_allowed`; aiohttp connects to no others."""
+class CheckedResolver(aiohttp.ThreadedResolver):
+    """Returns only addresses accepted by `is_allowed`; aiohttp connects to no others."""
 
-    def __init__(self, inner: AbstractResolver, is_allowed: Callable[[Address], bool]) -> None:
-        self._inner = inner
+    def __init__(self, is_allowed: Callable[[Address], bool]) -> None:
+        super().__init__()
         self._is_allowed = is_allowed
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[Any]:
-        """The host's addresses. Raises AddressRefused if one of them is not allowed."""
-        found = await self._inner.resolve(host, port, family)
+        """The host's addresses. Raises PermissionError if one of them is not allowed: aiohttp expects an OSError."""
+        found = await super().resolve(host, port, family)
         for one in found:
             if not self._is_allowed(ipaddress.ip_address(one["host"])):
-                raise AddressRefused(f"{host} has the address {one['host']}, which is not on the public web")
+                problem = f"{host} has the address {one['host']}, which is not on the public web"
+                raise PermissionError(errno.EACCES, problem)
         return found
-
-    async def close(self) -> None:
-        """Releases the inner resolver."""
-        await self._inner.close()
 
 
 class PageFetcher:
@@ -125,7 +114,6 @@ class PageFetcher:
             raise PageFailed(f"{url[:200]}: {str(error)[:200] or type(error).__name__}") from error
 
     async def close(self) -> None:
-        """Closes the connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -154,7 +142,7 @@ class PageFetcher:
         # as addresses as well, ipaddress does not.
         if ":" in host or _NUMERIC_LABEL.fullmatch(host.rstrip(".").rpartition(".")[2]):
             if not self._is_allowed(ipaddress.ip_address(host)):
-                raise AddressRefused(f"{host} is not on the public web")
+                raise PermissionError(errno.EACCES, f"{host} is not on the public web")
 
     async def _read(self, response: aiohttp.ClientResponse) -> Page:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -178,7 +166,7 @@ class PageFetcher:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(
-                resolver=CheckedResolver(aiohttp.ThreadedResolver(), self._is_allowed),
+                resolver=CheckedResolver(self._is_allowed),
                 limit=self._limits.connections,
                 limit_per_host=self._limits.per_host,
             )
