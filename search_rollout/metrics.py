@@ -1,4 +1,4 @@
-"""What a batch of finished rollouts says about a training run, as figures for a plot: `SERIES` names each.
+"""What a batch of finished rollouts says about a training run, as figures for a plot: docs/METRICS.md describes each.
 
 Computes only, from slime's Samples and the records in their metadata. A sample without a readable record is counted as
 such. A figure that no sample has data for is left out, so no NaN is ever plotted. A discarded rollout says nothing
@@ -14,42 +14,6 @@ from typing import Any, NamedTuple
 from search_rollout.samples.record import RolloutRecord, Span, record_of
 from search_rollout.search.searcher import normalised
 from search_rollout.trajectory import StopReason
-
-SERIES = {
-    "reward": "the training reward",
-    "exact_match": "answers that equal a gold answer, of all samples",
-    "answers": "samples that gave an answer",
-    "valid_format": "samples in the asked-for format",
-    "valid_actions": "turns that made a sound search, or gave the answer that ended the rollout",
-    "gold_in_documents": "samples whose documents hold a gold answer",
-    "turns": "turns of the model, per sample",
-    "searches": "queries, per sample",
-    "duplicate_queries": "queries that the same sample had made before",
-    "truncated": "samples that ended without an answer: turns or tokens were used up",
-    "discarded": "samples that failed for no fault of the model",
-    "stop/*": "samples that ended for this reason, one series each",
-    "response_length": "tokens of a response, observations included",
-    "response_length_max": "the longest response",
-    "trained_tokens": "tokens with loss mask 1, per sample",
-    "observation_tokens": "tokens of documents that the model read, per sample",
-    "observation_share": "what part of all response tokens these are",
-    "repetition": "repeated 4-grams among the tokens that the model wrote, mean over samples",
-    "log_prob": "mean log-probability of the tokens that the model sampled; its negative estimates the entropy",
-    "zero_variance_groups": "groups whose samples all have the same reward: GRPO learns nothing from them",
-    "zero_variance_right": "groups of which every sample is right, with the same reward",
-    "zero_variance_wrong": "groups of which every sample is wrong, with the same reward",
-    "groups": "groups that finished in this step, dropped ones included",
-    "groups_dropped/*": "groups that GROUP_FILTER dropped for this reason, one series each",
-    "groups_unfiltered": "groups trained although they teach nothing: the step had dropped its limit",
-    "search_seconds": "what a query took, mean; without those that the cache answered",
-    "search_seconds_p95": "what 95 % of them took at most",
-    "searches_failed": "queries that brought an error",
-    "cache_hits": "queries answered by the cache, or by an equal query under way",
-    "search_calls": "calls to the search service for this rollout or evaluation, repeats included",
-    "search_usd": "what they cost, where they cost anything",
-    "search_usd_total": "the same since this process began",
-    "unrecorded": "samples without a record of this plugin, or with one that cannot be read",
-}
 
 REPETITION_N = 4  # tokens: the seq-rep-4 of arXiv:1908.04319
 
@@ -204,7 +168,8 @@ def _groups(rows: Sequence[_Row]) -> dict[str, float | None]:
         if row.group is not None and row.reward is not None:
             groups[row.group].append(row)
     compared = [group for group in groups.values() if len(group) > 1]
-    flat = [group for group in map(_kept, compared) if len({row.reward for row in group}) < 2]
+    kept = [[row for row in group if not row.stop.discards] for group in compared]
+    flat = [group for group in kept if len({row.reward for row in group}) < 2]
     right = sum(bool(group) and all(row.score.get("exact_match") is True for row in group) for group in flat)
     wrong = sum(bool(group) and all(row.score.get("exact_match") is False for row in group) for group in flat)
     return {
@@ -212,10 +177,6 @@ def _groups(rows: Sequence[_Row]) -> dict[str, float | None]:
         "zero_variance_right": _ratio(right, len(compared)),
         "zero_variance_wrong": _ratio(wrong, len(compared)),
     }
-
-
-def _kept(group: Sequence[_Row]) -> list[_Row]:
-    return [row for row in group if not row.stop.discards]
 
 
 def _searches(rows: Sequence[_Row]) -> dict[str, float | None]:
