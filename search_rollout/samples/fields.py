@@ -15,6 +15,7 @@ from search_rollout.samples.record import (
     Span,
     forget,
     is_discarded,
+    metadata_of,
     record_of,
     score_of,
     search_counts,
@@ -53,7 +54,7 @@ def read_prompt(sample: Any, tokenizer: Any, kwargs: Mapping[str, Any], *, with_
 def sample_tools(sample: Any) -> list[dict[str, Any]]:
     """The tools that came with the sample, else the search tool. Raises SampleError."""
     try:
-        return tools_of(_metadata(sample))
+        return tools_of(metadata_of(sample))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise SampleError(f"The tools in the sample's metadata are not in OpenAI's form: {error}") from error
 
@@ -140,7 +141,7 @@ def describe_to_slime(samples: Sequence[Any]) -> None:
         values = [value_of(sample) for sample in samples]
         if None not in values:
             for sample, value in zip(samples, values, strict=True):
-                sample.metadata = {**_metadata(sample), key: value}
+                sample.metadata = {**metadata_of(sample), key: value}
 
 
 def count_engine_work(args: Any, sample: Any, trajectory: Trajectory) -> None:
@@ -176,10 +177,6 @@ def _rounds(sample: Any) -> int | None:
 
 
 def _source(sample: Any) -> str | None:
-    metadata = _metadata(sample)
+    metadata = metadata_of(sample)
     name = metadata.get("source_name") or metadata.get("data_source")
     return str(name) if name else None
-
-
-def _metadata(sample: Any) -> dict[str, Any]:
-    return sample.metadata if isinstance(sample.metadata, dict) else {}  # NaN or None on early slime

@@ -67,9 +67,7 @@ class RolloutRecord:
     trajectory_id: str = ""
     spans: list[Span] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)  # an open turn cut by an abort is only in `spans`
-    search_counts: dict[str, int] = field(
-        default_factory=dict
-    )  # number of queries, and their number by the source of the results
+    search_counts: dict[str, int] = field(default_factory=dict)  # of queries, and of them by where results came from
     search_seconds: float = 0.0  # spent waiting for searches
     score: dict[str, Any] | None = None  # qa_em_format.Score as a dict
     resume: dict[str, Any] | None = None  # see `samples.resume`
@@ -136,53 +134,48 @@ class RolloutRecord:
 
 def record_of(sample: Any) -> RolloutRecord | None:
     """The record in a slime Sample; None if this plugin did not roll it out. Raises RecordError."""
-    found = _metadata(sample).get(METADATA_KEY)
-    return read_record(found) if isinstance(found, Mapping) else None
+    found = _found(sample)
+    return read_record(found) if found else None
 
 
 def is_discarded(sample: Any) -> bool:
     """True if this plugin discarded the slime Sample; does not parse the rest of its record."""
-    found = _metadata(sample).get(METADATA_KEY)
-    stop = found.get("stop_reason") if isinstance(found, Mapping) else None
+    stop = _found(sample).get("stop_reason")
     return any(reason.discards for reason in StopReason if reason.value == stop)
 
 
 def score_of(sample: Any) -> Mapping[str, Any] | None:
     """The score in a slime Sample's record, without parsing the rest; None if this plugin did not score it."""
-    found = _metadata(sample).get(METADATA_KEY)
-    score = found.get("score") if isinstance(found, Mapping) else None
+    score = _found(sample).get("score")
     return score if isinstance(score, Mapping) else None
 
 
 def store(sample: Any, record: RolloutRecord) -> None:
     """Stores the record in the sample's metadata, in a copy, because siblings may share the dict."""
-    sample.metadata = {**_metadata(sample), METADATA_KEY: record.as_json()}
+    sample.metadata = {**metadata_of(sample), METADATA_KEY: record.as_json()}
 
 
 def store_score(sample: Any, score: Mapping[str, Any]) -> None:
     """Adds the score to the sample's record, creating one for samples of other rollout functions."""
-    found = _metadata(sample).get(METADATA_KEY)
-    record = found if isinstance(found, Mapping) else {}
-    sample.metadata = {**_metadata(sample), METADATA_KEY: {**record, "score": dict(score)}}
+    sample.metadata = {**metadata_of(sample), METADATA_KEY: {**_found(sample), "score": dict(score)}}
 
 
 def forget(sample: Any) -> None:
     """Removes an earlier rollout's record."""
-    sample.metadata = {key: value for key, value in _metadata(sample).items() if key != METADATA_KEY}
+    sample.metadata = {key: value for key, value in metadata_of(sample).items() if key != METADATA_KEY}
 
 
 def read_record(found: Mapping[str, Any]) -> RolloutRecord:
     """Parses a record of this version or of version 1 from JSON values. Raises RecordError."""
+    version = found.get("version", 1)
+    if version not in (1, VERSION):
+        raise RecordError(f"the record has version {version!r}; this code reads up to {VERSION}")
     try:
-        version = found.get("version", 1)
-        if version not in (1, VERSION):
-            raise RecordError(f"the record has version {version!r}; this code reads up to {VERSION}")
-        read = _read if version == VERSION else _read_version_1
-        record = read(found)
-        record.score, record.resume = (_optional(found.get(name)) for name in ("score", "resume"))
+        record = _read(found) if version == VERSION else _read_version_1(found)
+        record.score, record.resume = (
+            None if found.get(name) is None else dict(found[name]) for name in ("score", "resume")
+        )
         return record
-    except RecordError:
-        raise
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise RecordError(f"the record of the rollout is damaged: {error!r}") from error
 
@@ -190,24 +183,23 @@ def read_record(found: Mapping[str, Any]) -> RolloutRecord:
 def search_counts(results: Iterable[SearchResult]) -> dict[str, int]:
     """Counts the queries, the failed ones, and the others by the source of their results."""
     origins = Counter("failed" if result.error else result.origin for result in results)
-    return {"queries": origins.total()} | {
-        origin: origins[origin] for origin in ("backend", "cache", "shared", "failed")
-    }
+    return {"queries": origins.total(), **{name: origins[name] for name in ("backend", "cache", "shared", "failed")}}
 
 
-def _metadata(sample: Any) -> dict[str, Any]:
-    return sample.metadata if isinstance(sample.metadata, dict) else {}  # NaN or None on early slime
+def metadata_of(sample: Any) -> dict[str, Any]:
+    """The sample's metadata, which early slime leaves at NaN or None."""
+    return sample.metadata if isinstance(sample.metadata, dict) else {}
+
+
+def _found(sample: Any) -> Mapping[str, Any]:
+    found = metadata_of(sample).get(METADATA_KEY)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _turn_json(turn: Turn) -> dict[str, Any]:
     """The turn as JSON, without empty fields: most turns have only a few."""
-    fields = {"answer": turn.answer, "fault": turn.fault, "queries": turn.queries, "mistakes": turn.mistakes}
-    results = [_result_json(result) for result in turn.results]
-    return {
-        "action": turn.action,
-        **{key: value for key, value in fields.items() if value is not None and value != []},
-        **({"results": results} if results else {}),
-    }
+    fields = {**vars(turn), "results": [_result_json(result) for result in turn.results]}
+    return {key: value for key, value in fields.items() if value is not None and value != []}
 
 
 def _result_json(result: SearchResult) -> dict[str, Any]:
@@ -217,10 +209,6 @@ def _result_json(result: SearchResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 4),
         "origin": result.origin,
     }
-
-
-def _optional(found: Any) -> dict[str, Any] | None:
-    return None if found is None else dict(found)
 
 
 def _read(found: Mapping[str, Any]) -> RolloutRecord:
