@@ -12,7 +12,6 @@ from search_rollout.engine.client import EngineClient, call_params
 from search_rollout.engine.tracking import (
     NAMESPACE_HEADER,
     HandlerTracking,
-    ManualTracking,
     RadixTracking,
     Tracking,
     check_router,
@@ -41,8 +40,6 @@ PROMPTS_KEPT = 1024  # as ids: the samples of a group share theirs
 
 @dataclass
 class Rollout:
-    """One rollout's own parts."""
-
     trajectory: Trajectory
     protocol: RolloutProtocol
     tracking: Tracking
@@ -168,11 +165,9 @@ class Runtime:
         return False
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens and spaces as they are."""
         return decode(self.tokenizer, ids)
 
     async def close(self) -> None:
-        """Releases all connections."""
         await self.engine.close()
         await self.search.close()
 
@@ -200,11 +195,10 @@ class Runtime:
                         "--apply-chat-template, the router applies it."
                     )
                 return HandlerTracking(self.engine, prompt.messages, prompt.tools, kwargs)
-        return ManualTracking(self.engine)
+        return Tracking(self.engine)
 
 
 def local_retrievers(config: SearchConfig) -> list[PassageSource]:
-    """A source for each retriever server."""
     return [
         LocalRetriever(url, topk=config.topk, timeout_s=config.search_timeout_s, api_key=config.retrieval_api_key)
         for url in config.retrieval_urls
@@ -235,7 +229,6 @@ def make_searcher(config: SearchConfig, sources: Sequence[PassageSource], usage:
 
 
 def engine_url(args: Any) -> str:
-    """slime's router."""
     return f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
 
 

@@ -9,7 +9,7 @@ the end must consist of the replies and the environment's additions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from search_rollout.config import ConfigError
 from search_rollout.engine.client import EngineClient, GrowingIds
@@ -19,10 +19,7 @@ from search_rollout.protocols.base import Message
 from search_rollout.trajectory import Trajectory
 
 NAMESPACE_HEADER = "X-Search-R1-Trajectory"  # siblings of a group may say the same in different ids
-RECORD_PATHS = {
-    "router_radix": "/retrieve_from_text",
-    "router_handler": "/retrieve_from_messages_template",
-}
+RECORD_PATHS = {"router_radix": "/retrieve_from_text", "router_handler": "/retrieve_from_messages_template"}
 _LOG_PROB_TOLERANCE = 1e-5  # a record may have passed through 32-bit numbers
 
 
@@ -30,34 +27,8 @@ class RouterMismatch(EngineError):
     """The router's record differs from what its replies carried; the message says where."""
 
 
-class Tracking(Protocol):
-    """How one rollout talks to the engine."""
-
-    async def complete(
-        self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
-    ) -> Reply:
-        """The engine's reply to the trajectory so far. Raises EngineError."""
-        ...
-
-    def tell(self, message: Message) -> None:
-        """What the environment says before the next reply."""
-        ...
-
-    async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
-        """Raises RouterMismatch if the finished trajectory is not what the router recorded."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """The state besides the trajectory, up to the last turn that was not aborted, as JSON values."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there."""
-        ...
-
-
-class ManualTracking:
-    """See `Tracking`."""
+class Tracking:
+    """How one rollout talks to the engine: by ids (manual), unless a router mode overrides it."""
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
@@ -66,63 +37,91 @@ class ManualTracking:
     async def complete(
         self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
     ) -> Reply:
-        """Sends all ids."""
-        body = {"sampling_params": params, **_log_prob_fields(trajectory)}
-        reply = await self._engine.generate(body, headers, aborted, self._ids.as_json(trajectory.ids))
-        return _checked(reply, trajectory, aborted)
+        """The engine's reply to the trajectory so far.
 
-    def tell(self, message: Message) -> None:
-        """No state: the trajectory has the ids."""
+        Raises EngineError; RouterMismatch if the engine read another number of ids than the trajectory has.
+        """
+        reply = await self._ask(trajectory, params, headers, aborted)
+        sent = trajectory.length
+        if reply.prompt_tokens not in (None, sent) and not (reply.finish == "abort" and aborted()):
+            raise RouterMismatch(f"The engine read {reply.prompt_tokens} ids where the trajectory has {sent}.")
+        if reply.finish != "abort":  # a router keeps no such reply
+            self._keep(reply)
+        return reply
 
     async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
-        """Nothing to compare: the trajectory is made of the replies."""
+        """Raises RouterMismatch if the finished trajectory is not what the router recorded."""
+        recorded = self._recorded()
+        if recorded is None:
+            return
+        path, body = recorded
+        try:
+            difference = _difference(await self._engine.post(path, body, headers), trajectory)
+        except RequestFailed as failure:
+            raise RouterMismatch(f"The router has no record of the trajectory: {failure}") from failure
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RouterMismatch(f"The router's record is not in the form of {path}: {error!r}") from error
+        if difference:
+            raise RouterMismatch(f"The router's record differs from its replies: {difference}")
+
+    async def _ask(
+        self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
+    ) -> Reply:
+        body = {"sampling_params": params, **_log_prob_fields(trajectory)}
+        return await self._engine.generate(body, headers, aborted, self._ids.as_json(trajectory.ids))
+
+    # What a router keeps besides; here nothing: the trajectory is made of the replies.
+
+    def _keep(self, reply: Reply) -> None:
+        """Takes note of what the model said."""
+
+    def tell(self, message: Message) -> None:
+        """Takes note of what the environment says before the next reply."""
+
+    def _recorded(self) -> tuple[str, dict[str, Any]] | None:
+        """The request for the router's record up to the last reply: path and body."""
+        return None
 
     def state(self) -> dict[str, Any]:
-        """Nothing."""
+        """The state besides the trajectory, up to the last turn that was not aborted, as JSON values."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
+        """Goes on from there."""
 
 
-class RadixTracking:
-    """See `Tracking`; keeps the text as the router knows it."""
+class RadixTracking(Tracking):
+    """Sends all text, as the router knows it."""
 
     def __init__(self, engine: EngineClient, prompt: str) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._text = prompt
         self._known = ""  # the text up to the last reply
 
-    async def complete(
+    async def _ask(
         self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
     ) -> Reply:
-        """Sends all text."""
         body = {"text": self._text, "sampling_params": params, **_log_prob_fields(trajectory)}
-        reply = _checked(await self._engine.generate(body, headers, aborted), trajectory, aborted)
-        if reply.finish != "abort":  # a router keeps no such reply
-            self._known = self._text = self._text + (reply.text or "")
-        return reply
+        return await self._engine.generate(body, headers, aborted)
+
+    def _keep(self, reply: Reply) -> None:
+        self._known = self._text = self._text + (reply.text or "")
 
     def tell(self, message: Message) -> None:
-        """Adds its text."""
         self._text += message.text
 
-    async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
-        """Fetches the record of the text up to the last reply."""
-        if self._known:
-            await _verify(self._engine, "router_radix", {"text": self._known}, trajectory, headers)
+    def _recorded(self) -> tuple[str, dict[str, Any]] | None:
+        return (RECORD_PATHS["router_radix"], {"text": self._known}) if self._known else None
 
     def state(self) -> dict[str, Any]:
-        """The text, and how much of it the router knows."""
         return {"text": self._text, "known": self._known}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See `state`."""
         self._text, self._known = state["text"], state["known"]
 
 
-class HandlerTracking:
-    """See `Tracking`; keeps the messages, assistant turns as the router gave them."""
+class HandlerTracking(Tracking):
+    """Sends all messages, the assistant's turns as the router gave them."""
 
     def __init__(
         self,
@@ -131,24 +130,22 @@ class HandlerTracking:
         tools: Sequence[Mapping[str, Any]],
         template_kwargs: Mapping[str, Any],
     ) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._messages = [dict(message) for message in messages]
         self._known = 0  # messages up to the last reply
         self._shared = {"tools": list(tools), "chat_template_kwargs": dict(template_kwargs)}
 
-    async def complete(
+    async def _ask(
         self, trajectory: Trajectory, params: Mapping[str, Any], headers: Mapping[str, str], aborted: Callable[[], bool]
     ) -> Reply:
-        """Sends all messages."""
         body = {"messages": self._messages, **self._shared, **_chat_fields(params, trajectory)}
-        reply = _checked(await self._engine.chat(body, headers, aborted), trajectory, aborted)
-        if reply.finish == "abort":  # a router keeps no such reply
-            return reply
+        return await self._engine.chat(body, headers, aborted)
+
+    def _keep(self, reply: Reply) -> None:
         if reply.message is None:
             raise EngineError("The router's chat completion has no message.")
         self._messages.append(reply.message)
         self._known = len(self._messages)
-        return reply
 
     def tell(self, message: Message) -> None:
         """Adds the messages; a tool message gets the id of its call if there is one."""
@@ -157,18 +154,14 @@ class HandlerTracking:
             call_id = {"tool_call_id": calls[place]["id"]} if one["role"] == "tool" and place < len(calls) else {}
             self._messages.append({**one, **call_id})
 
-    async def verify(self, trajectory: Trajectory, headers: Mapping[str, str]) -> None:
-        """Fetches the record of the messages up to the last reply."""
-        if self._known:
-            body = {"messages": self._messages[: self._known], **self._shared}
-            await _verify(self._engine, "router_handler", body, trajectory, headers)
+    def _recorded(self) -> tuple[str, dict[str, Any]] | None:
+        body = {"messages": self._messages[: self._known], **self._shared}
+        return (RECORD_PATHS["router_handler"], body) if self._known else None
 
     def state(self) -> dict[str, Any]:
-        """The messages, and how many of them the router knows."""
         return {"messages": list(self._messages), "known": self._known}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See `state`."""
         self._messages, self._known = list(state["messages"]), state["known"]
 
 
@@ -205,49 +198,24 @@ def _chat_fields(params: Mapping[str, Any], trajectory: Trajectory) -> dict[str,
     return {**fields, "logprobs": asked.pop("return_logprob"), **asked}
 
 
-def _checked(reply: Reply, trajectory: Trajectory, aborted: Callable[[], bool]) -> Reply:
-    """The reply, if the engine read as many ids as the trajectory has. Raises RouterMismatch."""
-    sent = trajectory.length
-    if reply.prompt_tokens not in (None, sent) and not (reply.finish == "abort" and aborted()):
-        raise RouterMismatch(f"The engine read {reply.prompt_tokens} ids where the trajectory has {sent}.")
-    return reply
-
-
-async def _verify(
-    engine: EngineClient, mode: str, body: Mapping[str, Any], trajectory: Trajectory, headers: Mapping[str, str]
-) -> None:
-    try:
-        record = await engine.post(RECORD_PATHS[mode], body, headers)
-        difference = _difference(record, trajectory)
-    except RequestFailed as failure:
-        raise RouterMismatch(f"The router has no record of the trajectory: {failure}") from failure
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RouterMismatch(f"The router's record is not in the form of {RECORD_PATHS[mode]}: {error!r}") from error
-    if difference:
-        raise RouterMismatch(f"The router's record differs from its replies: {difference}")
-
-
 def _difference(record: Mapping[str, Any], trajectory: Trajectory) -> str | None:
     """Where a record departs from the trajectory up to its last reply; None if nowhere."""
     tail = trajectory.segments[-1].tokens if trajectory.segments[-1].kind != "turn" else 0
-    end = len(trajectory.response_ids) - tail
-    ids = trajectory.prompt_ids + trajectory.response_ids[:end]
+    prompt, end = len(trajectory.prompt_ids), len(trajectory.response_ids) - tail
+    ids, found = trajectory.ids[: prompt + end], record["tokens"]
     sampled = [int(segment.kind == "turn") for segment in trajectory.segments for _ in range(segment.tokens)]
-    mask = [0] * len(trajectory.prompt_ids) + sampled[:end]
-    if len(record["tokens"]) != len(ids):
-        return f"{len(record['tokens'])} tokens, {len(ids)} expected"
-    if record["tokens"] != ids:
-        place = next(
-            place for place, (one, other) in enumerate(zip(record["tokens"], ids, strict=True)) if one != other
-        )
-        return f"token {place} is {record['tokens'][place]}, {ids[place]} expected"
+    mask = [0] * prompt + sampled[:end]
+    if len(found) != len(ids):
+        return f"{len(found)} tokens, {len(ids)} expected"
+    if found != ids:
+        place = next(place for place, pair in enumerate(zip(found, ids, strict=True)) if pair[0] != pair[1])
+        return f"token {place} is {found[place]}, {ids[place]} expected"
     if list(record["loss_mask"]) != mask:
         return f"{sum(record['loss_mask'])} sampled tokens at wrong positions, or not {sum(mask)}"
     if trajectory.log_probs is not None and not trajectory.simple_mask:
-        ours = [0.0] * len(trajectory.prompt_ids) + trajectory.log_probs[:end]
-        theirs = record["rollout_logp"]
-        if theirs is None or len(theirs) != len(ours):
+        known, recorded = [0.0] * prompt + trajectory.log_probs[:end], record["rollout_logp"]
+        if recorded is None or len(recorded) != len(known):
             return "log-probabilities are missing"
-        if any(abs(one - other) > _LOG_PROB_TOLERANCE for one, other in zip(theirs, ours, strict=True)):
+        if any(abs(one - other) > _LOG_PROB_TOLERANCE for one, other in zip(recorded, known, strict=True)):
             return "log-probabilities have other values"
     return None

@@ -1,8 +1,11 @@
 """What a model may ask for in one turn, and what the environment replies: the interface of both API modes."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+from search_rollout.protocols.chat_template import next_turn_ids
+from search_rollout.protocols.observation import Neutralise
 from search_rollout.search.passage import SearchResult
 
 
@@ -40,7 +43,6 @@ class Action(NamedTuple):
 
     @property
     def queries(self) -> list[str]:
-        """All queries of all calls."""
         return [query for call in self.calls for query in call.queries]
 
     @property
@@ -64,19 +66,34 @@ def behind_thought(turn: str, think_opened: bool) -> str | None:
     return None if "<think>" in rest or (think_opened and not closed) else rest
 
 
-class RolloutProtocol(Protocol):
-    """How the turns of one rollout are parsed, and replied to. None of the methods raises."""
+class RolloutProtocol(ABC):
+    """How the turns of one rollout are parsed, and replied to. None of the methods raises.
 
-    stop_strings: tuple[str, ...]  # for every engine call, in addition to the caller's
+    `template_kwargs` are for the chat template, where the reply is a message of its own.
+    """
 
+    stop_strings: tuple[str, ...] = ()  # for every engine call, in addition to the caller's
+
+    def __init__(
+        self, tokenizer: Any, neutralise: Neutralise, max_obs_tokens: int, template_kwargs: Mapping[str, Any]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._neutralise = neutralise
+        self._max_obs_tokens = max_obs_tokens
+        self._template_kwargs = template_kwargs
+
+    @abstractmethod
     def parse(self, turn: str, *, think_opened: bool, ended: bool) -> Action:
         """The action of a turn. `think_opened`: it began inside <think>. `ended`: its length did not cut it off."""
-        ...
 
+    @abstractmethod
     def observe(self, action: Action, results: Sequence[SearchResult], last_id: int) -> Message:
         """The results of the action's queries, in order, as the model reads them; `last_id` is the id before them."""
-        ...
 
+    @abstractmethod
     def correct(self, last_id: int, ended_turn: bool) -> Message:
         """Tells the model what a valid turn is, after an invalid one. `ended_turn`: a stop token ended that turn."""
-        ...
+
+    def _appended(self, messages: Sequence[dict[str, Any]], last_id: int) -> list[int]:
+        """The ids of messages behind the model's turn, and of the next turn's beginning."""
+        return next_turn_ids(self._tokenizer, messages, last_id, **self._template_kwargs)

@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from search_rollout.protocols.base import Action, Message, SearchCall, behind_thought
-from search_rollout.protocols.chat_template import decode, next_turn_ids, strip_end
-from search_rollout.protocols.observation import Neutralise, fit, render_result
+from search_rollout.protocols.base import Action, Message, RolloutProtocol, SearchCall, behind_thought
+from search_rollout.protocols.chat_template import decode, strip_end
+from search_rollout.protocols.observation import fit, render_result
 from search_rollout.protocols.prompts import SEARCH_TOOL
 from search_rollout.protocols.tool_formats import ToolCall, ToolFormat
 from search_rollout.protocols.xml import TAG, first_action, judged
@@ -82,26 +82,11 @@ def parse_turn(turn: str, form: ToolFormat, read_calls: CallReader, *, think_ope
     return action._replace(fault="stray_tag") if any(tag in whole for tag in TOOL_RESPONSE_TAGS) else action
 
 
-class ToolProtocol:
-    """See `RolloutProtocol`: the turns of one rollout with these tools."""
+class ToolProtocol(RolloutProtocol):
+    """Calls of these tools, and tool messages; the model's own end of turn ends it."""
 
-    stop_strings: tuple[str, ...] = ()  # the model's own end of turn ends it
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        neutralise: Neutralise,
-        max_obs_tokens: int,
-        template_kwargs: Mapping[str, Any],
-        *,
-        tools: Sequence[Mapping[str, Any]],
-        form: ToolFormat,
-        max_calls: int,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._neutralise = neutralise
-        self._max_obs_tokens = max_obs_tokens
-        self._template_kwargs = template_kwargs
+    def __init__(self, *shared: Any, tools: Sequence[Mapping[str, Any]], form: ToolFormat, max_calls: int) -> None:
+        super().__init__(*shared)
         self._form = form.with_tools(tools)
         self._read_calls = CallReader(tools, max_calls)
 
@@ -122,17 +107,13 @@ class ToolProtocol:
         def messages(bodies: Sequence[str]) -> list[dict[str, Any]]:
             return [{"role": "tool", "content": body} for body in bodies]
 
-        def render(bodies: Sequence[str]) -> list[int]:
-            return next_turn_ids(self._tokenizer, messages(bodies), last_id, **self._template_kwargs)
-
-        ids, bodies = fit(bodies, render, self._max_obs_tokens)
+        ids, bodies = fit(bodies, lambda bodies: self._appended(messages(bodies), last_id), self._max_obs_tokens)
         text, wrong = decode(self._tokenizer, ids), any(call.error for call in action.calls)
         return Message(ids, text, "correction" if wrong else "observation", tuple(messages(bodies)))
 
     def correct(self, last_id: int, ended_turn: bool) -> Message:
-        """A user turn."""
         message = {"role": "user", "content": CORRECTION}
-        ids = next_turn_ids(self._tokenizer, [message], last_id, **self._template_kwargs)
+        ids = self._appended([message], last_id)
         return Message(ids, decode(self._tokenizer, ids), "correction", (message,))
 
     def _tool_text(self, call: SearchCall, results: Sequence[SearchResult]) -> str:

@@ -1,12 +1,12 @@
 """The protocol in tags: <think> … </think>, then <search> … </search> or <answer> … </answer>."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-from search_rollout.protocols.base import Action, Message, SearchCall, behind_thought
-from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, strip_end
-from search_rollout.protocols.observation import Neutralise, fit, render_result
+from search_rollout.protocols.base import Action, Message, RolloutProtocol, SearchCall, behind_thought
+from search_rollout.protocols.chat_template import decode, encode, strip_end
+from search_rollout.protocols.observation import fit, render_result
 from search_rollout.search.passage import SearchResult
 
 STOP_STRINGS = ("</search>", "</answer>")
@@ -72,18 +72,10 @@ def fault_of(turn: str, kind: str) -> str | None:
     return "no_thought"
 
 
-class XmlProtocol:
-    """See `RolloutProtocol`; `template_kwargs` are for corrections that are a turn of their own."""
+class XmlProtocol(RolloutProtocol):
+    """Searches, answers and documents in tags."""
 
-    stop_strings: tuple[str, ...] = STOP_STRINGS
-
-    def __init__(
-        self, tokenizer: Any, neutralise: Neutralise, max_obs_tokens: int, template_kwargs: Mapping[str, Any]
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._neutralise = neutralise
-        self._max_obs_tokens = max_obs_tokens
-        self._template_kwargs = template_kwargs
+    stop_strings = STOP_STRINGS
 
     def parse(self, turn: str, *, think_opened: bool, ended: bool) -> Action:
         """See `parse_turn`; a complete action counts even if the turn was truncated after it."""
@@ -103,8 +95,7 @@ class XmlProtocol:
     def correct(self, last_id: int, ended_turn: bool) -> Message:
         """A user turn if the model ended its own, else text within it."""
         if ended_turn and self._tokenizer.chat_template:
-            message = {"role": "user", "content": CORRECTION}
-            ids = next_turn_ids(self._tokenizer, [message], last_id, **self._template_kwargs)
+            ids = self._appended([{"role": "user", "content": CORRECTION}], last_id)
         else:
             ids = encode(self._tokenizer, f"\n{CORRECTION}\n")
         return Message(ids, decode(self._tokenizer, ids), "correction")

@@ -17,7 +17,7 @@ from slime.utils.types import Sample
 import generate_with_search
 from search_rollout.config import load_config
 from search_rollout.engine.sglang_reply import Reply
-from search_rollout.engine.tracking import ManualTracking
+from search_rollout.engine.tracking import Tracking
 from search_rollout.protocols.base import FAULTS
 from search_rollout.protocols.chat_template import encode
 from search_rollout.runtime import Rollout, Runtime
@@ -80,7 +80,7 @@ def turns(choose: random.Random, mode: str, opened: tuple[bool, bool], sound: li
         number += 1
 
 
-class Scripted(ManualTracking):
+class Scripted(Tracking):
     """Replies with what the script says."""
 
     def __init__(self, tokenizer: Any, script: Iterator[str]) -> None:
