@@ -26,8 +26,6 @@ class CollapseDetected(RuntimeError):
 
 
 class Alarm(NamedTuple):
-    """A detected collapse."""
-
     since: int  # the first rollout of the collapse
     best: Mapping[str, float]  # of each series, before this step
     now: Mapping[str, float]

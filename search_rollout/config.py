@@ -186,7 +186,6 @@ class SearchConfig:
 
     @property
     def retrieval_urls(self) -> list[str]:
-        """The retriever servers."""
         return [url.strip() for url in self.retrieval_server_url.split(",") if url.strip()]
 
     @property

@@ -51,8 +51,6 @@ def search_cost(usage: Mapping[str, float], *, since: Mapping[str, float]) -> di
 
 
 class _Row(NamedTuple):
-    """What the series need of one sample."""
-
     stop: StopReason
     group: Any  # slime's group_index; None: no group
     reward: float | None
@@ -194,7 +192,6 @@ def _searches(rows: Sequence[_Row]) -> dict[str, float | None]:
 
 
 def flat(samples: Any) -> Iterator[Any]:
-    """The samples, which may be nested in groups, as a flat sequence."""
     for sample in samples or ():
         if isinstance(sample, list | tuple):
             yield from flat(sample)

@@ -22,42 +22,29 @@ SEARCH_SLOT = "search_slot"
 _sample: ContextVar[Any] = ContextVar("sample", default=None)
 
 
-class Span:
-    """What is known about a span only at its end."""
-
-    def __init__(self, slime_span: Any = None) -> None:
-        self._slime_span = slime_span
-
-    def note(self, **attributes: Any) -> None:
-        """Adds attributes."""
-        if self._slime_span is not None:
-            self._slime_span.update(attributes)
-
-    def note_reply(self, meta_info: Mapping[str, Any]) -> None:
-        """Adds what slime shows of an engine's reply."""
-        if self._slime_span is None:
-            return
-        try:
-            attributes_of = _slime_function("build_sglang_meta_trace_attrs") or dict
-            self._slime_span.update(attributes_of(meta_info))
-        except Exception as error:  # v0.2.4 expects a finish reason in every reply
-            logger.debug("a reply is missing in the timeline: %r", error)
-
-
 def follow(sample: Any) -> None:
     """Spans of this task, and of the tasks that it starts from now on, belong to `sample`."""
     _sample.set(sample)
 
 
 @contextmanager
-def span(name: str, **attributes: Any) -> Iterator[Span]:
-    """A stretch of time of the followed sample."""
+def span(name: str) -> Iterator[Callable[[Mapping[str, Any]], None] | None]:
+    """A stretch of time of the followed sample. Yields what adds attributes to it; None if it is not recorded."""
     trace_span, sample = _slime_function("trace_span"), _sample.get()
     if trace_span is None or sample is None:
-        yield Span()
+        yield None
         return
-    with trace_span(sample, name, attrs=attributes or None) as slime_span:
-        yield Span(slime_span if hasattr(slime_span, "update") else None)
+    with trace_span(sample, name, attrs=None) as slime_span:
+        yield getattr(slime_span, "update", None)
+
+
+def reply_attributes(meta_info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What slime shows of an engine's reply."""
+    try:
+        return (_slime_function("build_sglang_meta_trace_attrs") or dict)(meta_info)
+    except Exception as error:  # v0.2.4 expects a finish reason in every reply
+        logger.debug("a reply is missing in the timeline: %r", error)
+        return {}
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from search_rollout.protocols.base import Message
 
 
 class StopReason(Enum):
-    """Why a trajectory ended."""
+    discards: bool  # the end is not the model's doing, so nothing of the trajectory is trained
 
     ANSWERED = "answered"  # the model gave an answer
     TURNS_USED = "turns_used"  # the answer-only turn brought no answer
@@ -18,32 +18,18 @@ class StopReason(Enum):
     CONTEXT_FULL = "context_full"  # no room for another token
     NO_ROOM_TO_OBSERVE = "no_room_to_observe"  # an observation or correction no longer fits, with the answer reserve
     ABORTED = "aborted"  # slime stopped the rollout; the sample will be resumed, or generated again
-    # Discarded: not the model's doing, so that nothing of the trajectory is trained.
-    BAD_SAMPLE = "bad_sample"  # its prompt or its tools cannot be used; the log says why
-    EMPTY_PROMPT = "empty_prompt"  # there is nothing to continue
-    PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills the context
-    ENGINE_FAILED = "engine_failed"  # the engine did not answer, or not in a way that can be trained on
-    SEARCH_FAILED = "search_failed"  # a search failed, and SEARCH_FAILURE_MODE is discard
-    ROUTER_MISMATCH = "router_mismatch"  # the router's record is not what its replies carried
-    INTERNAL_ERROR = "internal_error"  # a fault of this plugin; the log has its traceback
+    BAD_SAMPLE = "bad_sample", True  # its prompt or its tools cannot be used; the log says why
+    EMPTY_PROMPT = "empty_prompt", True  # there is nothing to continue
+    PROMPT_TOO_LONG = "prompt_too_long", True  # the prompt alone fills the context
+    ENGINE_FAILED = "engine_failed", True  # the engine did not answer, or not in a way that can be trained on
+    SEARCH_FAILED = "search_failed", True  # a search failed, and SEARCH_FAILURE_MODE is discard
+    ROUTER_MISMATCH = "router_mismatch", True  # the router's record is not what its replies carried
+    INTERNAL_ERROR = "internal_error", True  # a fault of this plugin; the log has its traceback
 
-    @property
-    def discards(self) -> bool:
-        """True when the end is not the model's doing."""
-        return self in _DISCARDS
-
-
-_DISCARDS = frozenset(
-    {
-        StopReason.BAD_SAMPLE,
-        StopReason.EMPTY_PROMPT,
-        StopReason.PROMPT_TOO_LONG,
-        StopReason.ENGINE_FAILED,
-        StopReason.SEARCH_FAILED,
-        StopReason.ROUTER_MISMATCH,
-        StopReason.INTERNAL_ERROR,
-    }
-)
+    def __new__(cls, value: str, discards: bool = False) -> "StopReason":
+        reason = object.__new__(cls)
+        reason._value_, reason.discards = value, discards
+        return reason
 
 
 class Segment(NamedTuple):
@@ -90,7 +76,6 @@ class Trajectory:
 
     @property
     def length(self) -> int:
-        """How many ids there are, prompt included."""
         return len(self.prompt_ids) + len(self.response_ids)
 
     @property
@@ -150,7 +135,6 @@ class Trajectory:
         self.finish, self.ended_turn = reply.finish, reply.ended_turn
 
     def append_env(self, message: Message) -> None:
-        """Adds a message of the environment to the model."""
         if self.log_probs is not None:
             self.log_probs += [0.0] * len(message.ids)
         mask = 1 if self.simple_mask else 0

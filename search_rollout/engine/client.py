@@ -7,7 +7,7 @@ from typing import Any
 
 from search_rollout.engine.sglang_reply import EngineError, Reply, parse_reply
 from search_rollout.http_client import JsonClient, RequestFailed
-from search_rollout.timeline import ENGINE_CALL, span
+from search_rollout.timeline import ENGINE_CALL, reply_attributes, span
 
 PAUSE_S = 1.0  # a restarting engine or router is back in a minute: eight retries wait about that long
 
@@ -57,7 +57,6 @@ class EngineClient:
         return await self._client.post(path, body, headers)
 
     async def close(self) -> None:
-        """Closes the connections."""
         await self._client.close()
 
     async def _complete(
@@ -69,13 +68,14 @@ class EngineClient:
         track_log_probs: bool,
     ) -> Reply:
         for _ in range(self._retries + 1):
-            with span(ENGINE_CALL) as timed:
+            with span(ENGINE_CALL) as add_to_span:
                 try:
                     answer = await self._client.post(path, body, headers, called_off=aborted)
                 except RequestFailed as failure:
                     raise EngineError(str(failure)) from failure
                 reply = _with_log_probs(parse_reply(answer)) if track_log_probs else _without(parse_reply(answer))
-                timed.note_reply(reply.facts)
+                if add_to_span:
+                    add_to_span(reply_attributes(reply.facts))
             if reply.finish != "abort" or aborted():
                 return reply
         raise EngineError(f"The engine kept aborting a request that slime did not cancel ({self._retries + 1} tries).")
@@ -104,15 +104,13 @@ def call_params(shared: Mapping[str, Any], room: int, stop_strings: Sequence[str
     stop = [stop] if isinstance(stop, str) else list(stop)
     asked = shared.get("max_new_tokens")
     most = room if asked is None else min(int(asked) - begun, room)
-    return {
+    params = {
         **shared,
         "max_new_tokens": most,
-        **(
-            {"min_new_tokens": min(max(shared["min_new_tokens"] - begun, 0), most)}
-            if shared.get("min_new_tokens")
-            else {}
-        ),
         "stop": stop + [string for string in stop_strings if string not in stop],
         "no_stop_trim": True,
         "skip_special_tokens": False,
     }
+    if shared.get("min_new_tokens"):
+        params["min_new_tokens"] = min(max(shared["min_new_tokens"] - begun, 0), most)
+    return params

@@ -15,8 +15,6 @@ class EngineError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """One engine call's answer."""
-
     ids: list[int]  # (T,) as sampled
     log_probs: list[float] | None  # (T,) None: the engine did not report any
     finish: str  # "stop", "length" or "abort"

@@ -61,8 +61,6 @@ class Turn:
 
 @dataclass
 class RolloutRecord:
-    """One rollout, finished, discarded or aborted."""
-
     stop: StopReason
     trajectory_id: str = ""
     spans: list[Span] = field(default_factory=list)
@@ -79,12 +77,10 @@ class RolloutRecord:
 
     @property
     def searches(self) -> list[SearchResult]:
-        """All searches that were made, in order."""
         return [result for turn in self.turns for result in turn.results]
 
     @property
     def passages(self) -> Iterator[Passage]:
-        """All passages that were found, in order."""
         return (passage for result in self.searches for passage in result.passages)
 
     @property
@@ -114,7 +110,6 @@ class RolloutRecord:
 
     @property
     def corrections(self) -> int:
-        """The number of corrections that the model got."""
         return sum(span.kind == "correction" for span in self.spans)
 
     def as_json(self) -> dict[str, Any]:
@@ -161,7 +156,6 @@ def store_score(sample: Any, score: Mapping[str, Any]) -> None:
 
 
 def forget(sample: Any) -> None:
-    """Removes an earlier rollout's record."""
     sample.metadata = {key: value for key, value in metadata_of(sample).items() if key != METADATA_KEY}
 
 

@@ -68,7 +68,6 @@ class SearchCache:
         return await self._in_thread(self._get, query)
 
     async def put(self, query: str, rows: Sequence[Sequence[str | float]]) -> None:
-        """Stores the rows of a normalised query."""
         await self._in_thread(self._put, query, rows)
 
     async def take_call(self, budget: int) -> int | None:
@@ -79,7 +78,6 @@ class SearchCache:
         return await self._in_thread(self._take_call, budget)
 
     async def close(self) -> None:
-        """Finishes pending work and closes the file."""
         await self._in_thread(self._database.close)
         self._thread.shutdown()
 

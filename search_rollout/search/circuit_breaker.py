@@ -24,7 +24,6 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """True while only probes are allowed."""
         return self._next_probe is not None
 
     def allows(self) -> bool:
@@ -37,7 +36,6 @@ class CircuitBreaker:
         return True
 
     def succeeded(self) -> None:
-        """Records a call that was answered."""
         self._in_a_row, self.failing_since, self._next_probe = 0, math.inf, None
 
     def failed(self, began: float) -> None:

@@ -43,7 +43,6 @@ class LocalRetriever:
         return await answer
 
     async def close(self) -> None:
-        """Cancels requests in flight and closes the connections."""
         for request in self._requests:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)

@@ -50,8 +50,6 @@ class PageFailed(Exception):
 
 @dataclass(frozen=True)
 class PageLimits:
-    """Limits on fetching one page."""
-
     seconds: float = 10.0  # in total, including the wait for a connection
     max_bytes: int = 2**20  # to read, both before and after decompression; the rest of a page is ignored
     redirects: int = 5

@@ -48,15 +48,12 @@ class PassageSource(Protocol):
     @property
     def namespace(self) -> str:
         """Names everything besides the query that affects an answer; sources with equal names are interchangeable."""
-        ...
 
     async def find(self, query: str) -> list[Passage]:
         """Returns the best passages, by one call. Raises RequestFailed; http_client lists its kinds."""
-        ...
 
     async def close(self) -> None:
         """Releases connections."""
-        ...
 
 
 class NotInCache(RequestFailed):
@@ -125,19 +122,19 @@ class Searcher:
         """Returns the best passages for `query`; a failure goes into `SearchResult.error`."""
         began = time.monotonic()
         result = SearchResult(query)
-        with span(SEARCH) as timed:
+        with span(SEARCH) as add_to_span:
             try:
                 result.passages, result.origin = await self._shared(_sendable(query))
             except RequestFailed as failure:
                 result.error = str(failure)
                 self._log(failure)
-            timed.note(origin=result.origin, failed=result.error is not None)
+            if add_to_span:
+                add_to_span({"origin": result.origin, "failed": result.error is not None})
         result.seconds = time.monotonic() - began
         self.usage.count(result.origin, failed=result.error is not None)
         return result
 
     async def close(self) -> None:
-        """Ends searches under way, and closes the sources and the cache."""
         for flight in self._flights.values():
             flight.task.cancel()
         for guarded in self._sources:
@@ -265,7 +262,6 @@ class _Guarded:
         return self.breaker.failing_since if self._absent or self.breaker.is_open else math.inf
 
     async def find(self, query: str, timeout_s: float) -> list[Passage]:
-        """Calls the source's `find`, within `timeout_s`."""
         began = time.monotonic()
         self.running += 1
         try:

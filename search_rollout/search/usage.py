@@ -15,7 +15,6 @@ class SearchUsage:
         self._usd = 0.0
 
     def count(self, origin: str, *, failed: bool) -> None:
-        """Counts a finished query."""
         with self._lock:
             self._queries["failed" if failed else origin] += 1
 

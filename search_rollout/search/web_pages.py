@@ -54,7 +54,6 @@ class WebPages:
         return None
 
     async def close(self) -> None:
-        """Closes the connections and ends the readers."""
         await self._fetcher.close()
         await self._readers.close()
 
@@ -91,7 +90,6 @@ class PageReaders:
         return answer["passage"]
 
     async def close(self) -> None:
-        """Ends the workers."""
         while self._idle:
             await _end(self._idle.pop())
 
