@@ -50,7 +50,6 @@ def series_of_run(folder: Path) -> dict[str, list[float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Replays and prints; returns the exit status."""
     options = parser(__doc__)
     options.add_argument("runs", nargs="*", type=Path, help="demo runs (default: the recorded series)")
     args = options.parse_args(argv)

@@ -104,7 +104,6 @@ def scoring(searches: int, preset: str) -> float:
 
 
 def main() -> int:
-    """Prints the tables; returns 1 if a bound is missed."""
     args = parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.jsonl"

@@ -99,7 +99,6 @@ def agreement(pipes: dict[str, Connection]) -> float:
 
 
 def main() -> int:
-    """Prints the tables; returns 1 if a bound is missed."""
     args = parser(__doc__).parse_args()
     onnx_encoder_folder(CACHE)
     with ExitStack() as stack:

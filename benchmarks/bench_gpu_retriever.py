@@ -21,7 +21,6 @@ CLIENTS = (1, 64, 256)
 
 
 def main() -> int:
-    """Prints the table; returns the exit status."""
     options = parser(__doc__)
     options.add_argument("--rows", type=int, default=1_000_000, help="vectors and passages (default: 1,000,000)")
     options.add_argument("--queries", type=int, default=20_000, help="queries per number of clients (default: 20,000)")

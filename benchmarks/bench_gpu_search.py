@@ -47,7 +47,6 @@ def bandwidth(device: torch.device, size: int) -> float:
 
 
 def main() -> int:
-    """Prints the table; returns the exit status."""
     options = parser(__doc__)
     options.add_argument("--rows", type=int, default=WIKI_18_ROWS, help="vectors (default: wiki-18's 21,015,324)")
     options.add_argument("--dim", type=int, default=E5_DIM, help="numbers of a vector (default: 768)")

@@ -124,7 +124,6 @@ def recall(found: NDArray, truth: NDArray, k: int) -> float:
 
 
 def main() -> int:
-    """Prints the table; returns 1 if the bound is missed."""
     args = parser(__doc__).parse_args()
     flat, queries = embeddings()
     truth = np.argsort(-(queries @ flat.read(0, flat.rows).T), axis=1)[:, :10]

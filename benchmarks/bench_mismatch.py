@@ -92,9 +92,6 @@ class Trajectory:
         self.mask += [trained] * len(ids)
 
 
-# --- three ways to trajectories --------------------------------------------------------------------------------------
-
-
 def by_ids(sample: Any) -> Trajectory:
     """A rollout of the plugin."""
     begin = len(sample.tokens) - sample.response_length
@@ -158,9 +155,6 @@ def _tokens_of_action(tokenizer: Any, ids: Sequence[int]) -> int:
         if any(tag in tokenizer.decode(ids[:count]) for tag in STOP_STRINGS):
             return count
     return len(ids)
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def trainer_log_probs(model: Any, trajectory: Trajectory) -> torch.Tensor:
@@ -243,9 +237,6 @@ def _shown(name: str, value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
-
-
 async def trajectories(
     plugin: argparse.Namespace, engine: Engine, questions: Sequence[Question]
 ) -> dict[str, list[Trajectory]]:
@@ -307,7 +298,6 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and prints; the exit status is 1 if a bound was missed."""
     options = parser(__doc__)
     options.add_argument("--model", type=Path, required=True, help="a model folder of a demo run")
     options.add_argument("--questions", type=int, default=16, help="of the demo's training questions (16)")

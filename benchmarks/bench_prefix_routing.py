@@ -183,7 +183,6 @@ def possible(seed: int) -> float:
 
 
 def main() -> int:
-    """Prints the table; exit status 1 if consistent hashing gains too little."""
     args = parser(__doc__).parse_args()
     if importlib.util.find_spec("sglang_router") is None:
         raise SystemExit("sglang-router is not installed: pip install sglang-router.")

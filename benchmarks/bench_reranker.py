@@ -125,7 +125,6 @@ def recall(found: Sequence[Sequence[Hit]], asked: Sequence[Labelled], k: int) ->
 
 
 def main() -> int:
-    """Prints the table; there is no bound, since what is gained is the model's doing."""
     args = parser(__doc__).parse_args()
     facts, corpus, model = build_world(), FOLDER / "world" / "corpus.jsonl", FOLDER / "model"
     write_world(facts, corpus.parent)

@@ -49,9 +49,6 @@ WORDS = (ROOT / "local_dense_retriever" / "toy_corpus.jsonl").read_text(encoding
 ROUNDS = 3
 
 
-# ---- Files and queries -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Files:
     index: Path
@@ -95,9 +92,6 @@ def questions() -> Iterator[str]:
     choose = random.Random(1)
     for number in itertools.count():
         yield " ".join([*choose.choices(WORDS, k=choose.randint(3, 13)), str(number)])
-
-
-# ---- What is measured ------------------------------------------------------------------------------------------------
 
 
 def plain_server(made: Files, pipe: Connection) -> None:
@@ -202,9 +196,6 @@ async def plugin_load(port: int, queries: Sequence[str], at_once: int) -> float:
     seconds = time.perf_counter() - began
     await searcher.close()
     return len(queries) / seconds
-
-
-# ---- The sections ----------------------------------------------------------------------------------------------------
 
 
 def throughput(report: Report) -> None:
@@ -333,7 +324,6 @@ SECTIONS = {"throughput": throughput, "search": search, "restart": restart}
 
 
 def main() -> int:
-    """Prints the tables; returns 1 if a bound is missed."""
     arguments = parser(__doc__)
     arguments.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas (default: %(default)s)")
     args = arguments.parse_args()

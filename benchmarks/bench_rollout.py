@@ -42,9 +42,6 @@ PROMPTS = [
 ]
 
 
-# ---- The other process: an engine and a retriever that answer at once -----------------------------------------------
-
-
 def engine_and_retriever(model: str, pipe: Connection) -> None:
     """Sends the port, then, whenever asked, the seconds spent in the tokenizer since the last time."""
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -77,9 +74,6 @@ def engine_and_retriever(model: str, pipe: Connection) -> None:
         return since
 
     serve({"/generate": generate, "/retrieve": retrieve}, pipe, tokenising)
-
-
-# ---- The two ways to roll out ----------------------------------------------------------------------------------------
 
 
 def slime_args(model: str, port: int, turns: int) -> argparse.Namespace:
@@ -156,7 +150,6 @@ async def measure(way: Any, args: argparse.Namespace, turns: int, pipe: Connecti
 
 
 def main() -> int:
-    """Prints the table; returns 1 if a bound is missed."""
     args = parser(__doc__).parse_args()
     find_slime()
     model = str(policy_folder(ROOT / ".cache"))

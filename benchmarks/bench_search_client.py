@@ -105,7 +105,6 @@ async def compare(url: str, cache_file: str) -> dict[str, list[tuple[float, floa
 
 
 def main() -> int:
-    """Prints the table; returns 1 if the bound is missed."""
     args = parser(__doc__).parse_args()
     with apart(retriever) as pipe, tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(compare(f"http://127.0.0.1:{pipe.recv()}", str(Path(folder) / "cache.db")))

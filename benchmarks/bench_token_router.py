@@ -40,9 +40,6 @@ BYTES_PER_TOKEN = 20.0 + 5  # ids, log-probabilities, and about five characters 
 TEXT_TO_WORKER, TEXT_TO_ROUTER, IDS_TO_WORKER = "text to the worker", "text to the router", "ids to the worker"
 
 
-# ---- Latency ---------------------------------------------------------------------------------------------------------
-
-
 def worker(model: str, pipe: Connection) -> None:
     """Answers every request with the same ids after WORKER_S. Sends its port."""
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -100,9 +97,6 @@ def latency(model: str) -> dict[str, float]:
     return {kind: 1000 * statistics.median(found) for kind, found in seconds.items()}
 
 
-# ---- The store -------------------------------------------------------------------------------------------------------
-
-
 def trajectory(number: int, choose: random.Random) -> list[Piece]:
     """A prompt, three replies, three observations; 1,760 ids."""
 
@@ -153,7 +147,6 @@ def _resident_bytes() -> int:
 
 
 def main() -> int:
-    """Prints the table; returns 1 if a bound is missed."""
     args = parser(__doc__).parse_args()
     size, calls, found = bytes_per_token(), latency(str(policy_folder(ROOT / ".cache"))), lookups()
     p99 = percentile(found, 99)
