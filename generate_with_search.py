@@ -38,11 +38,11 @@ from search_rollout.config import ConfigError, SearchConfig, load_config
 from search_rollout.engine.client import call_params
 from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.engine.tracking import RouterMismatch
+from search_rollout.group_filter import GroupSteps
 from search_rollout.rewards import group_normalised
 from search_rollout.runtime import Rollout, Runtime, check_slime_args, engine_url
 from search_rollout.samples import fields as sample_fields
 from search_rollout.samples.bare_text import tool_record, xml_record
-from search_rollout.samples.groups import GroupSteps
 from search_rollout.samples.record import RecordError, RolloutRecord, is_discarded, record_of, store_score
 from search_rollout.samples.resume import interrupted_rollout, resume_state
 from search_rollout.samples.slime_logging import SeriesLogger
@@ -217,23 +217,21 @@ def _write(
 
 async def reward_func(args: Any, sample: Sample | list[Sample], **_: Any) -> float | list[float]:
     """The reward of a sample, or of each of a list, by the table of `qa_em_format.score_trajectory`."""
-    config = _config(args)
-    if isinstance(sample, list):
-        return [_reward(config, one) for one in sample]
-    return _reward(config, sample)
+    return _for_each(args, sample, lambda score: score.reward)
 
 
 async def exact_match(args: Any, sample: Sample | list[Sample], **_: Any) -> float | list[float]:
     """1.0 for an answer that equals a gold answer, else 0.0, whatever training rewards. For evaluations."""
-    samples = sample if isinstance(sample, list) else [sample]
-    scores = [_score(_config(args), one) for one in samples]
-    right = [float(score is not None and score.exact_match) for score in scores]
-    return right if isinstance(sample, list) else right[0]
+    return _for_each(args, sample, lambda score: float(score.exact_match))
 
 
-def _reward(config: SearchConfig, sample: Sample) -> float:
-    score = _score(config, sample)
-    return score.reward if score else 0.0  # preset by write_discarded, and nothing that the model did
+def _for_each(
+    args: Any, sample: Sample | list[Sample], figure: Callable[[qa_em_format.Score], float]
+) -> float | list[float]:
+    """The figure of a sample's score, or of each of a list; 0.0 if discarded, which is nothing that the model did."""
+    scores = [_score(_config(args), one) for one in (sample if isinstance(sample, list) else [sample])]
+    figures = [figure(score) if score else 0.0 for score in scores]
+    return figures if isinstance(sample, list) else figures[0]
 
 
 def _score(config: SearchConfig, sample: Sample) -> qa_em_format.Score | None:

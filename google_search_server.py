@@ -90,12 +90,11 @@ class GoogleSearch:
         try:
             return await self._client.post("", body, {"X-API-KEY": self._key})
         except RequestFailed as failure:
-            remedy = _remedy(failure)
-            if remedy is None:
+            if not (remedy := _remedy(failure)):
                 raise
             refused = ServiceRefused(f"{remedy} ({failure})")
             refused.status = failure.status
-        raise refused
+            raise refused from None
 
 
 async def _from_page(pages: WebPages, hit: Hit, query: str) -> Hit:
@@ -204,18 +203,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         config = load_config({}, os.environ, args)
-        app = create_app(
-            make_searcher(config, [GoogleSearch(config)]), topk=config.topk, api_key=config.retrieval_api_key
-        )
+        searcher = make_searcher(config, [GoogleSearch(config)])
+        app = create_app(searcher, topk=config.topk, api_key=config.retrieval_api_key)
         listener = socket.create_server((args.host, args.port), backlog=LISTEN_BACKLOG)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(
-            f"error: cannot use port {args.port} of {args.host} ({error}): stop what uses it, or set another --port",
-            file=sys.stderr,
-        )
+        remedy = "stop what uses it, or set another --port"
+        print(f"error: cannot use port {args.port} of {args.host} ({error}): {remedy}", file=sys.stderr)
         return 1
     host, port = listener.getsockname()[:2]
     print(f"ready: web search at http://{host}:{port}/retrieve", flush=True)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from search_rollout.group_filter import GroupFilter
 from search_rollout.protocols.tool_formats import FORMATS, is_format
 
 logger = logging.getLogger(__name__)
 
 AnswerMetric: TypeAlias = Literal["em", "f1", "sub_em"]
+GroupFilter: TypeAlias = Literal["off", "reward", "exact_match"]
 PLACEHOLDER_KEY = "YOUR_API_KEY"
 
 ENVIRONMENT = {

@@ -13,8 +13,7 @@ from slime.utils.types import Sample
 
 import generate_with_search
 from search_rollout.config import ConfigError, load_config
-from search_rollout.group_filter import FilterStep, Outcome, drop_reason
-from search_rollout.samples.groups import outcomes
+from search_rollout.group_filter import FilterStep, Outcome, drop_reason, outcomes
 from search_rollout.samples.record import RolloutRecord
 from search_rollout.trajectory import StopReason
 
