@@ -7,29 +7,19 @@ from typing import Any
 
 from search_rollout.protocols.base import behind_thought
 from search_rollout.protocols.chat_template import check_appending
-from search_rollout.protocols.tool_formats.base import ParsedTurn, ToolCall, ToolFormat
+from search_rollout.protocols.tool_formats.base import ParsedTurn as ParsedTurn
+from search_rollout.protocols.tool_formats.base import ToolCall as ToolCall
+from search_rollout.protocols.tool_formats.base import ToolFormat as ToolFormat
 from search_rollout.protocols.tool_formats.deepseek import DeepSeek
 from search_rollout.protocols.tool_formats.glm import Glm
 from search_rollout.protocols.tool_formats.hermes import Hermes
 from search_rollout.protocols.tool_formats.llama3 import Llama3Json
 from search_rollout.protocols.tool_formats.mistral import Mistral
-from search_rollout.protocols.tool_formats.probe import fits, recognise
+from search_rollout.protocols.tool_formats.probe import fits as fits
+from search_rollout.protocols.tool_formats.probe import recognise
 from search_rollout.protocols.tool_formats.pythonic import Pythonic
 from search_rollout.protocols.tool_formats.qwen_xml import QwenXml
 from search_rollout.protocols.tool_formats.sglang import PREFIX, SGLangFormat
-
-__all__ = [
-    "FORMATS",
-    "REMEDY",
-    "ParsedTurn",
-    "ToolCall",
-    "ToolFormat",
-    "fits",
-    "is_format",
-    "named_format",
-    "parse_turn",
-    "tool_format",
-]
 
 FORMATS: dict[str, ToolFormat] = {
     form.name: form for form in (Hermes(), QwenXml(), Llama3Json(), Mistral(), DeepSeek(), Glm(), Pythonic())
