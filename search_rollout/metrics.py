@@ -9,13 +9,18 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 from search_rollout.samples.record import RolloutRecord, Span, record_of
 from search_rollout.search.searcher import normalised
 from search_rollout.trajectory import StopReason
 
 REPETITION_N = 4  # tokens: the seq-rep-4 of arXiv:1908.04319
+MEANS = (  # over the samples that have the figure
+    *("reward", "exact_match", "answers", "valid_format", "gold_in_documents", "turns", "searches"),
+    *("response_length", "trained_tokens", "observation_tokens", "repetition"),
+)
+Row = dict[str, Any]  # a sample's figures
 
 
 def rollout_metrics(samples: Iterable[Any], reward_key: str | None = None) -> dict[str, float]:
@@ -25,13 +30,17 @@ def rollout_metrics(samples: Iterable[Any], reward_key: str | None = None) -> di
     """
     everything = list(flat(samples))
     rows = [row for sample in everything if (row := _row(sample, reward_key)) is not None]
-    kept = [row for row in rows if not row.stop.discards]
+    kept = [row for row in rows if not row["stop"].discards]
     return _known(
         {
             "unrecorded": _ratio(len(everything) - len(rows), len(everything)),
             **_endings(rows),
-            **_outcomes(kept),
-            **_lengths(kept),
+            **{name: _mean(row[name] for row in kept) for name in MEANS},
+            "valid_actions": _share(kept, "valid_turns", "turns"),
+            "duplicate_queries": _share(kept, "duplicates", "searches"),
+            "observation_share": _share(kept, "observation_tokens", "response_length"),
+            "response_length_max": max((row["response_length"] for row in kept), default=None),
+            "log_prob": _mean(log_prob for row in kept for log_prob in row["log_probs"]),
             **_groups(rows),
             **_searches(rows),
         }
@@ -50,24 +59,7 @@ def search_cost(usage: Mapping[str, float], *, since: Mapping[str, float]) -> di
 # --- one sample ---
 
 
-class _Row(NamedTuple):
-    stop: StopReason
-    group: Any  # slime's group_index; None: no group
-    reward: float | None
-    score: Mapping[str, Any]  # empty where another reward function scored it
-    counts: Mapping[str, int]  # of its searches: see samples.record.search_counts
-    queries: list[str]
-    seconds: list[float]  # of the queries that the cache did not answer
-    turns: int
-    valid_turns: int
-    response_tokens: int
-    observation_tokens: int
-    trained_tokens: float
-    repetition: float | None
-    log_probs: list[float]  # of the tokens that the model sampled
-
-
-def _row(sample: Any, reward_key: str | None) -> _Row | None:
+def _row(sample: Any, reward_key: str | None) -> Row | None:
     """None for a sample that was not rolled out by this plugin, or whose record is damaged."""
     try:
         record = record_of(sample)
@@ -76,28 +68,35 @@ def _row(sample: Any, reward_key: str | None) -> _Row | None:
         return None
 
 
-def _read(sample: Any, record: RolloutRecord, reward_key: str | None) -> _Row:
+def _read(sample: Any, record: RolloutRecord, reward_key: str | None) -> Row:
     response = sample.tokens[len(sample.tokens) - sample.response_length :]
     authors = list(islice(_authors(record.spans), len(response) + 1))
     by_model = [token for token, ours in zip(response, authors, strict=not record.discarded) if ours]
     observations = [span.tokens for span in record.spans if span.kind == "observation"]
-    hash(sample.group_index)
-    return _Row(
-        record.stop,
-        sample.group_index,
-        _reward(sample.reward, reward_key),
-        record.score or {},
-        {origin: int(record.search_counts[origin]) for origin in ("queries", "cache", "shared", "failed")},
-        [normalised(result.query) for result in record.searches],
-        [result.seconds for result in record.searches if result.origin != "cache"],
-        record.model_turns,
-        len(observations) + (record.stop is StopReason.ANSWERED),
-        len(response),
-        sum(observations),
-        float(sum(sample.loss_mask or [])),
-        repetition(by_model),
-        [float(log_prob) for log_prob, ours in zip(sample.rollout_log_probs or [], authors, strict=False) if ours],
-    )
+    queries, score = [normalised(result.query) for result in record.searches], record.score
+    hash(sample.group_index)  # groups are told apart by it
+    return {
+        "stop": record.stop,
+        "group": sample.group_index,  # None: no group
+        "reward": _reward(sample.reward, reward_key),
+        "exact_match": bool(score.get("exact_match")) if score else None,
+        "answers": score.get("answer") is not None if score else None,
+        "valid_format": bool(score.get("valid_format")) if score else None,
+        "gold_in_documents": bool(score.get("retrieved_gold")) if score else None,
+        "turns": record.model_turns,
+        "valid_turns": len(observations) + (record.stop is StopReason.ANSWERED),
+        "searches": len(queries),
+        "duplicates": len(queries) - len(set(queries)),
+        "counts": {name: int(record.search_counts[name]) for name in ("queries", "cache", "shared", "failed")},
+        "seconds": [result.seconds for result in record.searches if result.origin != "cache"],
+        "response_length": len(response),
+        "observation_tokens": sum(observations),
+        "trained_tokens": float(sum(sample.loss_mask or [])),
+        "repetition": repetition(by_model),
+        "log_probs": [
+            float(log_prob) for log_prob, ours in zip(sample.rollout_log_probs or [], authors, strict=False) if ours
+        ],
+    }
 
 
 def _authors(spans: Iterable[Span]) -> Iterator[bool]:
@@ -119,57 +118,26 @@ def repetition(ids: Sequence[int], n: int = REPETITION_N) -> float | None:
 # --- many samples ---
 
 
-def _endings(rows: Sequence[_Row]) -> dict[str, float | None]:
+def _endings(rows: Sequence[Row]) -> dict[str, float | None]:
     whole = len(rows)
-    cut = (row.stop not in (StopReason.ANSWERED, StopReason.ABORTED) and not row.stop.discards for row in rows)
+    cut = (row["stop"] not in (StopReason.ANSWERED, StopReason.ABORTED) and not row["stop"].discards for row in rows)
     return {
         "truncated": _ratio(sum(cut), whole),
-        "discarded": _ratio(sum(row.stop.discards for row in rows), whole),
-        **{f"stop/{stop.value}": _ratio(sum(row.stop is stop for row in rows), whole) for stop in StopReason},
+        "discarded": _ratio(sum(row["stop"].discards for row in rows), whole),
+        **{f"stop/{stop.value}": _ratio(sum(row["stop"] is stop for row in rows), whole) for stop in StopReason},
     }
 
 
-def _outcomes(rows: Sequence[_Row]) -> dict[str, float | None]:
-    scores = [row.score for row in rows if row.score]
-    return {
-        "reward": _mean(row.reward for row in rows if row.reward is not None),
-        "exact_match": _mean(bool(score.get("exact_match")) for score in scores),
-        "answers": _mean(score.get("answer") is not None for score in scores),
-        "valid_format": _mean(bool(score.get("valid_format")) for score in scores),
-        "gold_in_documents": _mean(bool(score.get("retrieved_gold")) for score in scores),
-        "valid_actions": _ratio(sum(row.valid_turns for row in rows), sum(row.turns for row in rows)),
-        "turns": _mean(row.turns for row in rows),
-        "searches": _mean(len(row.queries) for row in rows),
-        "duplicate_queries": _ratio(
-            sum(len(row.queries) - len(set(row.queries)) for row in rows), sum(len(row.queries) for row in rows)
-        ),
-    }
-
-
-def _lengths(rows: Sequence[_Row]) -> dict[str, float | None]:
-    lengths = [row.response_tokens for row in rows]
-    observed = [row.observation_tokens for row in rows]
-    return {
-        "response_length": _mean(lengths),
-        "response_length_max": max(lengths, default=None),
-        "trained_tokens": _mean(row.trained_tokens for row in rows),
-        "observation_tokens": _mean(observed),
-        "observation_share": _ratio(sum(observed), sum(lengths)),
-        "repetition": _mean(row.repetition for row in rows if row.repetition is not None),
-        "log_prob": _mean(log_prob for row in rows for log_prob in row.log_probs),
-    }
-
-
-def _groups(rows: Sequence[_Row]) -> dict[str, float | None]:
+def _groups(rows: Sequence[Row]) -> dict[str, float | None]:
     groups = defaultdict(list)
     for row in rows:
-        if row.group is not None and row.reward is not None:
-            groups[row.group].append(row)
+        if row["group"] is not None and row["reward"] is not None:
+            groups[row["group"]].append(row)
     compared = [group for group in groups.values() if len(group) > 1]
-    kept = [[row for row in group if not row.stop.discards] for group in compared]
-    flat = [group for group in kept if len({row.reward for row in group}) < 2]
-    right = sum(bool(group) and all(row.score.get("exact_match") is True for row in group) for group in flat)
-    wrong = sum(bool(group) and all(row.score.get("exact_match") is False for row in group) for group in flat)
+    kept = [[row for row in group if not row["stop"].discards] for group in compared]
+    flat = [group for group in kept if len({row["reward"] for row in group}) < 2]
+    right = sum(bool(group) and all(row["exact_match"] is True for row in group) for group in flat)
+    wrong = sum(bool(group) and all(row["exact_match"] is False for row in group) for group in flat)
     return {
         "zero_variance_groups": _ratio(len(flat), len(compared)),
         "zero_variance_right": _ratio(right, len(compared)),
@@ -177,14 +145,14 @@ def _groups(rows: Sequence[_Row]) -> dict[str, float | None]:
     }
 
 
-def _searches(rows: Sequence[_Row]) -> dict[str, float | None]:
-    seconds = sorted(second for row in rows for second in row.seconds)
-    queries = sum(row.counts["queries"] for row in rows)
+def _searches(rows: Sequence[Row]) -> dict[str, float | None]:
+    seconds = sorted(second for row in rows for second in row["seconds"])
+    queries = sum(row["counts"]["queries"] for row in rows)
     return {
         "search_seconds": _mean(seconds),
         "search_seconds_p95": seconds[math.ceil(0.95 * len(seconds)) - 1] if seconds else None,
-        "searches_failed": _ratio(sum(row.counts["failed"] for row in rows), queries),
-        "cache_hits": _ratio(sum(row.counts["cache"] + row.counts["shared"] for row in rows), queries),
+        "searches_failed": _ratio(sum(row["counts"]["failed"] for row in rows), queries),
+        "cache_hits": _ratio(sum(row["counts"]["cache"] + row["counts"]["shared"] for row in rows), queries),
     }
 
 
@@ -199,8 +167,12 @@ def flat(samples: Any) -> Iterator[Any]:
             yield sample
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    known = list(values)
+def _share(rows: Sequence[Row], part: str, whole: str) -> float | None:
+    return _ratio(sum(row[part] for row in rows), sum(row[whole] for row in rows))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return _ratio(math.fsum(known), len(known))
 
 
