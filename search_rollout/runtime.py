@@ -22,8 +22,7 @@ from search_rollout.protocols.observation import neutraliser, special_strings
 from search_rollout.protocols.tool_formats import ToolFormat, tool_format
 from search_rollout.protocols.tools import ToolProtocol
 from search_rollout.protocols.xml import XmlProtocol
-from search_rollout.samples import fields as sample_fields
-from search_rollout.samples.fields import Prompt
+from search_rollout.samples.fields import Prompt, read_prompt
 from search_rollout.samples.record import RolloutRecord, Turn
 from search_rollout.samples.resume import Interrupted, settle_open_turn
 from search_rollout.samples.top_p_replay import replays_top_p
@@ -103,10 +102,10 @@ class Runtime:
         if not self._router_checked:
             await check_router(self.engine, self.config.token_tracking_mode)
             self._router_checked = True
-        kwargs = sample_fields.template_kwargs(args, sample)
         chat = self.config.llm_api_mode == "chat"
-        prompt = sample_fields.read_prompt(sample, self.tokenizer, kwargs, with_tools=chat)
-        rollout = self._rollout(args, sample, prompt, kwargs, sampling_params, evaluation)
+        prompt = read_prompt(args, sample, self.tokenizer, with_tools=chat)
+        limit, log_probs = _context_limit(args, self.config, evaluation), self.tracks_log_probs(sampling_params)
+        rollout = self._rollout(prompt, limit, log_probs, routing_headers(args, sample))
         if interrupted is None:
             return rollout
         rollout.trajectory_id = rollout.headers[NAMESPACE_HEADER] = interrupted.record.trajectory_id
@@ -114,7 +113,7 @@ class Runtime:
             interrupted.restore(rollout.trajectory, rollout.tracking, self.decode)
         except (ValueError, KeyError) as error:
             logger.warning("sample %s starts again: its aborted rollout cannot be resumed: %s", sample.index, error)
-            return self._rollout(args, sample, prompt, kwargs, sampling_params, evaluation)
+            return self._rollout(prompt, limit, log_probs, routing_headers(args, sample))
         rollout.turns, rollout.search_seconds = list(interrupted.record.turns), interrupted.record.search_seconds
         begun = len(rollout.trajectory.open_ids)
         params = call_params(sampling_params, rollout.trajectory.room, rollout.protocol.stop_strings, begun=begun)
@@ -123,28 +122,13 @@ class Runtime:
         settle_open_turn(rollout.trajectory, self.decode, params, stop_ids=stop_ids, exact=exact)
         return rollout
 
-    def _rollout(
-        self,
-        args: Any,
-        sample: Any,
-        prompt: Prompt,
-        kwargs: Mapping[str, Any],
-        sampling_params: Mapping[str, Any],
-        evaluation: bool,
-    ) -> Rollout:
+    def _rollout(self, prompt: Prompt, limit: int, log_probs: bool, headers: Mapping[str, str]) -> Rollout:
         """A rollout that holds only the prompt."""
-        trajectory = Trajectory(
-            _context_limit(args, self.config, evaluation),
-            self.tracks_log_probs(sampling_params),
-            list(self._encode_prompt(prompt.text)),
-            self.config.loss_mask_mode == "simple",
-            opens_thought(prompt.text),
-        )
-        trajectory_id = uuid.uuid4().hex
-        headers = {NAMESPACE_HEADER: trajectory_id, **routing_headers(args, sample)}
-        return Rollout(
-            trajectory, self._protocol(prompt.tools, kwargs), self._tracking(prompt, kwargs), headers, trajectory_id
-        )
+        ids, simple = list(self._encode_prompt(prompt.text)), self.config.loss_mask_mode == "simple"
+        trajectory = Trajectory(limit, log_probs, ids, simple, opens_thought(prompt.text))
+        name = uuid.uuid4().hex
+        headers = {NAMESPACE_HEADER: name, **headers}
+        return Rollout(trajectory, self._protocol(prompt), self._tracking(prompt), headers, name)
 
     def tracks_log_probs(self, sampling_params: Mapping[str, Any]) -> bool:
         """Whether log-probabilities can be recorded.
@@ -171,11 +155,11 @@ class Runtime:
         await self.engine.close()
         await self.search.close()
 
-    def _protocol(self, tools: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> RolloutProtocol:
-        shared = self.tokenizer, self._neutralise, self.config.max_obs_tokens, kwargs
+    def _protocol(self, prompt: Prompt) -> RolloutProtocol:
+        shared = self.tokenizer, self._neutralise, self.config.max_obs_tokens, prompt.template_kwargs
         if self.config.llm_api_mode == "generate":
             return XmlProtocol(*shared)
-        return ToolProtocol(*shared, tools=tools, form=self._tool_format, max_calls=self.config.max_tool_calls)
+        return ToolProtocol(*shared, tools=prompt.tools, form=self._tool_format, max_calls=self.config.max_tool_calls)
 
     @functools.cached_property
     def _tool_format(self) -> ToolFormat:
@@ -184,7 +168,7 @@ class Runtime:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _tracking(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> Tracking:
+    def _tracking(self, prompt: Prompt) -> Tracking:
         match self.config.token_tracking_mode:
             case "router_radix":
                 return RadixTracking(self.engine, prompt.text)
@@ -194,7 +178,7 @@ class Runtime:
                         "TOKEN_TRACKING_MODE=router_handler needs prompts that are messages: leave out slime's "
                         "--apply-chat-template, the router applies it."
                     )
-                return HandlerTracking(self.engine, prompt.messages, prompt.tools, kwargs)
+                return HandlerTracking(self.engine, prompt.messages, prompt.tools, prompt.template_kwargs)
         return Tracking(self.engine)
 
 

@@ -34,24 +34,25 @@ class Prompt(NamedTuple):
     text: str
     messages: list[dict[str, Any]] | None  # None: the prompt is a string
     tools: list[dict[str, Any]]  # empty in generate mode
+    template_kwargs: dict[str, Any]
 
 
-def read_prompt(sample: Any, tokenizer: Any, kwargs: Mapping[str, Any], *, with_tools: bool) -> Prompt:
+def read_prompt(args: Any, sample: Any, tokenizer: Any, *, with_tools: bool) -> Prompt:
     """The prompt: a string unchanged, or messages and tools rendered by the chat template. Raises SampleError."""
-    tools = sample_tools(sample) if with_tools else []
+    tools, kwargs = _tools(sample) if with_tools else [], _template_kwargs(args, sample)
     if isinstance(sample.prompt, str):
-        return Prompt(sample.prompt, None, tools)
+        return Prompt(sample.prompt, None, tools, kwargs)
     try:
         messages = [dict(message) for message in sample.prompt]
     except (TypeError, ValueError) as error:
         raise SampleError(f"The prompt is neither a string nor a list of messages: {error}") from error
     try:
-        return Prompt(render_prompt(tokenizer, messages, tools, **kwargs), messages, tools)
+        return Prompt(render_prompt(tokenizer, messages, tools, **kwargs), messages, tools, kwargs)
     except Exception as error:  # templates may raise anything
         raise SampleError(f"The chat template rejects the prompt: {error!r}") from error
 
 
-def sample_tools(sample: Any) -> list[dict[str, Any]]:
+def _tools(sample: Any) -> list[dict[str, Any]]:
     """The tools that came with the sample, else the search tool. Raises SampleError."""
     try:
         return tools_of(metadata_of(sample))
@@ -59,7 +60,7 @@ def sample_tools(sample: Any) -> list[dict[str, Any]]:
         raise SampleError(f"The tools in the sample's metadata are not in OpenAI's form: {error}") from error
 
 
-def template_kwargs(args: Any, sample: Any) -> dict[str, Any]:
+def _template_kwargs(args: Any, sample: Any) -> dict[str, Any]:
     """Keyword arguments for the chat template: slime's, and the sample's own."""
     ours = getattr(args, "apply_chat_template_kwargs", None), getattr(sample, "apply_chat_template_kwargs", None)
     return {key: value for kwargs in ours if isinstance(kwargs, Mapping) for key, value in kwargs.items()}
