@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from search_rollout.search.passage import Passage, SearchResult
+from search_rollout.search.passage import SearchResult
 
 Neutralise = Callable[[str], str]
 
@@ -48,19 +48,13 @@ def neutraliser(special: Iterable[str]) -> Neutralise:
     return neutralise
 
 
-def render_passages(passages: Sequence[Passage], neutralise: Neutralise) -> str:
-    """The documents, numbered, in the paper's form."""
-    if not passages:
-        return NOTHING_FOUND
-    return "\n".join(
-        neutralise(f'Doc {number}(Title: "{passage.title}") {passage.text}')
-        for number, passage in enumerate(passages, start=1)
-    )
-
-
 def render_result(result: SearchResult, neutralise: Neutralise) -> str:
-    """The text of one search result: its documents or none. The model never sees the cause of errors."""
-    return UNAVAILABLE if result.error else render_passages(result.passages, neutralise)
+    """The documents, numbered, in the paper's form. The model never sees the cause of an error."""
+    documents = (
+        neutralise(f'Doc {number}(Title: "{passage.title}") {passage.text}')
+        for number, passage in enumerate(result.passages, start=1)
+    )
+    return UNAVAILABLE if result.error else "\n".join(documents) or NOTHING_FOUND
 
 
 def fit(

@@ -1,7 +1,7 @@
 """The prompts: used by data preparation, training, evaluation and the demo alike.
 
 A question becomes messages in both modes: in XML mode they explain the tags, in chat mode the tools are passed with
-them. slime renders them with the tokenizer's chat template. A model without one takes the plain text of `xml_prompt`.
+them. slime renders them with the tokenizer's chat template. A model without one takes plain text.
 """
 
 import json
@@ -51,15 +51,10 @@ def chat_messages(question: str) -> list[dict[str, str]]:
     return _messages(CHAT_INSTRUCTIONS, question)
 
 
-def xml_prompt(question: str) -> str:
-    """The prompt of XML mode as plain text, for models without a chat template."""
-    return f"{XML_INSTRUCTIONS}\n\nQuestion: {clean_question(question)}\n"
-
-
 def prompt_of(question: str, mode: PromptMode) -> list[dict[str, str]] | str:
-    """The prompt of any mode: messages, or in "text" a string."""
+    """The prompt of any mode: messages, or in "text" a string, for models without a chat template."""
     if mode == "text":
-        return xml_prompt(question)
+        return f"{XML_INSTRUCTIONS}\n\nQuestion: {clean_question(question)}\n"
     return chat_messages(question) if mode == "chat" else xml_messages(question)
 
 

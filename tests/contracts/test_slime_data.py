@@ -13,7 +13,7 @@ from test_slime import CALL_ARGS, slime_state, unused_packages  # noqa: F401  (a
 import oai_format_data_preprocess
 from qa_em_format import gold_answers
 from search_rollout.protocols.chat_template import render_prompt
-from search_rollout.protocols.prompts import SEARCH_TOOL, prompt_of, xml_prompt
+from search_rollout.protocols.prompts import SEARCH_TOOL, prompt_of
 from search_rollout.protocols.tools import tools_of
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -73,7 +73,7 @@ def test_xml_data_gives_the_rendered_text(prepare):
 
 def test_text_data_is_passed_on_unchanged(prepare):
     for sample, row in zip(load(prepare("text")), PLAIN, strict=True):
-        assert sample.prompt == xml_prompt(row.question)
+        assert sample.prompt == prompt_of(row.question, "text")
 
 
 def test_the_old_shapes_of_v0_2_0_hold_the_same(prepare):

@@ -7,8 +7,8 @@ from fakes import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_rollout.protocols.observation import TAGS, fit, neutraliser, render_passages, special_strings
-from search_rollout.search.passage import Passage
+from search_rollout.protocols.observation import TAGS, fit, neutraliser, render_result, special_strings
+from search_rollout.search.passage import Passage, SearchResult
 
 TOKENIZER = tiny_tokenizer()
 NEUTRALISE = neutraliser(special_strings(TOKENIZER))
@@ -16,12 +16,12 @@ HOSTILE = [f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")] + sorted(sp
 
 
 def test_passages_are_numbered_and_titled():
-    text = render_passages([Passage("Kenya", "In Africa."), Passage("Nairobi", "A city.")], NEUTRALISE)
-    assert text == 'Doc 1(Title: "Kenya") In Africa.\nDoc 2(Title: "Nairobi") A city.'
+    found = SearchResult("x", [Passage("Kenya", "In Africa."), Passage("Nairobi", "A city.")])
+    assert render_result(found, NEUTRALISE) == 'Doc 1(Title: "Kenya") In Africa.\nDoc 2(Title: "Nairobi") A city.'
 
 
 def test_an_empty_result_is_reported_as_such():
-    assert render_passages([], NEUTRALISE) == "No documents were found."
+    assert render_result(SearchResult("x"), NEUTRALISE) == "No documents were found."
 
 
 def test_tags_and_special_tokens_are_broken_by_a_space():

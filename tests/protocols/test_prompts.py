@@ -14,7 +14,6 @@ from search_rollout.protocols.prompts import (
     prompt_of,
     prompt_row,
     xml_messages,
-    xml_prompt,
 )
 from search_rollout.protocols.tools import tools_of
 
@@ -48,7 +47,7 @@ def test_messages_explain_the_mode_and_end_in_the_question():
     for messages, named in ((xml_messages(QUESTION), "<search>"), (chat_messages(QUESTION), "search tool")):
         assert [message["role"] for message in messages] == ["system", "user"]
         assert named in messages[0]["content"] and messages[1]["content"] == QUESTION
-    assert xml_prompt(QUESTION) == f"{XML_INSTRUCTIONS}\n\nQuestion: {QUESTION}\n"
+    assert prompt_of(QUESTION, "text") == f"{XML_INSTRUCTIONS}\n\nQuestion: {QUESTION}\n"
 
 
 @pytest.mark.parametrize("mode", ["generate", "chat", "text"])
