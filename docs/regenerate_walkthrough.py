@@ -61,8 +61,8 @@ def run(command: str, typed: str) -> tuple[str, list[str]]:
     silence = max(silence, time.monotonic() - last)
     if len(lines) > FIRST + LAST:
         lines = [*lines[:FIRST], "…", *lines[-LAST:]]
-    took = time.monotonic() - began
-    note = f"_Took {_clock(took)}; the longest time without a line was {silence:.0f} s._"
+    minutes, seconds = divmod(int(time.monotonic() - began), 60)
+    note = f"_Took {minutes}:{seconds:02d}; the longest time without a line was {silence:.0f} s._"
     troubles = []
     if len(command) > MAX_COMMAND:
         troubles.append(f"{len(command)} characters: {command}")
@@ -78,10 +78,6 @@ def _output(command: str, typed: str) -> Iterator[str]:
         process.stdin.close()
         for line in process.stdout:
             yield line.rstrip("\n").replace(str(ROOT), "/root/search-r1")
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 if __name__ == "__main__":

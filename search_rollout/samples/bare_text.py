@@ -28,11 +28,7 @@ def xml_record(response: str | None, *, think_opened: bool = False) -> RolloutRe
 
     `think_opened` means that the prompt ended in <think>.
     """
-
-    def parse(turn: str, opened: bool) -> Action:
-        return xml.parse_turn(turn, think_opened=opened)
-
-    return _record(split(response or "", _OBSERVATION), parse, think_opened)
+    return _record(split(response or "", _OBSERVATION), xml.parse_turn, think_opened)
 
 
 def tool_record(
@@ -40,10 +36,7 @@ def tool_record(
 ) -> RolloutRecord:
     """The record of a response with calls of the search tool in a model family's format."""
     form, read_calls = _form(tool_format).with_tools([SEARCH_TOOL]), tools.CallReader([SEARCH_TOOL], max_calls)
-
-    def parse(turn: str, opened: bool) -> Action:
-        return tools.parse_turn(turn, form, read_calls, think_opened=opened)
-
+    parse = functools.partial(tools.parse_turn, form=form, read_calls=read_calls)
     return _record(split(response or "", _TOOL_MESSAGES), parse, think_opened)
 
 
@@ -74,14 +67,12 @@ def _without_end_marks(turn: str) -> str:
     return turn
 
 
-def _record(
-    stretches: Iterable[tuple[bool, str]], parse: Callable[[str, bool], Action], think_opened: bool
-) -> RolloutRecord:
+def _record(stretches: Iterable[tuple[bool, str]], parse: Callable[..., Action], think_opened: bool) -> RolloutRecord:
     spans, turns, opened = [], [], think_opened
     for by_model, text in stretches:
         spans.append(Span("turn" if by_model else "observation", 0))  # text has no token counts
         if by_model:
-            turns.append(Turn.of(parse(_without_end_marks(text), opened)))
+            turns.append(Turn.of(parse(_without_end_marks(text), think_opened=opened)))
             opened = False
         else:
             opened = text.rstrip().endswith("<think>")
