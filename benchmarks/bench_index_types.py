@@ -2,13 +2,11 @@
 
     python -m benchmarks.bench_index_types [--json FILE]
 
-117,791 definitions of WordNet and 1,000 of its example sentences as queries, encoded by MiniLM (384 numbers, bfloat16
-for speed). Each type is built by the index builder's own code and loaded as the server does. Vectors and indexes are
-made once, in .cache/wordnet; stopped, that goes on where it was. Recall is against exact search in float32.
-Queries/s at batch 64.
+117,791 definitions of WordNet and 1,000 of its example sentences as queries, encoded by MiniLM (384 numbers). Each type
+is built by the index builder's own code and loaded as the server does. Vectors and indexes are made once, in
+.cache/wordnet; stopped, that goes on where it was. Recall is against exact search in float32. Queries/s at batch 64.
 """
 
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -17,22 +15,19 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.reporting import ROOT, Report, parser
 from benchmarks.wordnet_corpus import write_wordnet
 from demo.models import encoder_folder
-from local_dense_retriever.corpus import Corpus
-from local_dense_retriever.embedding import PartialEmbeddings, embed
+from demo.retriever_process import build_index
+from local_dense_retriever.encoder import load_encoder
 from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.faiss_index import FaissIndex
 from local_dense_retriever.flat_file import FlatFile, read_flat_header
 from local_dense_retriever.index_factory import write_converted
-from local_dense_retriever.index_note import IndexNote
 from local_dense_retriever.rescored_index import RescoredIndex
 from local_dense_retriever.searcher import VectorIndex
-from local_dense_retriever.torch_encoder import TorchEncoder
 
 FOLDER = ROOT / ".cache" / "wordnet"
 QUERIES, BATCH = 1000, 64
@@ -69,24 +64,14 @@ KINDS = (
 
 
 def embeddings() -> tuple[FlatFile, NDArray[np.float32]]:
-    """The passages' vectors, and the (QUERIES, D) of the queries; made once."""
-    files = write_wordnet(FOLDER)
-    flat_path, queries_path = FOLDER / "bf16.index", FOLDER / "queries.npy"
-    if not (flat_path.exists() and queries_path.exists()):
-        corpus = Corpus(files.corpus)
-        model = str(encoder_folder())
-        encoder = TorchEncoder("minilm", model, batch_size=16, dtype=torch.bfloat16)
-        note = IndexNote(corpus.digest, len(corpus), encoder.dim, "minilm", model, "Flat")
-        with PartialEmbeddings(flat_path, note) as unfinished:
-            embed(corpus, encoder, unfinished)
-            os.replace(unfinished.finish().path, flat_path)
-            unfinished.forget()
-        lines = files.queries.read_text().splitlines()
-        chosen = np.random.default_rng(0).choice(len(lines), QUERIES, replace=False)
-        np.save(queries_path, encoder.encode_queries([lines[i] for i in chosen]))
-    flat = read_flat_header(flat_path)
+    """The passages' vectors, made once, and the (QUERIES, D) of the queries."""
+    files, model = write_wordnet(FOLDER), encoder_folder()
+    build_index(files.corpus, FOLDER / "flat.index", model)
+    flat = read_flat_header(FOLDER / "flat.index")
     assert flat is not None
-    return flat, np.load(queries_path)
+    lines = files.queries.read_text().splitlines()
+    chosen = np.random.default_rng(0).choice(len(lines), QUERIES, replace=False)
+    return flat, load_encoder("minilm", str(model)).encode_queries([lines[i] for i in chosen])
 
 
 def built(flat: FlatFile, kind: Kind) -> tuple[Path, float]:

