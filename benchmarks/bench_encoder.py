@@ -43,19 +43,12 @@ class Cost(NamedTuple):
 
 def encode(way: str, pipe: Connection) -> None:
     """Receives texts; sends (N, D) vectors, the milliseconds on the clock and of CPU."""
-    import local_dense_retriever  # sets OMP_WAIT_POLICY
+    from local_dense_retriever.encoder import load_encoder  # the package sets OMP_WAIT_POLICY
 
-    assert local_dense_retriever
     if way == SPINNING:
         del os.environ["OMP_WAIT_POLICY"]
-    if way == ONNX:
-        from local_dense_retriever.onnx_encoder import OnnxEncoder
-
-        encode_queries = OnnxEncoder("minilm", onnx_encoder_folder(CACHE)).encode_queries
-    else:
-        from local_dense_retriever.torch_encoder import TorchEncoder
-
-        encode_queries = TorchEncoder("minilm", str(encoder_folder())).encode_queries
+    folder, device = (onnx_encoder_folder(CACHE), None) if way == ONNX else (encoder_folder(), "cpu")
+    encode_queries = load_encoder("minilm", str(folder), device=device).encode_queries
     while True:
         texts = pipe.recv()
         clock, cpu = time.perf_counter(), time.process_time()
