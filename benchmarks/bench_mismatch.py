@@ -36,8 +36,9 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.reporting import ROOT, Report, parser
 from demo.engine import Engine, Request, SamplingParams
 from demo.engine_server import EngineServer
-from demo.grpo import TrainSample, masked_log_probs
+from demo.grpo import Lot, TrainSample, masked_log_probs
 from demo.models import encoder_folder, load_policy
+from demo.prefix_tree import merge
 from demo.retriever_process import RetrieverProcess, build_index, index_path
 from demo.rollouts import roll_out, sample_of, slime_args
 from demo.train import MAX_LENGTH
@@ -161,7 +162,7 @@ def trainer_log_probs(model: Any, trajectory: Trajectory) -> torch.Tensor:
     """(N,) the trainer's log-probabilities of the trained ids."""
     whole = TrainSample(trajectory.prompt_ids + trajectory.ids, trajectory.mask, [0.0] * len(trajectory.mask))
     with torch.inference_mode():
-        return masked_log_probs(model, [whole], DTYPE)
+        return masked_log_probs(model, [Lot([whole], merge([whole.tokens]))], DTYPE)
 
 
 def figures(
