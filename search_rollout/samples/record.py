@@ -161,7 +161,7 @@ def forget(sample: Any) -> None:
 
 def read_record(found: Mapping[str, Any]) -> RolloutRecord:
     """Parses a record of this version or of version 1 from JSON values. Raises RecordError."""
-    version = found.get("version", 1)
+    version = found.get("version", 1) if isinstance(found, Mapping) else None
     if version not in (1, VERSION):
         raise RecordError(f"the record has version {version!r}; this code reads up to {VERSION}")
     try:
