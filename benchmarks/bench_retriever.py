@@ -225,7 +225,7 @@ def throughput(report: Report) -> None:
                 by_plugin.append(asyncio.run(plugin_load(ours, list(itertools.islice(fresh, 1024)), 256)))
                 burst.append(ask(ours, 512, 256).queries_per_s)
 
-    served = {}
+    served: dict[tuple[str, str], dict[str, Any]] = {}
     for (asked, server), loads in runs.items():
         latencies_ms = [1000 * second for one in loads for second in one.latencies_s]
         served[asked, server] = {

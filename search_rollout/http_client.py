@@ -139,7 +139,7 @@ class JsonClient:
                 if response.status == 200:
                     return await response.json(content_type=None)
                 text = _without_secrets(await response.text(errors="replace"), headers)
-                raise _failure(url, response.status, text, response.headers.get("Retry-After"))
+                raise _failure(url, response.status, text, response.headers.get("Retry-After", "0"))
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             words = _without_secrets(str(error), headers) or type(error).__name__
             raise TransientFailure(f"{url}: {words}") from None  # the error may quote the headers
@@ -147,7 +147,7 @@ class JsonClient:
             raise RequestFailed(f"{url} answered something that is not JSON: {str(error)[:200]}") from error
 
 
-def _failure(url: str, status: int, text: str, retry_after: str | None) -> RequestFailed:
+def _failure(url: str, status: int, text: str, retry_after: str) -> RequestFailed:
     message = f"{url} answered {status}: {text[:300]}"
     failure = RequestFailed(message)
     if status == 429 or status >= 500:
@@ -165,10 +165,10 @@ def _without_secrets(text: str, headers: Mapping[str, str]) -> str:
     return text
 
 
-def _seconds(retry_after: str | None) -> float:
+def _seconds(retry_after: str) -> float:
     """Retry-After as seconds from now: the header holds seconds or a date."""
     try:
-        seconds = float(retry_after or 0.0)
+        seconds = float(retry_after)
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
