@@ -26,6 +26,7 @@ from demo.slot_cache import ATTENTION, SlotCache
 
 logger = logging.getLogger(__name__)
 
+SLOTS = 32  # requests that run at the same time
 LOGITS_ROWS = 256  # prompt log-probabilities computed at once: 50 MB with a vocabulary of 49,152
 PREFILL_TOKENS = 4096  # maximum per forward pass, including padding; bounds memory
 
@@ -105,7 +106,7 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         *,
         dtype: torch.dtype = torch.bfloat16,
-        slots: int = 48,
+        slots: int = SLOTS,
         max_length: int = 1024,
         seed: int = 0,
     ) -> None:

@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from evaluation.viewer_data import searches_of
-from search_rollout.samples.record import RolloutRecord, read_record
+from search_rollout.samples.record import read_record
 
 Record = dict[str, Any]  # one JSON object after `_conform`: every key of its shape is there
 
@@ -67,12 +66,10 @@ SUMMARY: Record = {
     "config": {},
 }
 TRAJECTORY: Record = {
-    **dict.fromkeys(("phase", "id", "prompt_text", "status"), str),
+    **dict.fromkeys(("phase", "id"), str),
     "gold": [str],
     "pieces": [str],  # (T_resp,) decoded tokens, prompt excluded
     "loss_mask": [int],  # (T_resp,) 1 = the model wrote it and is trained on it, 0 = the environment wrote it
-    "rollout_log_probs": [float],  # (T_resp,) or empty
-    "reward": float,
     "metadata": {"question": str, "search_r1": {}},
 }
 
@@ -138,10 +135,10 @@ def _conform(value: Any, shape: Any, name: str) -> Any:
 
 
 def _check_alignment(record: Record) -> None:
-    """Checks that a record has one mask value and log-probability per token, or none of the three."""
-    length, mask = len(record.get("pieces", [])), record.get("loss_mask", [])
-    if len(mask) != length or len(record.get("rollout_log_probs", [])) not in (0, length):
-        raise ValueError("`pieces`, `loss_mask` and `rollout_log_probs` differ in length")
+    """Checks that a record has one mask value per token, or none of the two."""
+    mask = record.get("loss_mask", [])
+    if len(mask) != len(record.get("pieces", [])):
+        raise ValueError("`pieces` and `loss_mask` differ in length")
     if not set(mask) <= {0, 1}:
         raise ValueError("`loss_mask` holds something other than 0 and 1")
 
@@ -329,70 +326,31 @@ def _ticks(low: float, high: float) -> list[float]:
 
 # ---- trajectories ----------------------------------------------------------------------------------------------------
 
-PHASES = {"untrained": "Untrained model", "before": "Before GRPO", "after": "After GRPO", "": "Unnamed phase"}
-SHOWN = 6  # trajectories per phase; links lead to all of them
-LIKELY, UNLIKELY = -0.1, -1.0  # log-probabilities between the three shades of trained tokens: p = 0.90 and p = 0.37
-
-
-def _rollout(record: Record) -> RolloutRecord | None:
-    found = record["metadata"]["search_r1"]
-    return read_record(found) if found else None
-
-
-def _score(record: Record) -> Record:
-    rollout = _rollout(record)
-    return (rollout and rollout.score) or {}
-
 
 def _is_right(record: Record) -> bool:
     return _score(record).get("exact_match") is True
 
 
+def _score(record: Record) -> Record:
+    found = record["metadata"]["search_r1"]
+    return (read_record(found).score if found else None) or {}
+
+
 def _shown(record: Record) -> Record:
     """The template's data for a trajectory."""
-    rollout, score = _rollout(record), _score(record)
-    kind, badge = ("good", "✓ correct") if score.get("exact_match") is True else ("bad", "✗ wrong")
-    if not isinstance(score.get("exact_match"), bool):
+    kind, badge = ("good", "✓ correct") if _is_right(record) else ("bad", "✗ wrong")
+    if not isinstance(_score(record).get("exact_match"), bool):
         kind, badge = "", "not graded"
-    facts = {"gold": " / ".join(record["gold"]), "answer": _word(score.get("answer"))}
-    facts["reward"] = _number(record["reward"], ".2f")
-    facts |= {name.replace("_", " "): _word(value) for name, value in score.items() if name not in facts}
-    facts |= {"stop reason": rollout.stop.value.replace("_", " ") if rollout else "", "status": record["status"]}
-    trained = sum(record["loss_mask"])
-    facts["tokens"] = f"{trained} trained, {len(record['pieces']) - trained} environment"
     pieces = zip(record["loss_mask"], record["pieces"], strict=True)
     turns = [
         {"is_model": bool(mask), "text": "".join(text for _, text in part).strip()}
         for mask, part in itertools.groupby(pieces, key=lambda piece: piece[0])
     ]
     return {
-        **{"badge": badge, "badge_kind": kind, "facts": facts, "gold": facts["gold"]},
+        **{"badge": badge, "badge_kind": kind, "gold": " / ".join(record["gold"])},
         "question": record["metadata"]["question"],
-        "prompt": record["prompt_text"],
         "turns": [turn for turn in turns if turn["text"]],
-        "tokens": _tokens(record),
-        "searches": searches_of(rollout),
     }
-
-
-def _word(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
-
-
-def _tokens(record: Record) -> list[Record]:
-    """Text, class and tooltip of every token."""
-    log_probs = record["rollout_log_probs"] or [math.nan] * len(record["pieces"])
-    tokens = []
-    for index, (text, mask) in enumerate(zip(record["pieces"], record["loss_mask"], strict=True)):
-        tip, kind, log_prob = f"token {index} · environment", "m0", log_probs[index]
-        if mask:  # the log-probabilities of environment tokens are placeholders
-            tip = f"token {index} · trained"
-            tip += "" if math.isnan(log_prob) else f" · logprob {_number(log_prob, '.2f')}"
-            kind = "m1 p2" if log_prob < UNLIKELY else "m1 p1" if log_prob < LIKELY else "m1"
-        tokens.append({"text": text, "tip": tip, "kind": kind + (" nl" if text.startswith("\n") else "")})
-    return tokens
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -408,11 +366,6 @@ LINKS = {"trajectories.html": "in the browser, with filters", "trajectories.json
 def render(run: Run, links: list[tuple[str, str]]) -> str:
     """The whole page; `links` are files in the run's folder with their titles."""
     summary = run.summary
-    groups: dict[str, list[Record]] = {}
-    for record in run.trajectories:
-        group = groups.setdefault(PHASES.get(record["phase"]) or str(record["phase"]), [])
-        if len(group) < SHOWN:
-            group.append(_shown(record))
     style, script = ((PAGE_PARTS / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE_PARTS), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
@@ -432,10 +385,7 @@ def render(run: Run, links: list[tuple[str, str]]) -> str:
         results=_results(summary),
         step_columns=["step", *STEP_COLUMNS.values()],
         steps=[[str(row["step"]), *(_number(row[key]) for key in STEP_COLUMNS)] for row in run.steps],
-        groups=groups,
         links=links,
-        likely=_number(LIKELY),
-        unlikely=_number(UNLIKELY),
         facts=_facts(run),
         command=shlex.join(["search-r1", "demo", *summary["arguments"]]) if summary["started"] else "",
         config=[[name, str(value)] for name, value in summary["config"].items()],

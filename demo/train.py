@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from demo.engine import Engine
+    from demo.engine import SLOTS, Engine
     from demo.engine_server import EngineServer
     from demo.kept_steps import SEARCHES
     from demo.rollouts import evaluation_rows, settings, slime_args
@@ -198,7 +198,14 @@ def run(args: argparse.Namespace) -> int:
                 RetrieverProcess(world / "corpus.jsonl", index, encoder, folder.path / "retriever.log")
             )
             engine = stack.enter_context(
-                Engine(model, tokenizer, dtype=getattr(torch, args.dtype), max_length=MAX_LENGTH, seed=args.seed)
+                Engine(
+                    model,
+                    tokenizer,
+                    dtype=getattr(torch, args.dtype),
+                    slots=SLOTS if args.keep_steps else max(SLOTS, args.over_sampling * args.samples),
+                    max_length=MAX_LENGTH,
+                    seed=args.seed,
+                )
             )
             server = stack.enter_context(EngineServer(engine))
         say(f"retriever on port {retriever.port}, engine on port {server.port}; run folder {short(folder.path)}")

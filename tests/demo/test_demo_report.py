@@ -89,14 +89,6 @@ class Page(HTMLParser):
     def tags(self) -> set[str]:
         return {tag for tag, _ in self.elements}
 
-    def tokens(self) -> list[tuple[str, str]]:
-        """(class, tooltip) of every token's span, in order."""
-        spans = [
-            (str(a.get("class")), str(a["data-tip"])) for tag, a in self.elements if tag == "span" and "data-tip" in a
-        ]
-        assert all(tip.startswith("token ") for _, tip in spans)
-        return spans
-
     def tips(self) -> list[str]:
         """The tooltips of all charts, in order."""
         return [
@@ -209,27 +201,6 @@ def test_numbers_that_are_not_finite_are_gaps_in_the_page(tmp_path: Path) -> Non
     assert "nan" not in html.lower() and ">inf<" not in html
 
 
-def test_each_token_is_one_span_coloured_by_its_loss_mask(tmp_path: Path) -> None:
-    tokens = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY]))).tokens()
-    masks = [int(kind.split()[0].removeprefix("m")) for kind, _ in tokens]
-    assert masks == TRAJECTORY["loss_mask"]
-    assert tokens[0] == ("m1 p1", "token 0 · trained · logprob \N{MINUS SIGN}0.12")
-    assert tokens[1] == ("m1", "token 1 · trained · logprob \N{MINUS SIGN}0.01")
-    assert tokens[2] == ("m1 p2", "token 2 · trained · logprob \N{MINUS SIGN}2.50")
-    assert tokens[3] == ("m0 nl", "token 3 · environment")  # the 0.0 beside it is a placeholder
-
-
-def test_response_text_is_exactly_what_the_tokens_decode_to(tmp_path: Path) -> None:
-    page = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY])))
-    assert "".join(TRAJECTORY["pieces"]) in page.text
-
-
-def test_trajectory_without_logprobs_is_coloured_but_not_shaded(tmp_path: Path) -> None:
-    tokens = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY | {"rollout_log_probs": None}]))).tokens()
-    assert tokens[0] == ("m1", "token 0 · trained")
-    assert len(tokens) == len(TRAJECTORY["pieces"])
-
-
 def test_text_of_the_run_never_becomes_markup(tmp_path: Path) -> None:
     hostile = "</title></style><script>alert(3)</script>"
     summary = SUMMARY | {"model": hostile, "dtype": hostile, "stopped": hostile, "config": {hostile: hostile}}
@@ -238,42 +209,17 @@ def test_text_of_the_run_never_becomes_markup(tmp_path: Path) -> None:
     assert [tag for tag, _ in page.elements].count("script") == 1  # our own
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     for shown in (
-        "<script>alert(2)</script>",
-        "</details></body>&amp;",
-        'Kenya" onmouseover="x',
+        "<script>alert(1)</script>",
         "Which <city>?",
         hostile,
     ):
         assert shown in page.text
 
 
-def test_trajectories_are_grouped_by_phase(tmp_path: Path) -> None:
-    phases = ["untrained", "before", "step 3", "before", "after"]
-    page = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY | {"phase": phase} for phase in phases])))
-    cards = [attributes for _, attributes in page.elements if attributes.get("class") == "card"]
-    assert len(cards) == 5
-    headings = re.findall("<h3>(.*?)</h3>", (tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert headings[-4:] == ["Untrained model", "Before GRPO", "step 3", "After GRPO"]  # the story's come first
-
-
-def test_at_most_six_trajectories_of_a_phase_are_shown(tmp_path: Path) -> None:
-    page = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY] * 9)))
-    assert len([attributes for _, attributes in page.elements if attributes.get("class") == "card"]) == 6
-
-
-def test_card_shows_outcome_reward_parts_and_what_each_search_brought(tmp_path: Path) -> None:
-    wrong = trajectory({"exact_match": False, "answer": None, "documents": 1}, reward=0.0)
-    text = Page(write_report(write_run(tmp_path, trajectories=[TRAJECTORY, wrong]))).text
-    assert "✓ correct" in text and "✗ wrong" in text
-    assert "reward1.00" in text and "retrieved goldno" in text and "stop reasonanswered" in text
-    assert "answernone" in text and "documents1" in text  # the number 1 is not "yes"
-    assert "Search 2: capital" in text and "Error: timed out after 30 s" in text and "No document came back." in text
-
-
 def test_run_that_knows_only_its_seed_still_has_a_page(tmp_path: Path) -> None:
     text = Page(write_report(write_run(tmp_path, {"seed": 7}, steps=[], trajectories=[]))).text
     assert "seed7" in text
-    assert "No training step has been recorded." in text and "No trajectory has been recorded." in text
+    assert "No training step has been recorded." in text
 
 
 def test_interrupted_run_shows_its_first_evaluation_and_no_gain(tmp_path: Path) -> None:
@@ -310,7 +256,7 @@ def test_last_line_that_lacks_only_its_newline_counts(tmp_path: Path) -> None:
         (
             "trajectories",
             '{"pieces": ["a"], "loss_mask": []}',
-            "`pieces`, `loss_mask` and `rollout_log_probs` differ in length",
+            "`pieces` and `loss_mask` differ in length",
         ),
         ("trajectories", '{"pieces": ["a"], "loss_mask": [2]}', "`loss_mask` holds something other than 0 and 1"),
         ("trajectories", '{"pieces": ["a", 5], "loss_mask": [1, 1]}', "`pieces`[1] should be text, not 5"),
@@ -356,8 +302,8 @@ def test_a_failed_report_leaves_the_old_page_unchanged(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_in_a_token_does_not_stop_the_page(tmp_path: Path) -> None:
-    half = trajectory(pieces=["\ud83d"], loss_mask=[1], rollout_log_probs=[-0.1])
-    assert len(Page(write_report(write_run(tmp_path, trajectories=[half]))).tokens()) == 1
+    half = trajectory(pieces=["\ud83d"], loss_mask=[1])
+    assert "Which <city>?" in Page(write_report(write_run(tmp_path, trajectories=[half]))).text
 
 
 def test_main_prints_the_page_that_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

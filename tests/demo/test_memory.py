@@ -28,4 +28,4 @@ def test_a_second_large_tensor_takes_no_new_pages() -> None:
         command = [sys.executable, "-c", FAULTS, str(ROOT), how]
         return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
 
-    assert faults("kept") < 100 < faults("returned")
+    assert 10 * faults("kept") < faults("returned")

@@ -56,13 +56,11 @@ def test_a_tap_shows_a_value_and_a_tap_elsewhere_hides_it(page: Page) -> None:
 
 
 def test_everything_is_reached_by_keyboard_alone(page: Page) -> None:
-    page.locator("summary", has_text="Trajectories, token by token").focus()
+    page.locator("summary", has_text="More curves").focus()
     page.keyboard.press("Enter")
-    page.locator(".card > summary").first.focus()
-    page.keyboard.press("Enter")
-    page.locator(".card .tokens[data-tips]").first.focus()
+    page.locator("details svg").first.focus()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#tip")).to_have_text("token 0 · trained · logprob \N{MINUS SIGN}0.12")
+    expect(page.locator("#tip")).to_have_text("step 1 · valid format 0.93")
     box = page.locator("#tip").bounding_box()
     assert box is not None and box["x"] >= 0 and box["y"] >= 0
 
