@@ -5,9 +5,12 @@ To add one: write it, append it to CHECKS, and plant its fault in `tests/evaluat
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
 
-from evaluation import audit_masks, audit_texts, audit_values
+from evaluation.audit_masks import environment, model_tokens, trained_at_all, turn_ends
+from evaluation.audit_texts import history, prompt, special_tokens, text_of_ids
+from evaluation.audit_values import alignment, lengths, mask_values, present, reward, status, values, vocabulary
 from evaluation.audited import Audited, Fault
 from evaluation.verdict_table import Finding, Mark, Row
 
@@ -15,52 +18,35 @@ Look: TypeAlias = Callable[[Audited], Fault | None]
 
 
 class Check(NamedTuple):
-    """A row of the table: the worst fault of all samples, and what to do about it."""
+    """A row of the table, named after its function: the worst fault of all samples, and what to do about it."""
 
     group: str
-    name: str
     look: Look
     remedy: str
+
+    @property
+    def name(self) -> str:
+        return self.look.__name__.replace("_", " ")
 
 
 SHAPE, MASK, SCORES, TEXT = "shape", "mask", "scores", "text"
 CHECKS = (
-    Check(SHAPE, "lengths", audit_values.lengths, "let one function append ids, mask and log-probabilities together"),
-    Check(SHAPE, "mask values", audit_values.mask_values, "set it to 1 for the model's tokens and to 0 for all others"),
-    Check(
-        SHAPE,
-        "vocabulary",
-        audit_values.vocabulary,
-        "take the ids from the engine, and the tokenizer from the model it serves",
-    ),
-    Check(SHAPE, "status", audit_values.status, "set TRUNCATED if the rollout ran out of tokens or turns"),
-    Check(SHAPE, "reward", audit_values.reward, "reward every sample, discarded ones with 0.0"),
-    Check(MASK, "trained at all", audit_masks.something_trained, "set remove_sample if this is intended"),
-    Check(MASK, "prompt", audit_texts.prompt, "response_length must count the response's tokens only"),
-    Check(MASK, "model tokens", audit_masks.model_tokens, "set the mask to 1 for every token that the model sampled"),
-    Check(
-        MASK,
-        "turn ends",
-        audit_masks.turn_ends,
-        "keep and train the engine's last token, or it never learns to stop",
-    ),
-    Check(MASK, "environment", audit_masks.environment, "set the mask to 0 for tokens that the model did not write"),
-    Check(SCORES, "values", audit_values.finite, "take them from the engine's reply: meta_info.output_token_logprobs"),
-    Check(SCORES, "present", audit_values.present, "never fill in 0.0: it claims that the token was certain"),
-    Check(
-        SCORES,
-        "alignment",
-        audit_values.alignment,
-        "output_token_logprobs holds (log-probability, id, text) of the same token",
-    ),
-    Check(TEXT, "text of ids", audit_texts.response_text, "decode the text from the stored ids"),
-    Check(TEXT, "special tokens", audit_texts.special_tokens, "encode template text with its special tokens"),
-    Check(
-        TEXT,
-        "history",
-        audit_texts.history,
-        "send ids, not text; set --sent if you know which was sent, or measure it with --model",
-    ),
+    Check(SHAPE, lengths, "let one function append ids, mask and log-probabilities together"),
+    Check(SHAPE, mask_values, "set it to 1 for the model's tokens and to 0 for all others"),
+    Check(SHAPE, vocabulary, "take the ids from the engine, and the tokenizer from the model it serves"),
+    Check(SHAPE, status, "set TRUNCATED if the rollout ran out of tokens or turns"),
+    Check(SHAPE, reward, "reward every sample, discarded ones with 0.0"),
+    Check(MASK, trained_at_all, "set remove_sample if this is intended"),
+    Check(MASK, prompt, "response_length must count the response's tokens only"),
+    Check(MASK, model_tokens, "set the mask to 1 for every token that the model sampled"),
+    Check(MASK, turn_ends, "keep and train the engine's last token, or it never learns to stop"),
+    Check(MASK, environment, "set the mask to 0 for tokens that the model did not write"),
+    Check(SCORES, values, "take them from the engine's reply: meta_info.output_token_logprobs"),
+    Check(SCORES, present, "never fill in 0.0: it claims that the token was certain"),
+    Check(SCORES, alignment, "output_token_logprobs holds (log-probability, id, text) of the same token"),
+    Check(TEXT, text_of_ids, "decode the text from the stored ids"),
+    Check(TEXT, special_tokens, "encode template text with its special tokens"),
+    Check(TEXT, history, "send ids, not text; set --sent if you know which was sent, or measure it with --model"),
 )
 
 
@@ -73,7 +59,6 @@ class Tally:
         self.firsts: dict[Mark, str] = {}
 
     def add(self, fault: Fault | None, where: str) -> None:
-        """Counts one sample."""
         self.samples += 1
         if fault:
             self.counts[fault.mark] += 1
@@ -105,7 +90,6 @@ class Audit:
         self._contents: Counter[Any] = Counter()  # batch, group and a hash of what was sampled
 
     def add(self, sample: Audited) -> None:
-        """Checks one sample."""
         self.samples += 1
         self.known[sample.known_by] += 1
         if not sample.misfits:
@@ -123,18 +107,14 @@ class Audit:
 
     def rows(self) -> Iterator[Row]:
         """One row per check; in each group, checks across samples come last."""
-        for number, check in enumerate(CHECKS):
-            yield Row(check.group, check.name, self._tallies[check.name].finding(check.remedy))
-            if check.group != (CHECKS[number + 1].group if number + 1 < len(CHECKS) else ""):
-                yield from self._together(check.group)
-
-    def _together(self, group: str) -> Iterator[Row]:
-        if group == SHAPE:
-            yield Row(SHAPE, "groups", self._group_sizes())
-            yield Row(SHAPE, "duplicates", self._duplicates())
-        if group == SCORES and len(self._log_probs) > 1:
+        together = [Row(SHAPE, "groups", self._group_sizes()), Row(SHAPE, "duplicates", self._duplicates())]
+        if len(self._log_probs) > 1:
             found = f"{self._log_probs[False]:,} of {self.samples:,} samples have none, but the others do"
-            yield Row(SCORES, "all or none", Finding("✗", found, "slime needs them for all samples or for none"))
+            finding = Finding("✗", found, "slime needs them for all samples or for none")
+            together.append(Row(SCORES, "all or none", finding))
+        for group, checks in groupby(CHECKS, key=lambda check: check.group):
+            yield from (Row(group, one.name, self._tallies[one.name].finding(one.remedy)) for one in checks)
+            yield from (row for row in together if row.group == group)
 
     def _group_sizes(self) -> Finding:
         sizes = [Counter(groups.values()) for groups in self._groups.values()]
@@ -142,9 +122,8 @@ class Audit:
             return Finding("–", "no sample has a `group_index`")
         if uneven := next((counts for counts in sizes if len(counts) > 1), None):
             listed = ", ".join(f"{count:,} of {size}" for size, count in sorted(uneven.items()))
-            return Finding(
-                "✗", f"groups of one batch differ in size: {listed}", "slime treats neighbouring samples as a group"
-            )
+            found = f"groups of one batch differ in size: {listed}"
+            return Finding("✗", found, "slime treats neighbouring samples as a group")
         return Finding("✓", f"{sum(map(len, self._groups.values())):,} groups, of one size in each batch")
 
     def _duplicates(self) -> Finding:
@@ -161,9 +140,11 @@ class Audit:
 
 
 def _look(check: Check, sample: Audited) -> Fault | None:
-    """A check's result. Samples with inconsistent parts are left to the first check."""
-    if check.look is audit_values.lengths:
+    """A check's result. Samples with inconsistent parts are left to the first check; discarded ones are not trained."""
+    if check.look is lengths:
         return check.look(sample)
     if sample.misfits:
         return Fault("its parts do not fit each other", "–")
-    return check.look(sample) if sample.length else None
+    if not sample.length or (sample.discarded and check.group in (MASK, TEXT)):
+        return None
+    return check.look(sample)

@@ -11,15 +11,13 @@ _ENDS_MESSAGE = re.compile(rb"<\|(?:im_end|eot_id|eom_id)\|>\s*\Z")
 _CUT_TAG = re.compile(rb"</(?:search|answer|tool_call|think)\s*\Z")
 
 
-def something_trained(sample: Audited) -> Fault | None:
-    """Unless it was discarded, some token has mask 1."""
-    return None if sample.discarded or sample.trained else Fault("the loss mask is 0 everywhere: nothing is trained")
+def trained_at_all(sample: Audited) -> Fault | None:
+    """Some token has mask 1."""
+    return None if sample.trained else Fault("the loss mask is 0 everywhere: nothing is trained")
 
 
 def model_tokens(sample: Audited) -> Fault | None:
     """The model's tokens are trained."""
-    if sample.discarded:
-        return None
     spans = list(sample.spans(Author.MODEL))
     if not spans:
         return _unknown(sample)
@@ -40,8 +38,6 @@ def _unknown(sample: Audited) -> Fault:
 
 def turn_ends(sample: Audited) -> Fault | None:
     """Each turn has its end-of-turn token, trained, and its closing tag."""
-    if sample.discarded:
-        return None
     if sample.reader is None:
         return NO_TOKENIZER
     last = sample.length - 1
@@ -76,8 +72,6 @@ def _is_last_end(sample: Audited, place: int) -> bool:
 
 def environment(sample: Audited) -> Fault | None:
     """The environment's tokens are not trained."""
-    if sample.discarded:
-        return None
     spans = list(sample.spans(Author.ENVIRONMENT))
     if not spans:
         return None if Author.MODEL in sample.authors else _unknown(sample)

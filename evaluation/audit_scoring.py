@@ -44,24 +44,24 @@ def load_model(folder: Path) -> Any:
 def score(model: Any, sample: Audited, temperature: float) -> Scores:
     """Runs the model over the sample, and again over the last turn if its text would encode to other ids."""
     assert sample.log_probs is not None
-    places = [place for place in range(sample.length) if _is_sampled(sample, place)]
+    places = [
+        place
+        for place in range(sample.length)
+        if sample.mask[place] == 1 and sample.authors[place] is not Author.ENVIRONMENT
+    ]
     own_at = _scorer(model, sample.tokens, sample.start)
     every_own, stored = own_at(temperature), [sample.log_probs[place] for place in places]
     own = [every_own[place] for place in places]
     readings = {}
     if _gap(own, stored) > NOTICEABLE:
         for other in TEMPERATURES:
-            values = own_at(other)
-            readings[f"temperature {other}"] = _gap([values[place] for place in places], stored)
+            scaled = own_at(other)
+            readings[f"temperature {other}"] = _gap([scaled[place] for place in places], stored)
         for shift, name in ((1, "the token after"), (-1, "the token before")):
             near = [place for place in places if 0 <= place + shift < sample.length]
             values = [every_own[place + shift] for place in near]
             readings[name] = _gap(values, [sample.log_probs[place] for place in near])
     return Scores(stored, own, readings, _after_text(model, sample, every_own, temperature))
-
-
-def _is_sampled(sample: Audited, place: int) -> bool:
-    return sample.mask[place] == 1 and sample.authors[place] is not Author.ENVIRONMENT
 
 
 def _after_text(model: Any, sample: Audited, own: Sequence[float], temperature: float) -> tuple[float, float] | None:
@@ -111,18 +111,12 @@ def verdicts(scores: Sequence[Scores], temperature: float) -> Iterator[Row]:
     many = differences[int(0.95 * (len(differences) - 1))]
     text = f"mean |Δ log-prob| {gap:.4f}, 95 % below {many:.4f}, at most {differences[-1]:.3f}"
     where = f"{len(stored):,} trained tokens of {len(scores)} samples, temperature {temperature:g}"
-    mark, remedy = _judged(gap)
+    mark: Mark = "✓" if gap <= CLOSE else "!" if gap <= WIDE else "✗"
+    remedy = "check that this is the model, and these are the weights, that the rollout used" if gap > CLOSE else ""
     yield Row("model", "log-probs", Finding(mark, f"{text} ({where})", remedy))
     yield Row("model", "weights", weights(own, stored))
     yield Row("model", "reading", _reading(scores, gap, temperature))
     yield Row("model", "history", _history(scores))
-
-
-def _judged(gap: float) -> tuple[Mark, str]:
-    if gap <= CLOSE:
-        return "✓", ""
-    remedy = "check that this is the model, and these are the weights, that the rollout used"
-    return ("!" if gap <= WIDE else "✗"), remedy
 
 
 def weights(own: Sequence[float], stored: Sequence[float]) -> Finding:
@@ -140,14 +134,12 @@ def weights(own: Sequence[float], stored: Sequence[float]) -> Finding:
 
 def _reading(scores: Sequence[Scores], gap: float, temperature: float) -> Finding:
     """Checks whether the stored values belong to another temperature or to neighbouring tokens."""
-    doubtful = [one for one in scores if one.readings]
-    means = {
-        name: sum(one.readings[name] for one in doubtful) / len(doubtful)
-        for name in (doubtful[0].readings if gap > NOTICEABLE and doubtful else ())
-    }
-    best = min(means, key=means.__getitem__, default="")
-    if best and means[best] < BETTER * gap:
-        found = f"they match {best}: mean |Δ| {means[best]:.4f} instead of {gap:.4f}"
+    doubtful = [one.readings for one in scores if one.readings]
+    names = doubtful[0] if doubtful and gap > NOTICEABLE else {}
+    means = [(sum(readings[name] for readings in doubtful) / len(doubtful), name) for name in names]
+    least, best = min(means, default=(gap, ""))
+    if least < BETTER * gap:
+        found = f"they match {best}: mean |Δ| {least:.4f} instead of {gap:.4f}"
         return Finding("✗", found, "give the rollout's --temperature, which slime also uses for training")
     return Finding("✓", f"no other temperature, and no shift by a token, fits better than {temperature:g}")
 
@@ -158,8 +150,8 @@ def _history(scores: Sequence[Scores]) -> Finding:
     if not turns:
         return Finding("–", "every sample's text encodes to the stored ids")
     text_fits = sum(after_text < BETTER * stored and stored > NOTICEABLE for stored, after_text in turns)
-    means = [sum(turn[side] for turn in turns) / len(turns) for side in (0, 1)]
-    figures = f"mean |Δ| {means[0]:.4f} after the stored tokens, {means[1]:.4f} after encoded text"
+    ids, text = (sum(gaps) / len(turns) for gaps in zip(*turns, strict=True))
+    figures = f"mean |Δ| {ids:.4f} after the stored tokens, {text:.4f} after encoded text"
     if text_fits:
         found = f"{text_fits} of {len(turns)} last turns were not sampled after the stored tokens: {figures}"
         return Finding("✗", found, "send ids, not text")

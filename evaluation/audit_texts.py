@@ -10,8 +10,6 @@ _TEMPLATE_MARK = re.compile(r"<\|im_start\|>(?:system|user|assistant|tool)\n|<\|
 def prompt(sample: Audited) -> Fault | None:
     """The response begins where the prompt ends."""
     text = sample.fields.get("prompt")
-    if sample.discarded:
-        return None
     if sample.reader is None:
         return NO_TOKENIZER
     if not isinstance(text, str):
@@ -28,11 +26,9 @@ def prompt(sample: Audited) -> Fault | None:
     return Fault("the prompt's text differs from its decoded ids", "–")
 
 
-def response_text(sample: Audited) -> Fault | None:
+def text_of_ids(sample: Audited) -> Fault | None:
     """`response` equals the decoded ids."""
     text = sample.fields.get("response")
-    if sample.discarded:
-        return None
     if not isinstance(text, str):
         return Fault(f"`response` is {type(text).__name__}, not a string")
     if sample.reader is None:

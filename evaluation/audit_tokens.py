@@ -17,54 +17,42 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from evaluation.audit_checks import Audit
 from evaluation.audit_scoring import load_model, score, verdicts
 from evaluation.audited import Audited, Reader
+from evaluation.options import add_sample_options, command_parser, count
 from evaluation.plugin import prepare_process
 from evaluation.records import tokenizer_of
-from evaluation.sample_files import read_samples, sample_files_of
-from evaluation.terminal import Progress
+from evaluation.sample_files import read_all, sample_files_of
+from evaluation.terminal import Progress, exit_code
 from evaluation.verdict_table import Finding, Row, Table
 from evaluation.view import load_tokenizer
 
+T = TypeVar("T")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the rows; returns the exit status."""
     options = parse_args(argv)
     prepare_process()
-    try:
-        return run(options)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: run(options), failure=2)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="search-r1 audit-tokens", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("files", nargs="+", type=Path, help="folder of a demo run or an evaluation, dumps (.pt), JSONL")
-    parser.add_argument(
-        "--tokenizer", type=Path, help="folder of the model that was rolled out (default: the run's own)"
-    )
+    parser = command_parser("audit-tokens", __doc__)
+    add_sample_options(parser)
     parser.add_argument("--model", type=Path, help="the same folder with weights: also recomputes log-probabilities")
-    parser.add_argument("--samples", type=int, default=32, help="how many samples --model scores (32)")
+    parser.add_argument("--samples", type=count, default=32, help="how many samples --model scores (32)")
     parser.add_argument("--temperature", type=float, default=1.0, help="the rollout's temperature, for --model (1.0)")
     parser.add_argument(
         "--sent", choices=["ids", "text"], default="", help="what the rollout sends to the engine, if you know it"
     )
-    parser.add_argument(
-        "--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code"
-    )
     options = parser.parse_args(argv)
-    if options.samples < 1 or not options.temperature > 0:
-        parser.error("--samples and --temperature must be above 0")
+    if not options.temperature > 0:
+        parser.error("--temperature must be above 0")
     return options
 
 
@@ -74,11 +62,8 @@ def run(options: argparse.Namespace) -> int:
     files = sample_files_of(options.files)
     folder = options.tokenizer or options.model or tokenizer_of(files[0].parent)
     reader = Reader(load_tokenizer(folder)) if folder else None
-    audit, chosen = Audit(), _Choice(options.samples if options.model else 0)
-    for sample in _read(files, reader, options):
-        audit.add(sample)
-        if _can_be_scored(sample, options.model):
-            chosen.offer(sample)
+    audit = Audit()
+    chosen = a_few(_scorable(files, reader, audit, options), options.samples)
     if not audit.samples:
         raise ValueError("There is no sample in these files.")
     table = Table(sys.stdout)
@@ -86,42 +71,34 @@ def run(options: argparse.Namespace) -> int:
     for row in audit.rows():
         table.write(row)
     if options.model:
-        for row in _scored(options, chosen.samples):
+        for row in _scored(options, chosen):
             table.write(row)
     table.write_count(time.monotonic() - began)
     return int(table.marks["✗"] > 0)
 
 
-def _read(files: Sequence[Path], reader: Reader | None, options: argparse.Namespace) -> Iterator[Audited]:
-    read, total = 0, sum(file.stat().st_size for file in files)
-    with Progress("reading", total // 1000, "kB") as progress:
-        for file in files:
-            for fields, size, where in read_samples(file, trust_pickle=options.trust_pickle):
-                read += size
-                progress.update(read // 1000 - progress.done)
-                yield Audited(fields, where, file, reader, options.sent)
+def _scorable(
+    files: Sequence[Path], reader: Reader | None, audit: Audit, options: argparse.Namespace
+) -> Iterator[Audited]:
+    """Audits every sample, and gives those that --model can score."""
+    for file, (fields, _, where) in read_all(files, "reading", trust_pickle=options.trust_pickle):
+        sample = Audited(fields, where, file, reader, options.sent)
+        audit.add(sample)
+        fits = options.model and fields.get("phase") in (None, options.model.resolve().name)
+        if fits and not sample.misfits and not sample.discarded and sample.log_probs and sample.trained:
+            yield sample
 
 
-def _can_be_scored(sample: Audited, model: Path | None) -> bool:
-    phase = sample.fields.get("phase")
-    if not model or sample.misfits or sample.discarded or not sample.log_probs:
-        return False
-    return bool(sample.trained) and (phase is None or phase == model.resolve().name)
-
-
-class _Choice:
-    """A uniform random choice of the offered samples; repeatable."""
-
-    def __init__(self, size: int) -> None:
-        self.samples: list[Audited] = []
-        self._size, self._offered, self._random = size, 0, random.Random(0)
-
-    def offer(self, sample: Audited) -> None:
-        self._offered += 1
-        if len(self.samples) < self._size:
-            self.samples.append(sample)
-        elif self._size and (place := self._random.randrange(self._offered)) < self._size:
-            self.samples[place] = sample
+def a_few(samples: Iterable[T], most: int) -> list[T]:
+    """A uniform random choice, the same every time."""
+    chosen: list[T] = []
+    lots = random.Random(0)
+    for number, sample in enumerate(samples, start=1):
+        if len(chosen) < most:
+            chosen.append(sample)
+        elif (place := lots.randrange(number)) < most:
+            chosen[place] = sample
+    return chosen
 
 
 def _summary(audit: Audit, files: int) -> Finding:

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from evaluation.audited import NO_TOKENIZER, Audited, Fault, Span
+from evaluation.audited import NO_TOKENIZER, Audited, Fault
 from search_rollout.trajectory import StopReason
 
 FEW_TOKENS = 3  # so few tokens may all have log-probability 0.0, because a certain model rounds to it
@@ -44,11 +44,8 @@ def status(sample: Audited) -> Fault | None:
     if sample.reader is None:
         return NO_TOKENIZER
     ends = sample.response_ids[-1] in sample.reader.special or _CLOSED.search(sample.reader.decode(sample.tokens[-40:]))
-    return (
-        None
-        if ends
-        else Fault("status is completed, but it ends in neither an end token nor a closing tag: was it cut?", "!")
-    )
+    cut = Fault("status is completed, but it ends in neither an end token nor a closing tag: was it cut?", "!")
+    return None if ends else cut
 
 
 def reward(sample: Audited) -> Fault | None:
@@ -56,14 +53,14 @@ def reward(sample: Audited) -> Fault | None:
     found = sample.fields.get("reward")
     if found is None and sample.status == "aborted":
         return None
-    values = list(found.values()) if isinstance(found, Mapping) else [found]
-    numbers = [value for value in values if isinstance(value, (int, float))]
+    parts = list(found.values()) if isinstance(found, Mapping) else [found]
+    numbers = [part for part in parts if isinstance(part, (int, float))]
     if not numbers or not all(map(math.isfinite, numbers)):
         return Fault("no reward" if found is None else f"the reward is {found!r}")
     return None
 
 
-def finite(sample: Audited) -> Fault | None:
+def values(sample: Audited) -> Fault | None:
     """Log-probabilities are finite and not above 0."""
     for value in sample.log_probs or ():
         if not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -85,20 +82,13 @@ def present(sample: Audited) -> Fault | None:
 
 def alignment(sample: Audited) -> Fault | None:
     """Log-probabilities begin and end where the trained stretches do."""
-    values = sample.log_probs
-    borders = [span for span in sample.trained if span.end < sample.length or span.start > 0]
-    if not values or not borders:
+    stored, spans = sample.log_probs, sample.trained
+    before = [span for span in spans if span.end < sample.length]  # of masked tokens
+    after = [span for span in spans if span.start > 0]
+    if not stored or not (before or after):
         return Fault("no stretch of log-probabilities borders on masked tokens", "–")
-    for direction, shifted in (("right", _shifted_right), ("left", _shifted_left)):
-        votes = [vote for span in borders if (vote := shifted(values, span, sample.length)) is not None]
-        if votes and all(votes):
-            return Fault(f"they are shifted to the {direction} by one token")
+    if before and all(stored[span.start] == 0 and stored[span.end] != 0 for span in before):
+        return Fault("they are shifted to the right by one token")
+    if after and all(stored[span.end - 1] == 0 and stored[span.start - 1] != 0 for span in after):
+        return Fault("they are shifted to the left by one token")
     return None
-
-
-def _shifted_right(values: list[float], span: Span, length: int) -> bool | None:
-    return values[span.start] == 0 and values[span.end] != 0 if span.end < length else None
-
-
-def _shifted_left(values: list[float], span: Span, _: int) -> bool | None:
-    return values[span.end - 1] == 0 and values[span.start - 1] != 0 if span.start else None

@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evaluation.records import rollout_of
 from evaluation.token_texts import TokenTexts
 from evaluation.verdict_table import Mark
 from search_rollout.protocols.chat_template import decode, encode
-from search_rollout.samples.record import METADATA_KEY, RecordError, RolloutRecord, read_record
+from search_rollout.samples.record import RecordError, RolloutRecord
 
 
 def _header(role: bytes) -> bytes:
@@ -47,8 +49,6 @@ NO_TOKENIZER = Fault("give --tokenizer or --model", "–")
 
 
 class Author(Enum):
-    """Who wrote a token."""
-
     MODEL = "model"
     ENVIRONMENT = "environment"
     END = "end of turn"  # the mark before a tool message; the model wrote it unless a stop string ended its turn
@@ -66,8 +66,8 @@ class Reader:
     """A tokenizer with the operations that the auditor needs."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.texts = TokenTexts(tokenizer)
+        self._tokenizer = tokenizer
+        self._texts = TokenTexts(tokenizer)
         self.size = len(tokenizer)
         self.special: dict[int, str] = {
             number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special
@@ -75,16 +75,15 @@ class Reader:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without added special tokens."""
-        return encode(self.tokenizer, text)
+        return encode(self._tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; unknown ids give no text."""
-        return decode(self.tokenizer, [token for token in ids if 0 <= token < self.size])
+        return decode(self._tokenizer, [token for token in ids if 0 <= token < self.size])
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each id."""
-        self.texts.add(ids)
-        found = (self.texts.table[token] for token in ids)
+        self._texts.add(ids)
+        found = (self._texts.table[token] for token in ids)
         return [piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece) for piece in found]
 
 
@@ -133,22 +132,18 @@ class Audited:
 
     @property
     def response_ids(self) -> list[int]:
-        """The response's tokens."""
         return self.tokens[self.start :]
 
     @property
     def status(self) -> str:
-        """slime's status as a string."""
         status = self.fields.get("status")
         return str(getattr(status, "value", status))
 
     @cached_property
     def record(self) -> RolloutRecord | None:
         """This plugin's record; None for samples of other plugins."""
-        metadata = self.fields.get("metadata")
-        found = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
         try:
-            return read_record(found) if isinstance(found, Mapping) else None
+            return rollout_of(self.fields)
         except RecordError:
             return None
 
@@ -159,39 +154,29 @@ class Audited:
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """The text of each response token as bytes."""
         assert self.reader is not None
         return self.reader.pieces(self.response_ids)
 
     @property
     def known_by(self) -> str:
-        """The source of the tokens' authors."""
         if self.record:
             return "this plugin's record"
         return "marks in the text" if not self.misfits and Author.MODEL in self.authors else "nothing"
 
     @cached_property
     def authors(self) -> list[Author]:
-        """Who wrote each response token."""
         if self.record and not self.discarded:
             return [
                 Author.MODEL if span.kind == "turn" else Author.ENVIRONMENT
                 for span in self.record.spans
                 for _ in range(span.tokens)
             ]
-        return self._authors_by_marks() if self.reader else [Author.UNKNOWN] * self.length
-
-    def _authors_by_marks(self) -> list[Author]:
-        text = b"".join(self.pieces)
+        text = b"".join(self.pieces) if self.reader else b""
         blocks = [match.span() for match in _ENVIRONMENT.finditer(text)]
-        authors, begin = [Author.UNKNOWN] * self.length, 0
         if not blocks:
-            return authors
-        for place, piece in enumerate(self.pieces):
-            end = begin + len(piece)
-            authors[place] = _author(text, piece, begin, end, blocks)
-            begin = end
-        return authors
+            return [Author.UNKNOWN] * self.length
+        ends = list(accumulate(map(len, self.pieces), initial=0))
+        return [_author(text, begin, end, blocks) for begin, end in pairwise(ends)]
 
     def spans(self, author: Author) -> Iterator[Span]:
         """The spans written by one author."""
@@ -203,7 +188,7 @@ class Audited:
         return list(_spans([value == 1 for value in self.mask]))
 
 
-def _author(text: bytes, piece: bytes, begin: int, end: int, blocks: list[tuple[int, int]]) -> Author:
+def _author(text: bytes, begin: int, end: int, blocks: list[tuple[int, int]]) -> Author:
     """The author of the token at bytes `begin` to `end`; `blocks` are the environment's byte ranges."""
     for first, last in blocks:
         if first <= begin and end <= last:
@@ -211,20 +196,19 @@ def _author(text: bytes, piece: bytes, begin: int, end: int, blocks: list[tuple[
         if begin < last and end > first:  # part of it
             return Author.UNKNOWN
         if end <= first and (mark := _END_BEFORE.search(text, max(0, first - 40), first)) and begin >= mark.start():
-            return Author.END if piece.strip() else Author.UNKNOWN
+            return Author.END if text[begin:end].strip() else Author.UNKNOWN
         if (begin >= last and not text[last:end].strip()) or (end <= first and not text[begin:first].strip()):
             return Author.UNKNOWN  # blanks next to a block
     return Author.MODEL
 
 
 def _spans(wanted: list[bool]) -> Iterator[Span]:
-    start = None
-    for place, one in enumerate([*wanted, False]):
-        if one and start is None:
-            start = place
-        elif not one and start is not None:
-            yield Span(start, place)
-            start = None
+    start = 0
+    for one, run in groupby(wanted):
+        end = start + sum(1 for _ in run)
+        if one:
+            yield Span(start, end)
+        start = end
 
 
 def _list(values: Any) -> list[Any] | None:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.fork import ForkError, Replacement, fork
-from evaluation.options import absolute, add_options, running_plugin
+from evaluation.options import absolute, add_options, command_parser, running_plugin
 from evaluation.plugin import find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import closed_book_prompt
 from evaluation.records import record_of
+from evaluation.terminal import exit_code
 from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.prompts import PromptMode, prompt_row
 from search_rollout.samples.fields import write_rollout
@@ -51,10 +52,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # documents must not c
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Asks until there are no more questions; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="search-r1 chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("chat", __doc__)
     add_options(parser)
     parser.add_argument(
         "--mode", choices=["xml", "chat"], default="xml", help="how the model was trained to search (xml)"
@@ -62,14 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ask", metavar="QUESTION", help="ask this question only")
     options = parser.parse_args(argv)
     prepare_process()
-    try:
-        return chat(options)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+    return exit_code(lambda: chat(options))
 
 
 def chat(options: argparse.Namespace) -> int:
@@ -100,7 +91,6 @@ def chat(options: argparse.Namespace) -> int:
 
 
 def _questions() -> Iterator[str]:
-    """Questions from the terminal or a pipe, until its end."""
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin if line.strip())
         return
@@ -122,7 +112,6 @@ def _questions() -> Iterator[str]:
 
 
 def is_fork(line: str) -> bool:
-    """True if the line is a /fork command."""
     return line.split(maxsplit=1)[:1] == ["/fork"]
 
 

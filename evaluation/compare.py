@@ -15,7 +15,6 @@ samples, the test counts which run's mean is higher, and pass@k and majority@n f
 """
 
 import argparse
-import json
 import math
 import sys
 from collections import defaultdict
@@ -26,9 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.metrics import interval, resampled_means
-from evaluation.records import is_demo_run, key_of, read_records
+from evaluation.options import command_parser
+from evaluation.records import is_demo_run, key_of, read_records, write_json
 from evaluation.report import aligned
 from evaluation.several_samples import together
+from evaluation.terminal import exit_code
 
 ALL = "all questions"
 
@@ -106,22 +107,19 @@ def _questions(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, floa
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="search-r1 compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("compare", __doc__)
     parser.add_argument("first", type=Path, help="folder of an evaluation or a demo run")
     parser.add_argument("second", type=Path, nargs="?", help="another folder, with the same data")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
-    try:
-        found, unpaired = compare_runs(options.first, options.second)
-        if options.json:
-            figures = {name: comparison._asdict() for name, comparison in found.items()}
-            options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the table, and writes its figures."""
+    found, unpaired = compare_runs(options.first, options.second)
+    if options.json:
+        write_json(options.json, {name: comparison._asdict() for name, comparison in found.items()})
     header = ["set", "questions", "first", "second", "difference", "95 % interval", "only first", "only second", "p"]
     rows = [
         [

@@ -1,8 +1,9 @@
 """Reports how well the retriever's corpus covers the evaluated sets, if `search-r1 audit-corpus` has checked it."""
 
 import json
-import urllib.request
 from collections.abc import Collection
+
+from evaluation.server_process import DIRECT
 
 TIMEOUT_S = 10.0
 
@@ -18,9 +19,8 @@ def audit_lines(search: str, sets: Collection[str]) -> list[str]:
 
 def _reported(url: str) -> str:
     """The audit in a retriever's /ready; empty if it reports none or is not our retriever."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores http_proxy
     try:
-        with direct.open(f"{url.rstrip('/').removesuffix('/retrieve')}/ready", timeout=TIMEOUT_S) as reply:
+        with DIRECT.open(f"{url.rstrip('/').removesuffix('/retrieve')}/ready", timeout=TIMEOUT_S) as reply:
             return str(json.load(reply).get("audit", ""))
     except (OSError, ValueError, AttributeError):
         return ""

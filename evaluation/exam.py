@@ -19,6 +19,8 @@ mean.
 
 import argparse
 import asyncio
+import dataclasses
+import itertools
 import json
 import os
 import random
@@ -29,13 +31,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.exam_figures import examine, tables
-from evaluation.options import absolute, add_options, running_plugin, search_settings
+from evaluation.options import (
+    absolute,
+    add_options,
+    add_question_options,
+    command_parser,
+    running_plugin,
+    search_settings,
+)
 from evaluation.passage_server import Find, PassageServer
-from evaluation.plugin import find_slime, prepare_process
-from evaluation.questions import Question, choose, closed_book_row, read_questions
+from evaluation.plugin import prepare_process
+from evaluation.questions import Question, closed_book_row
 from evaluation.records import Records, read_records, write_json
-from evaluation.run import Asked, ask_all, count_or_all, mode_for, settings_of, with_rows
-from evaluation.terminal import typed
+from evaluation.run import INTERRUPTED, Asked, ask_all, chosen_questions, complaints, settings_of, with_rows
+from evaluation.terminal import exit_code, typed
 from qa_em_format import any_holds_gold
 from search_rollout.config import load_config
 from search_rollout.runtime import local_retrievers, make_searcher
@@ -53,37 +62,16 @@ class Arm(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the exam; returns the exit code."""
     options = parse_args(argv)
     prepare_process()
-    try:
-        return run(options)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(options), interrupted=INTERRUPTED)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="search-r1 exam", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("exam", __doc__)
     add_options(parser)
-    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE", help="parquet or jsonl")
-    parser.add_argument("--output", type=Path, required=True, help="folder of this exam")
-    parser.add_argument(
-        "--mode", choices=["xml", "chat"], help="how the model searches (default: as the data was prepared)"
-    )
-    parser.add_argument("--per_set", type=count_or_all, default=64, help="questions of each set, or `all` (64)")
-    parser.add_argument("--limit", type=int, help="maximum number of questions, for a first look")
-    parser.add_argument("--seed", type=int, default=0, help="seed of questions, random passages and bootstrap (0)")
-    parser.add_argument("--concurrency", type=int, default=64, help="questions asked at the same time (64)")
+    add_question_options(parser, "exam", per_set=64, seed="questions, random passages and bootstrap")
     options = parser.parse_args(argv)
-    if options.concurrency < 1 or (options.limit is not None and options.limit < 1):
-        parser.error("--concurrency and --limit must be 1 or more")
     if not options.search.startswith("local:"):
         parser.error("--search must be local:URL, the retriever that the exam replaces")
     return options
@@ -91,11 +79,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Asks the unfinished questions of every arm, then reports on all arms."""
-    print("loading the questions and the tokenizer", flush=True)
-    find_slime()
-    questions = choose(read_questions(options.data), options.per_set, options.seed)[: options.limit]
-    mode = mode_for(options.mode, questions)
-    options.output.mkdir(parents=True, exist_ok=True)
+    questions, mode = chosen_questions(options)
     with running_plugin(options, absolute(options.model), mode, options.output / "engine.log") as plugin:
         settings = settings_of(options, plugin, questions, mode)
         found = found_passages(options.output / "passages.json", questions, plugin)
@@ -111,7 +95,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def arm_folder(output: Path, name: str) -> Path:
-    """The folder of an arm's trajectories."""
     return output / name.replace(" ", "-")
 
 
@@ -144,15 +127,10 @@ def random_passages(found: Mapping[str, Sequence[str]], seed: int) -> Find:
     pool = sorted({passage for passages in found.values() for passage in passages})
 
     def find(question: Question, query: str, most: int) -> list[str]:
-        drawn: list[str] = []
         lots = random.Random(f"{seed} {question.id} {query}").sample(pool, len(pool))
         own = set(found[question.id])
-        for passage in lots:
-            if len(drawn) == most:
-                break
-            if passage not in own and not any_holds_gold([passage], question.golds):
-                drawn.append(passage)
-        return drawn
+        fitting = (text for text in lots if text not in own and not any_holds_gold([text], question.golds))
+        return list(itertools.islice(fitting, most))
 
     return find
 
@@ -195,12 +173,14 @@ async def ask_arm(
     concurrency: int,
     title: str,
 ) -> None:
-    """Asks an arm's unfinished questions."""
     async with AsyncExitStack() as stack:
         if arm.find:
             asked = served(plugin, await stack.enter_async_context(PassageServer(arm.find)))
+        elif arm.closed_book:
+            without = _changed(plugin, **search_settings("none"), llm_api_mode="generate")
+            asked = with_rows(without, closed_book_row)
         else:
-            asked = with_rows(_without_search(plugin), closed_book_row) if arm.closed_book else with_rows(plugin)
+            asked = with_rows(plugin)
         await ask_all(questions, records, concurrency, asked, title=title)
 
 
@@ -217,10 +197,6 @@ def served(plugin: argparse.Namespace, server: PassageServer) -> Asked:
     return asked
 
 
-def _without_search(plugin: argparse.Namespace) -> argparse.Namespace:
-    return _changed(plugin, **search_settings("none"), llm_api_mode="generate")
-
-
 def _changed(plugin: argparse.Namespace, **settings: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(plugin), **settings})
 
@@ -229,20 +205,10 @@ def report(output: Path, settings: Mapping[str, Any], arms: Sequence[Arm], seed:
     """The tables on the terminal and results.json; the exit code."""
     records = {arm.name: read_records(arm_folder(output, arm.name)) for arm in arms}
     result = examine(records, seed)
-    write_json(output / "results.json", {"settings": settings, **result.as_json()})
+    write_json(output / "results.json", {"settings": settings, **dataclasses.asdict(result)})
     print("\n".join(["", *tables(result), ""]))
     print(f"browse an arm with: {typed('view', arm_folder(output, 'retriever'))}", flush=True)
-    discarded = sum(int(record["scores"]["gave_up"]) for arm in records.values() for record in arm)
-    failed = sum(int(record["scores"]["failed_searches"]) for record in records["retriever"])
-    if failed:
-        print(f"warning: {failed} retriever searches failed, which lowers its figures", file=sys.stderr)
-    if discarded:
-        print(
-            f"error: {discarded} questions were discarded and count as wrong; the log above says why. "
-            "Run the same command again to retry them.",
-            file=sys.stderr,
-        )
-    return 1 if discarded else 0
+    return complaints([record["scores"] for arm in records.values() for record in arm], "samples of all arms")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A figure is the ratio of two sums over questions, such as wasted searches to all
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from search_rollout.search.passage import Passage
 
 Records = Mapping[str, Mapping[str, Any]]  # question id → a line of trajectories.jsonl
 
+MEASURED = ("em", "against", "searches", "gold_found")  # of each arm, in the order of ArmFigures
 FIGURES = {  # name → numerator, denominator, whether it is a difference
     "exact match that searching adds, over finding nothing": ("over nothing", "questions", True),
     "exact match that searching adds, over closed book": ("over closed book", "questions", True),
@@ -29,7 +30,8 @@ FIGURES = {  # name → numerator, denominator, whether it is a difference
 }
 
 
-class Figure(NamedTuple):
+@dataclass
+class Figure:
     """A ratio of two sums over questions, with its 95 % interval; None if the denominator is 0."""
 
     value: float | None
@@ -38,7 +40,8 @@ class Figure(NamedTuple):
     of: int  # the denominator
 
 
-class ArmFigures(NamedTuple):
+@dataclass
+class ArmFigures:
     """One arm; `against` is its exact match minus the retriever arm's."""
 
     questions: int
@@ -50,18 +53,8 @@ class ArmFigures(NamedTuple):
 
 @dataclass
 class Result:
-    """All figures of an exam."""
-
     arms: dict[str, ArmFigures]
     figures: dict[str, Figure]
-
-    def as_json(self) -> dict[str, Any]:
-        """Arm or figure → its parts by name."""
-        arms = {
-            name: {key: value._asdict() if isinstance(value, Figure) else value for key, value in arm._asdict().items()}
-            for name, arm in self.arms.items()
-        }
-        return {"arms": arms, "figures": {name: figure._asdict() for name, figure in self.figures.items()}}
 
 
 def examine(records: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> Result:
@@ -81,13 +74,7 @@ def examine(records: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -
         return Figure(float(columns[above].sum() / total), float(low), float(high), int(total))
 
     return Result(
-        {
-            name: ArmFigures(
-                len(shared),
-                *(figure(f"{name} {key}") for key in ("em", "against", "searches", "gold_found")),
-            )
-            for name in arms
-        },
+        {name: ArmFigures(len(shared), *(figure(f"{name} {key}") for key in MEASURED)) for name in arms},
         {name: figure(above, below) for name, (above, below, _) in FIGURES.items() if above in columns},
     )
 
@@ -108,8 +95,9 @@ def _columns(arms: Mapping[str, Records], shared: Sequence[str]) -> dict[str, np
     columns["needs search"] = real * (1 - without)
     repeats = np.array([repeated_searches(_record(arms["retriever"][question])) for question in shared])
     columns["wasted"] = np.where(without > 0, columns["searches"], repeats)
-    columns["read random"] = np.array([any(_record(arms["random"][question]).passages) for question in shared], float)
-    columns["believed"] = np.array([believes(arms["random"][question]) for question in shared], float)
+    random = [arms["random"][question] for question in shared]
+    columns["read random"] = np.array([any(_record(record).passages) for record in random], float)
+    columns["believed"] = np.array([believes(record) for record in random], float)
     if "gold" in arms:
         columns["below gold"] = scores("gold", "em") - real
     return columns

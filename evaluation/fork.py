@@ -26,8 +26,6 @@ class ForkError(ValueError):
 
 
 class Replacement(NamedTuple):
-    """The replacement of one recorded search."""
-
     query: str
     passages: list[Passage] | None = None  # None: search for `query` now
 

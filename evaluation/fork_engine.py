@@ -42,8 +42,9 @@ class ForkEngine:
         turn, replacements = _read(request)
         if self.search is None and any(one.passages is None for one in replacements):
             raise ForkError("Searching needs a retriever: start the viewer with --search local:URL, or edit passages.")
+        params = {"temperature": self.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": self.max_response_len}
         async with self._runtime(run, tokenizer) as (runtime, args):
-            return await fork(runtime, args, fields, turn, replacements, self._sampling_params())
+            return await fork(runtime, args, fields, turn, replacements, params)
 
     @asynccontextmanager
     async def _runtime(self, run: Run, tokenizer: Any) -> AsyncIterator[tuple[Any, Any]]:
@@ -70,20 +71,6 @@ class ForkEngine:
             temperature=self.temperature,
             max_response_len=self.max_response_len,
         )
-
-    def _sampling_params(self) -> dict[str, Any]:
-        """The sampling parameters that slime would build from its args."""
-        return {
-            "temperature": self.temperature,
-            "top_p": 1.0,
-            "top_k": -1,
-            "max_new_tokens": self.max_response_len,
-            "stop": None,
-            "stop_token_ids": None,
-            "skip_special_tokens": False,
-            "no_stop_trim": True,
-            "spaces_between_special_tokens": False,
-        }
 
 
 def _read(request: Mapping[str, Any]) -> tuple[int, list[Replacement]]:

@@ -4,12 +4,13 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.page_data import CHUNK_IDS, pack, pack_chunk, rescore_command
+from evaluation.page_data import Trajectories, pack, rescore_command
+from evaluation.records import TRAJECTORIES
 from evaluation.sample_files import read_samples
-from evaluation.token_texts import TokenTexts
 from evaluation.viewer_data import Json, trajectory
 
 TAIL_BYTES = 64  # before the position where reading stopped; if they change, the file was rewritten
@@ -24,13 +25,7 @@ class _Cursor:
         self._inode = path.stat().st_ino
         self._tail = b""
 
-    def advance(self, count: int, line: int) -> None:
-        """Records `count` more bytes as read, up to this line."""
-        self.at += count
-        self.lines = line
-
     def remember(self) -> None:
-        """Remembers the bytes before the position."""
         self._tail = self._read_tail()
 
     def is_valid(self) -> bool:
@@ -47,26 +42,21 @@ class _Cursor:
             return file.read(self.at - begin)
 
 
+@dataclass
 class LiveRun:
     """Rows and chunks of a run, for any number of pages. All methods are thread-safe.
 
     `files` lists the run's current files in order, including new ones.
     """
 
-    def __init__(
-        self,
-        files: Callable[[], Sequence[Path]],
-        tokenizer: Any,
-        name: str,
-        model: str = "",
-        *,
-        trust_pickle: bool = False,
-    ) -> None:
-        self._files = files
-        self._samples = functools.partial(read_samples, trust_pickle=trust_pickle)
-        self._tokenizer = tokenizer
-        self._name = name
-        self._model = model
+    files: Callable[[], Sequence[Path]]
+    tokenizer: Any
+    name: str
+    model: str = ""
+    trust_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        self._samples = functools.partial(read_samples, trust_pickle=self.trust_pickle)
         self._lock = threading.Lock()
         self._generation = 0
         self._begin()
@@ -74,14 +64,9 @@ class LiveRun:
     def _begin(self) -> None:
         """Starts over, so that all files are read again."""
         self._generation += 1
-        self._texts = TokenTexts(self._tokenizer)
+        self._found = Trajectories(self.tokenizer)
         self._cursors: dict[Path, _Cursor] = {}
-        self._rows: list[Json] = []
         self._origins: list[tuple[Path, int, int]] = []  # per row: file, and what read_samples needs to find it
-        self._starts: list[int] = [0]  # the first row of each chunk; the last chunk still grows
-        self._chunks: list[bytes] = []
-        self._records: list[Json] = []  # of the growing chunk
-        self._ids = 0  # in the growing chunk
         self._error = ""
 
     def index(self, generation: int, rows: int, tokens: int, *, budget_s: float) -> bytes:
@@ -93,17 +78,16 @@ class LiveRun:
             more = self._read(time.monotonic() + budget_s)
             if generation != self._generation:
                 rows = tokens = 0
-            texts = list(self._texts.table.items())[tokens:]
             return pack(
                 {
                     "generation": self._generation,
                     "begin": rows,
-                    "rows": self._rows[rows:],
-                    "starts": self._starts,
-                    "tokens": dict(texts),
+                    "rows": self._found.rows[rows:],
+                    "starts": self._found.starts,
+                    "tokens": dict(list(self._found.texts.table.items())[tokens:]),
                     "more": more,
                     "error": self._error,
-                    "model": self._model,
+                    "model": self.model,
                     "rescore": {self._file_name(path): rescore_command(path) for path in self._cursors},
                 },
                 level=1,  # a user is waiting, and the traffic is local
@@ -112,9 +96,9 @@ class LiveRun:
     def chunk(self, generation: int, number: int) -> bytes:
         """The records of a chunk. Raises LookupError if it does not exist or the files were rewritten."""
         with self._lock:
-            if generation != self._generation or not 0 <= number < len(self._starts):
+            if generation != self._generation or not 0 <= number < len(self._found.starts):
                 raise LookupError
-            return self._chunks[number] if number < len(self._chunks) else pack_chunk(self._records)
+            return self._found.chunk(number)
 
     def fields(self, generation: int, row: int) -> Json:
         """The Sample of a row. Raises LookupError like `chunk`."""
@@ -129,8 +113,9 @@ class LiveRun:
     def show(self, fields: Json) -> Json:
         """Row, record and token texts of a Sample that is not in the files."""
         with self._lock:
-            row, record = trajectory(fields, self._name, self._texts)
-            return {"row": row, "record": record, "tokens": {id: self._texts.table[id] for id in set(record["ids"])}}
+            row, record = trajectory(fields, self.name, self._found.texts)
+            table = self._found.texts.table
+            return {"row": row, "record": record, "tokens": {id: table[id] for id in set(record["ids"])}}
 
     def _read(self, deadline: float) -> bool:
         """Reads on until the deadline; returns whether data is left."""
@@ -138,7 +123,7 @@ class LiveRun:
             self._begin()
         self._error = ""
         try:
-            for path in self._files():
+            for path in self.files():
                 cursor = self._cursors.setdefault(path, _Cursor(path))
                 try:
                     for _ in self._read_file(cursor):
@@ -155,24 +140,11 @@ class LiveRun:
         if is_dump and cursor.at:
             return
         for sample in self._samples(cursor.path, begin=cursor.at, lines_before=cursor.lines):
-            try:
-                row, record = trajectory(sample.fields, self._file_name(cursor.path), self._texts)
-            except ValueError as error:
-                raise ValueError(f"{sample.where}: {error}.") from None
+            self._found.add(sample, self._file_name(cursor.path))
             self._origins.append((cursor.path, cursor.at, sample.number))
-            self._add(row | {"where": sample.place}, record)
-            cursor.advance(sample.bytes_read, sample.number)
+            cursor.at, cursor.lines = cursor.at + sample.bytes_read, sample.number
             if not is_dump:  # a dump is always read whole, so stopping halfway would read it twice
                 yield
 
-    def _add(self, row: Json, record: Json) -> None:
-        self._rows.append(row)
-        self._records.append(record)
-        self._ids += len(record["ids"])
-        if self._ids >= CHUNK_IDS:
-            self._chunks.append(pack_chunk(self._records))
-            self._starts.append(len(self._rows))
-            self._records, self._ids = [], 0
-
     def _file_name(self, path: Path) -> str:
-        return self._name if path.name == "trajectories.jsonl" else f"{self._name}/{path.stem}"
+        return self.name if path.name == TRAJECTORIES else f"{self.name}/{path.stem}"

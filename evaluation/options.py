@@ -1,22 +1,27 @@
-"""The options shared by `run` and `chat`: model, engine, search, and settings of the rollout."""
+"""The options that several commands share: those of a rollout, of a choice of questions, of recorded samples."""
 
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from evaluation.plugin import plugin_args
+from evaluation.plugin import plugin_args, read_settings
 from evaluation.server_process import ENGINES, check_listening, engine_process
 
 NOWHERE = "http://127.0.0.1:1"  # the address of a retriever that is never called
 
 
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `search-r1 NAME`, whose help shows `description` as it is."""
+    return argparse.ArgumentParser(
+        prog=f"search-r1 {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that both commands share."""
+    """The options of a rollout, for `running_plugin`."""
 
     def option(name: str, text: str, **more: Any) -> None:
         shown = f" (default: {more['default']})" if more.get("default") is not None else ""
@@ -40,6 +45,47 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_question_options(parser: argparse.ArgumentParser, folder: str, *, per_set: int, seed: str) -> None:
+    """The options of a run over question sets; `folder` and `seed` say in the help what these two are for."""
+    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE", help="parquet or jsonl")
+    parser.add_argument("--output", type=Path, required=True, help=f"folder of this {folder}")
+    parser.add_argument(
+        "--mode", choices=["xml", "chat"], help="how the model searches (default: as the data was prepared)"
+    )
+    parser.add_argument(
+        "--per_set", type=count_or_all, default=per_set, help=f"questions of each set, or `all` ({per_set})"
+    )
+    parser.add_argument("--limit", type=count, help="maximum number of questions, for a first look")
+    parser.add_argument("--seed", type=int, default=0, help=f"seed of {seed} (0)")
+    parser.add_argument("--concurrency", type=count, default=64, help="questions asked at the same time (64)")
+
+
+def add_sample_options(parser: argparse.ArgumentParser, files: str = "", *, tokenizer: bool = True) -> None:
+    """The options of a command that reads recorded samples; `files` adds to the help of the first."""
+    found = "folder of a demo run or an evaluation, dumps (.pt), JSONL"
+    parser.add_argument("files", nargs="+", type=Path, help=found + files)
+    if tokenizer:
+        parser.add_argument(
+            "--tokenizer", type=Path, help="folder of the model that was rolled out (default: the run's own)"
+        )
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code"
+    )
+
+
+def count(text: str) -> int:
+    """A number above 0."""
+    with suppress(ValueError):
+        if int(text) > 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+
+
+def count_or_all(text: str) -> int | None:
+    """A number above 0, or None for `all`."""
+    return None if text == "all" else count(text)
+
+
 def search_settings(search: str) -> dict[str, Any]:
     """--search as settings of SearchConfig. Raises ValueError."""
     kind, _, url = search.partition(":")
@@ -58,7 +104,7 @@ def search_settings(search: str) -> dict[str, Any]:
 def running_plugin(options: argparse.Namespace, model: str, mode: str, log: Path) -> Iterator[argparse.Namespace]:
     """slime's args for these options, with the engine running. `mode` is "xml" or "chat". Raises ValueError."""
     settings = {
-        **_config_file(options.custom_config_path),
+        **(read_settings(options.custom_config_path) if options.custom_config_path else {}),
         **search_settings(options.search),
         "llm_api_mode": "chat" if mode == "chat" else "generate",
     }
@@ -85,18 +131,6 @@ def running_plugin(options: argparse.Namespace, model: str, mode: str, log: Path
 def absolute(model: str) -> str:
     """The absolute path of a folder; a hub name unchanged."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-def _config_file(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold `key: value` lines.")
-    return settings
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -10,10 +10,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.sample_files import FileSample
 from evaluation.terminal import typed
-from evaluation.viewer_data import Json
+from evaluation.token_texts import TokenTexts
+from evaluation.viewer_data import Json, trajectory
 
 CHUNK_IDS = 50_000  # ids per chunk; opening a trajectory loads its whole chunk, in about 10 ms in a browser
+
+
+class Trajectories:
+    """Rows, token texts and chunks, in the order in which samples are added."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.texts = TokenTexts(tokenizer)
+        self.rows: list[Json] = []
+        self.starts: list[int] = [0]  # the first row of each chunk; the last chunk still grows
+        self._full: list[bytes] = []  # chunks
+        self._growing: list[Json] = []  # records
+        self._ids = 0  # in the growing chunk
+
+    def add(self, sample: FileSample, file: str) -> None:
+        """Adds a sample under the name `file`. Raises ValueError that names its place if it cannot be shown."""
+        try:
+            row, record = trajectory(sample.fields, file, self.texts)
+        except ValueError as error:
+            raise ValueError(f"{sample.where}: {error}.") from None
+        self.rows.append(row | {"where": sample.place})
+        self._growing.append(record)
+        self._ids += len(record["ids"])
+        if self._ids >= CHUNK_IDS:
+            self._full.append(_pack_chunk(self._growing))
+            self.starts.append(len(self.rows))
+            self._growing, self._ids = [], 0
+
+    def chunk(self, number: int) -> bytes:
+        """The records from row `starts[number]` on."""
+        return self._full[number] if number < len(self._full) else _pack_chunk(self._growing)
 
 
 def pack(value: Any, *, level: int = 6) -> bytes:
@@ -21,8 +53,7 @@ def pack(value: Any, *, level: int = 6) -> bytes:
     return zlib.compress(json.dumps(value, separators=(",", ":"), allow_nan=False).encode(), level)
 
 
-def pack_chunk(records: Sequence[Json]) -> bytes:
-    """The records of one chunk."""
+def _pack_chunk(records: Sequence[Json]) -> bytes:
     documents: dict[tuple[str, str], int] = {}
 
     def numbered(search: Json) -> Json:

@@ -19,23 +19,14 @@ def _hash(text: str) -> str:
 _STYLE = _read("page.css")
 _SCRIPT = '"use strict";\n' + "\n".join(_read(f"{name}.js") for name in SCRIPTS)
 
-# Allows only our own script and style (by hash), and requests only to the server that sent the page.
+# Allows only our own script and style (by hash), and requests only to the server that sent the page, if any.
 POLICY = f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {_hash(_STYLE)}; connect-src 'self'"
+OFFLINE_POLICY = POLICY.replace("connect-src 'self'", "connect-src 'none'")
 
 
-def page_around_data() -> tuple[str, str]:
-    """The parts of a static page before and after its data."""
-    page = _read("page.html")
-    policy = POLICY.replace("connect-src 'self'", "connect-src 'none'")
-    for mark, text in (("POLICY", policy), ("STYLE", _STYLE), ("SCRIPT", _SCRIPT)):
-        page = page.replace(f"{{{{{mark}}}}}", text)
-    head, _, tail = page.partition("{{DATA}}")
-    return head, tail
-
-
-def served_page() -> str:
-    """The page that loads its data from the server, which sends the policy as a header."""
-    page = _read("page.html")
-    for mark, text in (("POLICY", POLICY), ("STYLE", _STYLE), ("DATA", ""), ("SCRIPT", _SCRIPT)):
-        page = page.replace(f"{{{{{mark}}}}}", text)
-    return page
+def page(policy: str, data: str = "") -> str:
+    """The whole page; without `data` it asks its server for them."""
+    text = _read("page.html")
+    for mark, part in (("POLICY", policy), ("STYLE", _STYLE), ("SCRIPT", _SCRIPT), ("DATA", data)):
+        text = text.replace(f"{{{{{mark}}}}}", part)
+    return text

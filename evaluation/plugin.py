@@ -28,6 +28,21 @@ def prepare_process() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """The keys of a --custom-config-path file. Raises ValueError."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ValueError(f"{path} does not hold `key: value` lines")
+    return settings
+
+
 def plugin_args(
     *,
     model: str,

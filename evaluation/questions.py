@@ -12,13 +12,14 @@ Files are .parquet or .jsonl, as written by `oai_format_data_preprocess.py` or w
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import qa_em_format
 
+BATCH = 2000  # rows of a parquet file read together
 FROM_MEMORY = (
     "Answer the question from memory. First reason inside <think> and </think>, "
     "then give the answer in a few words with <answer>answer</answer>."
@@ -27,8 +28,6 @@ FROM_MEMORY = (
 
 @dataclass(frozen=True)
 class Question:
-    """One row and its id."""
-
     id: str  # digest of text, gold answers and set: the same in every file, order and mode
     data_source: str
     text: str
@@ -121,27 +120,30 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
     if file.suffix not in (".parquet", ".jsonl"):
         raise ValueError(f"{file} is neither .parquet nor .jsonl.")
     try:
-        yield from _parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file)
-    except (OSError, UnicodeDecodeError) as error:
+        yield from read_rows(file)
+    except (OSError, ValueError) as error:
         raise ValueError(f"Cannot read {file}: {error}.") from error
 
 
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
+def read_rows(
+    path: Path, columns: Container[str] | None = None, parse: Callable[[bytes], Any] = json.loads
+) -> Iterator[Any]:
+    """The rows of a parquet file, only these `columns`, or of a JSON-lines file. Raises OSError and ValueError.
 
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches():
+    `parse` reads a line.
+    """
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+            for batch in file.iter_batches(BATCH, columns=names):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"Cannot read {file}: {error}") from error
-
-
-def _jsonl_rows(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"Line {number} of {file} is not JSON: {error}.") from error
+    else:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    if line.strip():
+                        yield parse(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number} is not JSON ({error})") from error

@@ -3,45 +3,36 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from evaluation.sample_files import read_samples
+from evaluation.rescored import Rescored
+from evaluation.sample_files import read_all
 from qa_em_format import gold_answers
-from search_rollout.samples.record import METADATA_KEY
-
-
-class Recorded(NamedTuple):
-    """A sample read from a file."""
-
-    where: str
-    part: str  # its file, or the phase of a demo run
-    sample: Any  # slime's Sample
-    reward: float
-    group: tuple | None
+from search_rollout.samples.record import METADATA_KEY, is_discarded
 
 
 def read_recorded(
-    files: Iterable[Path], reward_key: str | None, left_out: defaultdict[str, int], *, ours: bool, trust_pickle: bool
-) -> Iterator[tuple[Recorded | None, int]]:
-    """Each sample that can be scored again, or None, with the bytes read; `left_out` counts the others by reason.
+    files: Sequence[Path], reward_key: str | None, left_out: defaultdict[str, int], *, ours: bool, trust_pickle: bool
+) -> Iterator[tuple[Any, Rescored]]:
+    """Each sample that can be scored again, as slime's Sample, and its row with the recorded reward as the new one.
 
-    `ours`: score with this plugin's reward, which needs a gold answer. Raises ValueError that names file and line.
+    `left_out` counts the others by reason. `ours`: score with this plugin's reward, which needs a gold answer. Raises
+    ValueError that names file and line.
     """
-    for file in files:
-        for fields, size, where in read_samples(file, trust_pickle=trust_pickle):
-            reason = _unusable(fields) if ours else None
-            if fields.get("reward") is None:
-                reason = "without a recorded reward (aborted)"
-            if reason:
-                left_out[reason] += 1
-                yield None, size
-                continue
-            part = (file, fields.get("phase"))  # a demo's log has a phase for each step
-            group = None if fields.get("group_index") is None else (*part, fields["group_index"])
-            reward = reward_value(fields["reward"], reward_key, where)
-            yield Recorded(where, part[1] or file.name, _sample(fields, where), reward, group), size
+    for file, (fields, _, where) in read_all(files, "scoring", trust_pickle=trust_pickle):
+        reason = _unusable(fields) if ours else None
+        if fields.get("reward") is None:
+            reason = "without a recorded reward (aborted)"
+        if reason:
+            left_out[reason] += 1
+            continue
+        part = (file, fields.get("phase"))  # a demo's log has a phase for each step
+        group = None if fields.get("group_index") is None else (*part, fields["group_index"])
+        reward, sample = reward_value(fields["reward"], reward_key, where), _sample(fields, where)
+        kept = not is_discarded(sample)
+        yield sample, Rescored(where, part[1] or file.name, sample.index, group, kept, reward, reward)
 
 
 def _unusable(fields: Mapping[str, Any]) -> str | None:

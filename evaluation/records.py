@@ -2,10 +2,15 @@
 
 import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from search_rollout.samples.record import METADATA_KEY, RolloutRecord, read_record
+
+TRAJECTORIES = "trajectories.jsonl"  # of an evaluation and of a demo run
 SAMPLE_FIELDS = (  # of slime's Sample, as in its debug dumps; `status` is a string
     "index",
     "group_index",
@@ -29,6 +34,13 @@ def record_of(sample: Any, /, **more: Any) -> dict[str, Any]:
     return {**more, **fields, "status": sample.status.value}
 
 
+def rollout_of(fields: Mapping[str, Any]) -> RolloutRecord | None:
+    """This plugin's record in a Sample's fields; None for samples of other plugins. Raises RecordError."""
+    metadata = fields.get("metadata")
+    found = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
+    return read_record(found) if isinstance(found, Mapping) else None
+
+
 def key_of(record: Mapping[str, Any]) -> tuple[str, int]:
     """The question's id and the sample's number, which is 0 if each question is asked once."""
     return record["id"], record.get("sample", 0)
@@ -40,7 +52,7 @@ def read_records(folder: Path, phase: str = "") -> list[dict[str, Any]]:
     Raises ValueError if `folder` is neither.
     """
     try:
-        records = [json.loads(line) for line in _whole_lines(folder / "trajectories.jsonl")]
+        records = [json.loads(line) for line in _whole_lines(folder / TRAJECTORIES)]
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is neither an evaluation nor a demo run: {error}.") from error
     if records and "scores" not in records[0]:
@@ -49,7 +61,6 @@ def read_records(folder: Path, phase: str = "") -> list[dict[str, Any]]:
 
 
 def is_demo_run(folder: Path) -> bool:
-    """True if the folder belongs to a demo run."""
     return (folder / "summary.json").is_file()
 
 
@@ -75,7 +86,7 @@ class Records:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.scores: dict[tuple[str, int], dict[str, Any]] = {}  # question id, sample → scores
-        self._file = (folder / "trajectories.jsonl").open("a", encoding="utf-8")
+        self._file = (folder / TRAJECTORIES).open("a", encoding="utf-8")
         try:
             self._lock()
             _check_settings(folder, settings)
@@ -91,7 +102,6 @@ class Records:
         self._file.close()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Writes one finished sample."""
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
         self.scores[key_of(record)] = record["scores"]
@@ -104,7 +114,7 @@ class Records:
 
     def _keep_finished(self) -> None:
         """Rewrites the file in place, keeping its lock, if it has a truncated line or a discarded sample."""
-        path = self.folder / "trajectories.jsonl"
+        path = self.folder / TRAJECTORIES
         kept = []
         for line in _whole_lines(path):
             record = json.loads(line)
@@ -143,7 +153,18 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes the file atomically: an interruption leaves the old file."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(path)
+    """Writes the file atomically."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` at the end; an interruption leaves the old file, and nothing else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

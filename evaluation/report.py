@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from evaluation.metrics import Estimate
 
 SETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
@@ -14,10 +16,7 @@ PUBLISHED = {  # exact match of SETS
     "PPO, base": (0.406, 0.587, 0.435, 0.284, 0.273, 0.049, 0.088),
     "RAG, not trained": (0.348, 0.544, 0.387, 0.255, 0.226, 0.047, 0.080),
 }
-LATER = {  # averages only, of Qwen2.5-3B, from the READMEs of these trainers
-    "verl-tool": 0.410,
-    "Agent-Lightning": 0.406,
-}
+LATER = {"verl-tool": 0.410, "Agent-Lightning": 0.406}  # averages only, of Qwen2.5-3B, from these trainers' READMEs
 COLUMNS = {  # of the first table, after exact match and its interval
     "f1": "F1",
     "sub_em": "sub-EM",
@@ -94,13 +93,8 @@ def rank(name: str) -> tuple[int, str]:
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table: first column left-aligned, numbers right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    ]
+    shape = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+    return [shape.format(*row).rstrip() for row in (header, *rows)]
 
 
 def draw(summary: Summary, counts: Mapping[str, int], path: Path, title: str) -> None:
@@ -111,15 +105,9 @@ def draw(summary: Summary, counts: Mapping[str, int], path: Path, title: str) ->
     whole = set(SETS) <= set(counts)
     figure = Figure(figsize=(max(5.0, 1.1 * len(names) + 2.5), 4.2), layout="constrained")
     axes = figure.add_subplot()
-    estimates = [summary[name]["em"] for name in names]
-    means = [estimate.mean for estimate in estimates]
-    errors = [
-        [estimate.mean - estimate.low for estimate in estimates],
-        [estimate.high - estimate.mean for estimate in estimates],
-    ]
-    axes.bar(
-        range(len(names)), means, width=0.5, color="#9ecae1", yerr=errors, capsize=4, label="this run, 95 % interval"
-    )
+    means, lows, highs = np.array([summary[name]["em"] for name in names]).T
+    look = {"width": 0.5, "color": "#9ecae1", "capsize": 4, "label": "this run, 95 % interval"}
+    axes.bar(range(len(names)), means, yerr=[means - lows, highs - means], **look)
     for label, marker, colour in (("GRPO, instruct", "D", "#f58518"), ("RAG, not trained", "o", "#767676")):
         figures = dict(zip(SETS, PUBLISHED[label], strict=True))
         if whole:

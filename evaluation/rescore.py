@@ -14,45 +14,39 @@ import argparse
 import asyncio
 import dataclasses
 import inspect
+import itertools
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from evaluation.options import add_sample_options, command_parser
 from evaluation.plugin import find_slime, prepare_process
-from evaluation.recorded import Recorded, read_recorded, reward_value
+from evaluation.recorded import read_recorded, reward_value
+from evaluation.records import whole_file
 from evaluation.rescored import Advantages, Rescored, advantages_of, table
 from evaluation.sample_files import sample_files_of
-from evaluation.terminal import Progress, short
-from search_rollout.config import REWARD_PRESETS, RewardScores, SearchConfig, load_config
-from search_rollout.samples.record import is_discarded
+from evaluation.terminal import exit_code, short
+from search_rollout.config import REWARD_PRESETS, RewardScores, load_config
 
 SETTABLE = (*RewardScores._fields, "llm_api_mode", "tool_call_format")  # the last two control how bare text is read
 AT_ONCE = 64  # concurrent calls of a reward function, which may ask a server
 OURS = "generate_with_search.reward_func"
 
+Scored: TypeAlias = tuple[Any, Rescored]  # slime's Sample, and its row
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit code."""
     options = parse_args(argv)
     prepare_process()
-    try:
-        return run(options)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: run(options))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="search-r1 rescore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("files", nargs="+", type=Path, help="folder of a demo run or an evaluation, dumps (.pt), JSONL")
+    parser = command_parser("rescore", __doc__)
+    add_sample_options(parser, tokenizer=False)
     parser.add_argument("--preset", choices=REWARD_PRESETS, help="use this REWARD_PRESET (default: default)")
     parser.add_argument(
         "--set",
@@ -66,9 +60,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--group-rm", action="store_true", help="call it with whole groups, like slime's --group-rm")
     parser.add_argument("--reward-key", help="which value to use if rewards are dicts, like slime's --reward-key")
     parser.add_argument("--output", type=Path, help="JSONL file for each sample's old and new reward and advantage")
-    parser.add_argument(
-        "--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code"
-    )
     options = parser.parse_args(argv)
     if options.reward and (options.preset or options.set):
         parser.error("--reward replaces our reward, --preset and --set change it: use one or the other")
@@ -78,7 +69,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Reads, scores, reports."""
     find_slime()
     args = slime_args(options)
     reward = load_reward(options.reward or OURS)
@@ -86,23 +76,19 @@ def run(options: argparse.Namespace) -> int:
     left_out: defaultdict[str, int] = defaultdict(int)
     ours = not options.reward
     samples = read_recorded(files, options.reward_key, left_out, ours=ours, trust_pickle=options.trust_pickle)
-    rows = asyncio.run(_rescore_all(samples, reward, args, sum(file.stat().st_size for file in files), options))
+    rows = asyncio.run(_rescore_all(samples, reward, args, options))
     if not rows:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "the files are empty"
         raise ValueError(f"There is nothing to score again: {why}.")
     advantages = advantages_of(rows)
     if options.output:
         _write(options.output, rows, advantages)
-    print(table(rows, advantages, options.reward or _name(options)))
+    print(table(rows, advantages, options.reward or " ".join([options.preset or "default", *options.set])))
     for reason, count in left_out.items():
         print(f"left out: {count:,} {reason}")
     if options.output:
         print(f"{short(options.output)}: {len(rows):,} samples with both rewards and advantages")
     return 0
-
-
-def _name(options: argparse.Namespace) -> str:
-    return " ".join([options.preset or "default", *options.set])
 
 
 def slime_args(options: argparse.Namespace) -> argparse.Namespace:
@@ -117,7 +103,7 @@ def slime_args(options: argparse.Namespace) -> argparse.Namespace:
 
     asked = argparse.Namespace(search_backend="local", reward_preset=options.preset, **given)
     config = load_config(generate_with_search.SEARCH_R1_CONFIGS, {}, asked)
-    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(SearchConfig)}
+    settings = dataclasses.asdict(config)
     names = {"reward_key": options.reward_key, "group_rm": options.group_rm, "custom_rm_path": options.reward or OURS}
     return argparse.Namespace(**settings, **names)
 
@@ -137,79 +123,53 @@ def load_reward(path: str) -> Callable[..., Any]:
 
 
 async def _rescore_all(
-    samples: Iterable[tuple[Recorded | None, int]],
-    reward: Callable[..., Any],
-    args: argparse.Namespace,
-    size: int,
-    options: argparse.Namespace,
+    samples: Iterator[Scored], reward: Callable[..., Any], args: argparse.Namespace, options: argparse.Namespace
 ) -> list[Rescored]:
     """Scores everything, AT_ONCE samples at a time; whole groups need all samples first."""
     rows: list[Rescored] = []
-    waiting: list[Recorded] = []
-    read = 0
-    with Progress("scoring", size // 1000, "kB") as progress:
-        for recorded, count in samples:
-            read += count
-            progress.update(read // 1000 - progress.done)
-            if recorded:
-                waiting.append(recorded)
-            if len(waiting) == AT_ONCE and not options.group_rm:
-                rows += await _rescore(waiting, reward, args, options)
-                waiting = []
-        return rows + await _rescore(waiting, reward, args, options)
+    while batch := list(itertools.islice(samples, None if options.group_rm else AT_ONCE)):
+        rows += await _rescore(batch, reward, args, options)
+    return rows
 
 
 async def _rescore(
-    samples: Sequence[Recorded], reward: Callable[..., Any], args: argparse.Namespace, options: argparse.Namespace
+    batch: Sequence[Scored], reward: Callable[..., Any], args: argparse.Namespace, options: argparse.Namespace
 ) -> list[Rescored]:
     """Scores like slime: discarded samples keep their reward; the others are scored one by one or group by group."""
-    new = {id(one): one.reward for one in samples}
-    groups: defaultdict[Any, list[Recorded]] = defaultdict(list)
-    for one in samples:
-        if not is_discarded(one.sample):
-            groups[one.group if options.group_rm and one.group else id(one)].append(one)
-    found = await asyncio.gather(*(_call(reward, args, group, options) for group in groups.values()))
-    for group, rewards in zip(groups.values(), found, strict=True):
-        new |= {id(one): value for one, value in zip(group, rewards, strict=True)}
-    return [
-        Rescored(
-            one.where,
-            one.part,
-            one.sample.index,
-            one.group,
-            not is_discarded(one.sample),
-            one.reward,
-            new[id(one)],
-        )
-        for one in samples
-    ]
+    groups: defaultdict[Any, list[int]] = defaultdict(list)
+    for place, (_, row) in enumerate(batch):
+        if row.kept:
+            groups[row.group if options.group_rm and row.group else place].append(place)
+    calls = (_call(reward, args, [batch[place] for place in places], options) for places in groups.values())
+    rows = [row for _, row in batch]
+    for places, rewards in zip(groups.values(), await asyncio.gather(*calls), strict=True):
+        for place, value in zip(places, rewards, strict=True):
+            rows[place] = rows[place]._replace(new=value)
+    return rows
 
 
 async def _call(
-    reward: Callable[..., Any], args: argparse.Namespace, group: Sequence[Recorded], options: argparse.Namespace
+    reward: Callable[..., Any], args: argparse.Namespace, group: Sequence[Scored], options: argparse.Namespace
 ) -> list[float]:
-    samples = [one.sample for one in group]
+    samples, where = [sample for sample, _ in group], group[0][1].where
     try:
         found = reward(args, samples if options.group_rm else samples[0])
         found = await found if inspect.isawaitable(found) else found
     except Exception as error:
-        raise ValueError(f"{args.custom_rm_path} failed on {group[0].where}: {error!r}.") from error
+        raise ValueError(f"{args.custom_rm_path} failed on {where}: {error!r}.") from error
     rewards = found if options.group_rm else [found]
     if not isinstance(rewards, Sequence) or len(rewards) != len(group):
-        raise ValueError(f"{args.custom_rm_path} must return {len(group)} rewards for {group[0].where}, not {found!r}.")
-    return [reward_value(value, options.reward_key, one.where) for value, one in zip(rewards, group, strict=True)]
+        raise ValueError(f"{args.custom_rm_path} must return {len(group)} rewards for {where}, not {found!r}.")
+    return [reward_value(value, options.reward_key, row.where) for value, (_, row) in zip(rewards, group, strict=True)]
 
 
 def _write(path: Path, rows: Sequence[Rescored], advantages: Sequence[Advantages | None]) -> None:
     """Writes one line per sample; its advantages are null if it has no group to compare with."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as lines:
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
         for row, pair in zip(rows, advantages, strict=True):
             rewards = {"index": row.number, "where": row.where, "reward": row.old, "new_reward": row.new}
             both = {"advantage": pair and pair.old, "new_advantage": pair and pair.new}
             lines.write(json.dumps(rewards | both, ensure_ascii=False) + "\n")
-    unfinished.replace(path)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ class Rescored(NamedTuple):
 
     @property
     def changed(self) -> bool:
-        """True if the new reward differs."""
         return abs(self.new - self.old) > SAME
 
 

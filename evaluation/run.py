@@ -23,62 +23,41 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from evaluation.corpus_audit import audit_lines
 from evaluation.metrics import scores_of
-from evaluation.options import absolute, add_options, running_plugin
+from evaluation.options import absolute, add_options, add_question_options, command_parser, count, running_plugin
 from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
 from evaluation.records import Records, record_of, write_json
 from evaluation.several_samples import measures, together
-from evaluation.terminal import Progress, short, typed
+from evaluation.terminal import Progress, exit_code, short, typed
 
 SECRETS = {"google_api_key"}
 ADDRESSES = {"retrieval_server_url"}  # may change between runs that use the same corpus
+INTERRUPTED = "interrupted; run the same command again to continue"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the evaluation; returns the exit code."""
     options = parse_args(argv)
     prepare_process()
-    try:
-        return run(options)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(options), interrupted=INTERRUPTED)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="search-r1 evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("evaluate", __doc__)
     add_options(parser)
     parser.add_argument(
         "--closed_book", dest="search", action="store_const", const="none", help="same as --search none"
     )
-    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE", help="parquet or jsonl")
-    parser.add_argument("--output", type=Path, required=True, help="folder of this evaluation")
-    parser.add_argument(
-        "--mode", choices=["xml", "chat"], help="how the model searches (default: as the data was prepared)"
-    )
-    parser.add_argument("--per_set", type=count_or_all, default=500, help="questions of each set, or `all` (500)")
-    parser.add_argument("--samples", type=int, default=1, help="how often each question is asked (1)")
-    parser.add_argument("--limit", type=int, help="maximum number of questions, for a first look")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of questions and of the bootstrap (0)")
-    parser.add_argument("--concurrency", type=int, default=64, help="questions asked at the same time (64)")
+    add_question_options(parser, "evaluation", per_set=500, seed="the choice of questions and of the bootstrap")
+    parser.add_argument("--samples", type=count, default=1, help="how often each question is asked (1)")
     parser.add_argument("--megatron_checkpoint", type=Path, help="folder that slime's --save wrote; converted first")
     parser.add_argument("--slime_dir", type=Path, help="slime's repository, for its converter")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where converted checkpoints are kept")
     options = parser.parse_args(argv)
-    if min(options.concurrency, options.samples) < 1 or (options.limit is not None and options.limit < 1):
-        parser.error("--concurrency, --samples and --limit must be 1 or more")
     if options.samples > 1 and options.temperature == 0:
         parser.error("--samples needs a --temperature above 0, such as 1: greedy samples of a question are identical")
     if options.megatron_checkpoint and (not options.slime_dir or options.engine not in ("sglang", "demo")):
@@ -86,22 +65,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def count_or_all(text: str) -> int | None:
-    """A number above 0, or None for `all`."""
-    if text == "all":
-        return None
-    with suppress(ValueError):
-        if int(text) > 0:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is neither a number above 0 nor `all`")
-
-
 def run(options: argparse.Namespace) -> int:
     """Asks the unfinished questions, then reports on all of them."""
-    print("loading the questions and the tokenizer", flush=True)
-    find_slime()
-    questions = choose(read_questions(options.data), options.per_set, options.seed)[: options.limit]
-    mode = mode_for(options.mode, questions)
+    questions, mode = chosen_questions(options)
     model = absolute(options.model)
     if options.megatron_checkpoint:
         from evaluation.megatron import convert
@@ -110,7 +76,6 @@ def run(options: argparse.Namespace) -> int:
         checkpoint = options.megatron_checkpoint
         model = str(convert(checkpoint, slime_dir=options.slime_dir, origin=Path(model), cache=converted).resolve())
     closed_book = options.search == "none"
-    options.output.mkdir(parents=True, exist_ok=True)
     with running_plugin(options, model, "xml" if closed_book else mode, options.output / "engine.log") as plugin:
         several = {"samples": options.samples} if options.samples > 1 else {}
         settings = settings_of(options, plugin, questions, mode) | several
@@ -121,14 +86,21 @@ def run(options: argparse.Namespace) -> int:
             return report(options, settings, questions, records)
 
 
-def mode_for(asked: str | None, questions: Sequence[Question]) -> str:
-    """The mode that the data was prepared for. Raises ValueError if `asked` is another one."""
-    prepared = mode_of(questions)
-    if asked not in (None, prepared):
+def chosen_questions(options: argparse.Namespace) -> tuple[list[Question], str]:
+    """The questions to ask, and the mode that they were prepared for; makes slime importable and the output folder.
+
+    Raises ValueError if --mode is another one.
+    """
+    print("loading the questions and the tokenizer", flush=True)
+    find_slime()
+    questions = choose(read_questions(options.data), options.per_set, options.seed)[: options.limit]
+    mode = mode_of(questions)
+    if options.mode not in (None, mode):
         raise ValueError(
-            f"--mode is {asked}, but the data was prepared for {prepared}; prepare it again, or leave out --mode."
+            f"--mode is {options.mode}, but the data was prepared for {mode}; prepare it again, or leave out --mode."
         )
-    return prepared
+    options.output.mkdir(parents=True, exist_ok=True)
+    return questions, mode
 
 
 def settings_of(
@@ -241,19 +213,23 @@ def report(
         print("\n".join(audited), end="\n\n")
     draw(summary, counts, options.output / "results.png", title=Path(options.model).name)
     print(f"results are in {short(options.output)}; browse them with: {typed('view', options.output)}", flush=True)
-    rows = list(records.scores.values())
-    unit = "questions" if options.samples == 1 else "samples"
-    failed, searched = (int(sum(row[key] for row in rows)) for key in ("failed_searches", "searches"))
+    return complaints(list(records.scores.values()), "questions" if options.samples == 1 else "samples")
+
+
+def complaints(scores: Sequence[Mapping[str, Any]], unit: str) -> int:
+    """Reports failed searches and discarded samples on stderr; the exit code is 1 if a sample was discarded."""
+    failed, searched, discarded = (
+        int(sum(row[key] for row in scores)) for key in ("failed_searches", "searches", "gave_up")
+    )
     if failed:
         print(f"warning: {failed} of {searched} searches failed, which lowers the figures", file=sys.stderr)
-    gave_up = int(sum(row["gave_up"] for row in rows))
-    if gave_up:
+    if discarded:
         print(
-            f"error: {gave_up} of {len(rows)} {unit} were discarded and count as wrong; the log above says why. "
+            f"error: {discarded} of {len(scores)} {unit} were discarded and count as wrong; the log above says why. "
             "Run the same command again to retry them.",
             file=sys.stderr,
         )
-    return 1 if gave_up else 0
+    return int(discarded > 0)
 
 
 if __name__ == "__main__":

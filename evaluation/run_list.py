@@ -6,20 +6,19 @@ the given folder. Requests use only these names; no path is ever built from a re
 
 import functools
 import json
+import operator
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from evaluation.records import is_demo_run, tokenizer_of
-from evaluation.sample_files import is_dump
+from evaluation.plugin import read_settings
+from evaluation.records import TRAJECTORIES, is_demo_run
 from evaluation.viewer_data import Json
 
 MAX_DEPTH = 4  # of folders below the given one
-TRAJECTORIES = "trajectories.jsonl"
 
 
 class Run(NamedTuple):
@@ -28,74 +27,62 @@ class Run(NamedTuple):
     name: str
     folder: Path
 
-    @property
-    def kind(self) -> str:
-        """What produced the run."""
-        if not (self.folder / TRAJECTORIES).is_file():
-            return "debug dumps"
-        return "demo" if is_demo_run(self.folder) else "evaluation"
-
     def files(self) -> list[Path]:
         """The run's trajectory files; dumps are complete ones, in numeric order."""
         if (file := self.folder / TRAJECTORIES).is_file():
             return [file]
         return sorted(_dumps(self.folder), key=lambda path: [*map(int, re.findall(r"\d+", path.stem)), 0])
 
-    def tokenizer(self) -> Path | None:
-        """The folder of the run's tokenizer, if known."""
-        return tokenizer_of(self.folder)
-
     def settings(self) -> Json:
         """The settings of the run's rollouts; empty if unknown."""
         try:
             if (file := self.folder / "settings.yaml").is_file():
-                return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+                return read_settings(file)
             return dict(_json(self.folder / "settings.json")["config"])
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        except (ValueError, TypeError, KeyError):
             return {}
-
-    def facts(self) -> Json:
-        """The run's entry in the list of runs."""
-        files = self.files()
-        stats = [file.stat() for file in files]
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "model": self.model(),
-            "state": self._state(),
-            "figures": self._figures(),
-            "bytes": sum(stat.st_size for stat in stats),
-            "files": len(files),
-            "updated": max((stat.st_mtime for stat in stats), default=0.0),  # Unix time
-        }
 
     def model(self) -> str:
         """The name of the model that was rolled out; empty if unknown."""
-        if self.kind == "demo":
-            return str(_json(self.folder / "summary.json").get("model", ""))
-        return Path(str(_json(self.folder / "settings.json").get("model", ""))).name
+        facts = _json(self.folder / ("summary.json" if is_demo_run(self.folder) else "settings.json"))
+        return Path(str(facts.get("model", ""))).name
 
-    def _state(self) -> str:
-        match self.kind:
-            case "demo":
-                stopped = _json(self.folder / "summary.json").get("stopped")
-                return "running" if stopped == "running" else "finished"
-            case "evaluation":
-                return "finished" if (self.folder / "results.json").is_file() else "unfinished"
+    def facts(self) -> Json:
+        """The run's entry in the list of runs."""
+        kind, state, figures = self._outcome()
+        stats = [file.stat() for file in self.files()]
+        return {
+            "name": self.name,
+            "kind": kind,
+            "model": self.model(),
+            "state": state,
+            "figures": figures,
+            "bytes": sum(stat.st_size for stat in stats),
+            "files": len(stats),
+            "updated": max((stat.st_mtime for stat in stats), default=0.0),  # Unix time
+        }
+
+    def _outcome(self) -> tuple[str, str, str]:
+        """What produced the run, its state, and its exact match; of a demo run before and after GRPO."""
+        if not (self.folder / TRAJECTORIES).is_file():
+            return "debug dumps", "", ""
+        if is_demo_run(self.folder):
+            summary = _json(self.folder / "summary.json")
+            figures = [_figure(summary, phase, "exact_match") for phase in ("before", "after")]
+            state = "running" if summary.get("stopped") == "running" else "finished"
+            return "demo", state, " → ".join(filter(None, figures))
+        file = self.folder / "results.json"
+        results = _json(file).get("results")
+        overall = list(results)[-1] if results else None
+        return "evaluation", "finished" if file.is_file() else "unfinished", _figure(results, overall, "em", "mean")
+
+
+def _figure(found: Any, *keys: Any) -> str:
+    """The figure below these keys, if there is one."""
+    try:
+        return f"{functools.reduce(operator.getitem, keys, found):.3f}"
+    except (KeyError, TypeError, ValueError):
         return ""
-
-    def _figures(self) -> str:
-        """Exact match: before → after GRPO for a demo run, over all questions for an evaluation."""
-        try:
-            if self.kind == "demo":
-                summary = _json(self.folder / "summary.json")
-                found = [summary[phase]["exact_match"] for phase in ("before", "after") if summary.get(phase)]
-            else:
-                results = _json(self.folder / "results.json").get("results", {})
-                found = [list(results.values())[-1]["em"]["mean"]] if results else []
-            return " → ".join(f"{value:.3f}" for value in found)
-        except (KeyError, TypeError, ValueError, IndexError):
-            return ""
 
 
 def find_runs(root: Path) -> dict[str, Run]:
@@ -129,8 +116,13 @@ def _dumps(folder: Path) -> Iterator[Path]:
 
 @functools.lru_cache(maxsize=10_000)
 def _is_dump(path: Path, changed_ns: int, size: int) -> bool:
-    """True if the file is a dump; the cached result is valid until the file changes."""
-    return is_dump(path)
+    """True if it looks like a whole dump, by its first bytes; the cached result is valid until the file changes."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            name = next((name for name in parts.namelist() if name.endswith("/data.pkl")), None)
+            return name is not None and b"samples" in parts.open(name).read(200)
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _json(path: Path) -> dict[str, Any]:

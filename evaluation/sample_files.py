@@ -5,10 +5,12 @@ A dump must be read whole, because torch stores it that way; JSONL is read line 
 
 import json
 import pickle
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from evaluation.records import TRAJECTORIES
+from evaluation.terminal import Progress
 
 
 class FileSample(NamedTuple):
@@ -32,10 +34,21 @@ def sample_files_of(paths: Sequence[Path]) -> list[Path]:
 
     Raises ValueError that names missing files.
     """
-    files = [path / "trajectories.jsonl" if path.is_dir() else path for path in paths]
+    files = [path / TRAJECTORIES if path.is_dir() else path for path in paths]
     if missing := [str(file) for file in files if not file.is_file()]:
         raise ValueError(f"There is no file {', '.join(missing)}.")
     return files
+
+
+def read_all(files: Sequence[Path], title: str, *, trust_pickle: bool) -> Iterator[tuple[Path, FileSample]]:
+    """Every sample with its file; shows progress under this title. Raises like `read_samples`."""
+    read, total = 0, sum(file.stat().st_size for file in files)
+    with Progress(title, total // 1000, "kB") as progress:
+        for file in files:
+            for sample in read_samples(file, trust_pickle=trust_pickle):
+                read += sample.bytes_read
+                progress.update(read // 1000 - progress.done)
+                yield file, sample
 
 
 def read_samples(
@@ -46,16 +59,6 @@ def read_samples(
     Raises ValueError, in one sentence, if the file is neither a dump nor JSONL of samples, OSError if it is unreadable.
     """
     return _read_dump(path, trust_pickle) if path.suffix == ".pt" else _read_jsonl(path, begin, lines_before)
-
-
-def is_dump(path: Path) -> bool:
-    """True if the file looks like a dump of --save-debug-rollout-data; reads only its first bytes."""
-    try:
-        with zipfile.ZipFile(path) as parts:
-            name = next((name for name in parts.namelist() if name.endswith("/data.pkl")), None)
-            return name is not None and b"samples" in parts.open(name).read(200)
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 def _read_dump(path: Path, trust_pickle: bool) -> Iterator[FileSample]:

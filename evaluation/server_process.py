@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -17,38 +18,30 @@ ENGINES = {
     "sglang": "-m sglang.launch_server --model-path {model} --host 127.0.0.1 --port {port}",
     "demo": "-m demo.engine_server --model {model} --port {port}",
 }
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores http_proxy
 ENGINE_TIMEOUT_S = 1800.0  # large models load slowly from network disks
 
 
+@dataclass
 class ServerProcess:
     """`with ServerProcess(…) as server: server.url`; stops only the process that it started."""
 
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        port: int,
-        log: Path,
-        timeout_s: float,
-        *,
-        ready: str = "/health",
-        cwd: Path | None = None,
-    ) -> None:
-        """`name` is used in messages; the path `ready` must answer 200 within `timeout_s`."""
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self._name = name
-        self._command = list(command)
-        self._log = log
-        self._timeout_s = timeout_s
-        self._ready = ready
-        self._cwd = cwd
+    name: str  # for messages
+    command: Sequence[str]
+    port: int
+    log: Path
+    timeout_s: float
+    ready: str = "/health"  # the path that must answer 200 within `timeout_s`
+    cwd: Path | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self._cwd
-            )
+        with self.log.open("wb") as log:
+            null = subprocess.DEVNULL
+            self._process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=null, cwd=self.cwd)
         try:
             self._wait_until_ready()
         except BaseException:
@@ -65,16 +58,15 @@ class ServerProcess:
         return self._process.pid
 
     def _wait_until_ready(self) -> None:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores http_proxy
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self.timeout_s
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                with direct.open(f"{self.url}{self._ready}", timeout=2):
+                with DIRECT.open(f"{self.url}{self.ready}", timeout=2):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
-        tail = self._log.read_text(errors="replace").strip()[-500:]
-        raise RuntimeError(f"The {self._name} did not start; its log {self._log} ends with:\n{tail}")
+        tail = self.log.read_text(errors="replace").strip()[-500:]
+        raise RuntimeError(f"The {self.name} did not start; its log {self.log} ends with:\n{tail}")
 
     def _stop(self) -> None:
         self._process.terminate()

@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -66,6 +67,18 @@ class Progress:
                 print(f"\r\x1b[K{self.line()[:width]}", end="", file=self._stream, flush=True)
             else:
                 print(self.line(), file=self._stream, flush=True)
+
+
+def exit_code(run: Callable[[], int], *, failure: int = 1, interrupted: str = "interrupted") -> int:
+    """What `run` returns; `failure` after an error, which becomes one sentence on stderr; 130 after Ctrl-C."""
+    try:
+        return run()
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return failure
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130
 
 
 def clock(seconds: float) -> str:

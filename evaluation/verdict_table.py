@@ -28,8 +28,6 @@ class Finding(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of the table."""
-
     group: str
     name: str
     finding: Finding
@@ -58,7 +56,6 @@ class Table:
             print(self._wrapped(remedy, f"{margin}→ ", f"{margin}  "), file=self._stream, flush=True)
 
     def write_count(self, seconds: float) -> None:
-        """The last line."""
         counted = ", ".join(f"{self.marks[mark]} {word}" for mark, word in WORDS.items() if self.marks[mark])
         print(f"{counted} ({seconds:.1f} s)", file=self._stream, flush=True)
 

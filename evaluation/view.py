@@ -19,56 +19,15 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from evaluation import page_data
-from evaluation.page_parts import page_around_data
-from evaluation.records import tokenizer_of
-from evaluation.run_list import TRAJECTORIES, Run
-from evaluation.sample_files import read_samples, sample_files_of
-from evaluation.terminal import Progress, short
-from evaluation.token_texts import TokenTexts
-from evaluation.viewer_data import Json, trajectory
-
-
-class PageWriter:
-    """Writes the page piece by piece, so that memory holds only the rows, the token table and one chunk."""
-
-    def __init__(self, page: TextIO, texts: TokenTexts) -> None:
-        self._page = page
-        self._texts = texts
-        self._rows: list[Json] = []
-        self._starts: list[int] = []  # the first row of each chunk
-        self._records: list[Json] = []
-        self._ids = 0  # in the chunk
-        head, self._tail = page_around_data()
-        page.write(head)
-
-    def add(self, row: Json, record: Json) -> None:
-        """Adds a trajectory."""
-        self._rows.append(row)
-        self._records.append(record)
-        self._ids += len(record["ids"])
-        if self._ids >= page_data.CHUNK_IDS:
-            self._write_chunk()
-
-    def finish(self, facts: Json) -> int:
-        """Writes the rest; returns the number of trajectories. `facts` adds keys to the index."""
-        if self._records:
-            self._write_chunk()
-        index = {"rows": self._rows, "starts": self._starts, "tokens": self._texts.table, **facts}
-        self._write_data("index", page_data.pack(index))
-        self._page.write(self._tail)
-        return len(self._rows)
-
-    def _write_chunk(self) -> None:
-        self._write_data(f"chunk-{len(self._starts)}", page_data.pack_chunk(self._records))
-        self._starts.append(len(self._rows) - len(self._records))
-        self._records, self._ids = [], 0
-
-    def _write_data(self, name: str, packed: bytes) -> None:
-        data = base64.b64encode(packed).decode()
-        self._page.write(f'<script type="text/plain" id="{name}">{data}</script>\n')
+from evaluation.options import add_sample_options, command_parser
+from evaluation.page_data import Trajectories, pack, rescore_command
+from evaluation.page_parts import OFFLINE_POLICY, page
+from evaluation.records import TRAJECTORIES, tokenizer_of, whole_file
+from evaluation.run_list import Run
+from evaluation.sample_files import read_all, sample_files_of
+from evaluation.terminal import Progress, exit_code, short
 
 
 def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pickle: bool = False) -> int:
@@ -77,31 +36,27 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
     Raises ValueError, in one sentence with file and line, for a sample that cannot be used, and OSError for a file
     that cannot be read or written.
     """
-    total = sum(file.stat().st_size for file in files) // 1000
-    texts = TokenTexts(tokenizer)
     names = _short_names(files)
-    unfinished = output.with_name(f"{output.name}.unfinished-{os.getpid()}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with unfinished.open("w", encoding="utf-8") as page, Progress("reading", total, "kB") as progress:
-            writer, read = PageWriter(page, texts), 0
-            for file in files:
-                for sample in read_samples(file, trust_pickle=trust_pickle):
-                    try:
-                        row, record = trajectory(sample.fields, names[file], texts)
-                    except ValueError as error:
-                        raise ValueError(f"{sample.where}: {error}.") from None
-                    writer.add(row | {"where": sample.place}, record)
-                    read += sample.bytes_read
-                    progress.update(read // 1000 - progress.done)
-            rescore = {names[file]: page_data.rescore_command(file) for file in files}
-            count = writer.finish({"model": _model(files[0].parent), "rescore": rescore})
-        if not count:
-            raise ValueError("There is no trajectory in these files.")
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return count
+    found = Trajectories(tokenizer)
+    for file, sample in read_all(files, "reading", trust_pickle=trust_pickle):
+        found.add(sample, names[file])
+    if not found.rows:
+        raise ValueError("There is no trajectory in these files.")
+    index = {
+        "rows": found.rows,
+        "starts": found.starts,
+        "tokens": found.texts.table,
+        "model": _model(files[0].parent),
+        "rescore": {names[file]: rescore_command(file) for file in files},
+    }
+    blocks = {f"chunk-{number}": found.chunk(number) for number in range(len(found.starts))} | {"index": pack(index)}
+    data = "\n".join(
+        f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
+        for name, packed in blocks.items()
+    )
+    with whole_file(output) as unfinished:
+        unfinished.write_text(page(OFFLINE_POLICY, data), encoding="utf-8")
+    return len(found.rows)
 
 
 def _short_names(files: Iterable[Path]) -> dict[Path, str]:
@@ -131,33 +86,13 @@ def load_tokenizer(folder: Path) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page, or serves it until Ctrl-C; returns the exit code."""
     args = _parser().parse_args(argv)
-    try:
-        return _serve(args) if args.serve else _write(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 0 if args.serve else 130
+    return exit_code(lambda: _serve(args) if args.serve else _write(args))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="search-r1 view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "files",
-        nargs="+",
-        type=Path,
-        help="folder of a demo run or an evaluation, dumps (.pt), JSONL; to serve: one folder",
-    )
-    parser.add_argument(
-        "--tokenizer", type=Path, help="folder of the model that was rolled out (default: the run's own)"
-    )
+    parser = command_parser("view", __doc__)
+    add_sample_options(parser, "; to serve: one folder")
     parser.add_argument("--output", type=Path, help="default: trajectories.html, in the folder if one was given")
-    parser.add_argument(
-        "--trust-pickle", action="store_true", help="load dumps with any Python object; runs their code"
-    )
     serve = parser.add_argument_group("run browser")
     serve.add_argument("--serve", action="store_true", help="serve all runs below a folder until Ctrl-C")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
@@ -199,7 +134,11 @@ def _serve(args: argparse.Namespace) -> int:
     browser = Browser(
         args.files[0], load_tokenizer, tokenizer=args.tokenizer, engine=engine, trust_pickle=args.trust_pickle
     )
-    return asyncio.run(serve(browser, args.host, args.port))
+    try:
+        asyncio.run(serve(browser, args.host, args.port))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":

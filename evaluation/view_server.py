@@ -18,6 +18,7 @@ import socket
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from aiohttp import web
 from evaluation.fork_engine import ForkEngine
 from evaluation.live_run import LiveRun
 from evaluation.page_data import pack
-from evaluation.page_parts import POLICY, served_page
+from evaluation.page_parts import POLICY, page
+from evaluation.records import tokenizer_of
 from evaluation.run_list import Run, find_runs
 from evaluation.terminal import short, typed
 from search_rollout.engine.sglang_reply import EngineError
@@ -47,23 +49,17 @@ HEADERS = {
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+@dataclass
 class Browser:
     """The runs below one folder and their data read so far. `load` loads a tokenizer from its folder."""
 
-    def __init__(
-        self,
-        root: Path,
-        load: Callable[[Path], Any],
-        *,
-        tokenizer: Path | None = None,
-        engine: ForkEngine | None = None,
-        trust_pickle: bool = False,
-    ) -> None:
-        self._root = root
-        self._load = load
-        self._tokenizer = tokenizer
-        self._engine = engine
-        self._trust_pickle = trust_pickle
+    root: Path
+    load: Callable[[Path], Any]
+    tokenizer: Path | None = None  # of runs that do not name theirs
+    engine: ForkEngine | None = None
+    trust_pickle: bool = False
+
+    def __post_init__(self) -> None:
         self._token = secrets.token_urlsafe()
         self._tokenizers: dict[Path, Any] = {}
         self._opened: OrderedDict[str, LiveRun] = OrderedDict()
@@ -80,13 +76,13 @@ class Browser:
         return app
 
     async def _page(self, request: web.Request) -> web.Response:
-        return web.Response(text=served_page(), content_type="text/html")
+        return web.Response(text=page(POLICY), content_type="text/html")
 
     async def _runs(self, request: web.Request) -> web.Response:
-        runs = await asyncio.to_thread(lambda: [run.facts() for run in find_runs(self._root).values()])
+        runs = await asyncio.to_thread(lambda: [run.facts() for run in find_runs(self.root).values()])
         runs.sort(key=lambda run: -run["updated"])
-        fork = {"ready": self._engine is not None, "token": self._token, "how": self._how_to_fork()}
-        return web.json_response({"folder": short(self._root), "runs": runs, "fork": fork})
+        fork = {"ready": self.engine is not None, "token": self._token, "how": self._how_to_fork()}
+        return web.json_response({"folder": short(self.root), "runs": runs, "fork": fork})
 
     async def _index(self, request: web.Request) -> web.Response:
         generation, rows, tokens = (_number(request, name) for name in ("generation", "rows", "tokens"))
@@ -94,18 +90,17 @@ class Browser:
         return _packed(await asyncio.to_thread(run.index, generation, rows, tokens, budget_s=READ_S))
 
     async def _chunk(self, request: web.Request) -> web.Response:
+        generation, number = _number(request, "generation"), _number(request, "number")
         run = await self._open(request.query.get("run", ""))
         try:
-            return _packed(
-                await asyncio.to_thread(run.chunk, _number(request, "generation"), _number(request, "number"))
-            )
+            return _packed(await asyncio.to_thread(run.chunk, generation, number))
         except LookupError:
             raise web.HTTPGone(text="These trajectories were written again; reload the page.") from None
 
     async def _fork(self, request: web.Request) -> web.Response:
         if not hmac.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), self._token.encode()):
             raise web.HTTPForbidden(text="Only the viewer's own page may fork; reload it.")
-        if self._engine is None:
+        if self.engine is None:
             raise web.HTTPConflict(text=self._how_to_fork())
         try:
             asked = await request.json()
@@ -116,7 +111,7 @@ class Browser:
         run = self._find(name)
         try:
             fields = await asyncio.to_thread(live.fields, generation, row)
-            forked = await self._engine.fork(run, self._tokenizer_of(run), fields, asked)
+            forked = await self.engine.fork(run, self._tokenizer_of(run), fields, asked)
         except LookupError:
             raise web.HTTPGone(text="These trajectories were written again; reload the page.") from None
         except (ValueError, EngineError) as error:
@@ -132,31 +127,31 @@ class Browser:
                     tokenizer = await asyncio.to_thread(self._tokenizer_of, run)
                 except ValueError as error:
                     raise web.HTTPUnprocessableEntity(text=str(error)) from None
-                self._opened[name] = LiveRun(run.files, tokenizer, name, run.model(), trust_pickle=self._trust_pickle)
+                self._opened[name] = LiveRun(run.files, tokenizer, name, run.model(), trust_pickle=self.trust_pickle)
             self._opened.move_to_end(name)
             while len(self._opened) > RUNS_KEPT:
                 self._opened.popitem(last=False)
             return self._opened[name]
 
     def _find(self, name: str) -> Run:
-        run = find_runs(self._root).get(name)
+        run = find_runs(self.root).get(name)
         if run is None:
-            raise web.HTTPNotFound(text=f"There is no run of this name in {short(self._root)}.")
+            raise web.HTTPNotFound(text=f"There is no run of this name in {short(self.root)}.")
         return run
 
     def _tokenizer_of(self, run: Run) -> Any:
-        folder = run.tokenizer() or self._tokenizer
+        folder = tokenizer_of(run.folder) or self.tokenizer
         if folder is None:
             raise ValueError(
                 f"{run.name} does not say which model was rolled out: start the viewer with --tokenizer, its folder."
             )
         if folder not in self._tokenizers:
-            self._tokenizers[folder] = self._load(folder)
+            self._tokenizers[folder] = self.load(folder)
         return self._tokenizers[folder]
 
     def _how_to_fork(self) -> str:
         """What to start so that rollouts can be forked."""
-        again = typed("view", "--serve", self._root, "--engine", "URL", "--search", "local:URL")
+        again = typed("view", "--serve", self.root, "--engine", "URL", "--search", "local:URL")
         return (
             "To continue from here, the viewer needs an engine that serves the model. For a demo run, "
             f"`{typed('serve', 'RUN')}` starts one and prints two URLs. Then start the viewer again:\n{again}"
@@ -168,14 +163,11 @@ def _guard(hosts: set[str] | None) -> Any:
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if hosts is not None and request.host not in hosts:
-            return web.Response(
-                status=403, text="This server answers only requests to its own address.", headers=HEADERS
-            )
-        origin = request.headers.get("Origin")
-        if origin is not None and origin != f"{request.scheme}://{request.host}":
-            return web.Response(status=403, text="This server answers only its own pages.", headers=HEADERS)
         try:
+            if hosts is not None and request.host not in hosts:
+                raise web.HTTPForbidden(text="This server answers only requests to its own address.")
+            if request.headers.get("Origin") not in (None, f"{request.scheme}://{request.host}"):
+                raise web.HTTPForbidden(text="This server answers only its own pages.")
             response = await handler(request)
         except web.HTTPException as error:
             response = web.Response(status=error.status, text=error.text)
@@ -196,7 +188,7 @@ def _number(request: web.Request, name: str) -> int:
         raise web.HTTPBadRequest(text=f"{name} is not a number.") from None
 
 
-async def serve(browser: Browser, host: str, port: int) -> int:
+async def serve(browser: Browser, host: str, port: int) -> None:
     """Listens until interrupted. Raises OSError if it cannot listen there."""
     with socket.create_server((host, port)) as listening:
         port = listening.getsockname()[1]
@@ -212,4 +204,3 @@ async def serve(browser: Browser, host: str, port: int) -> int:
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()
-    return 0

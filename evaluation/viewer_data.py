@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.records import rollout_of
 from evaluation.token_texts import TokenTexts
 from qa_em_format import gold_answers
 from search_rollout.protocols.base import FAULTS
-from search_rollout.samples.record import METADATA_KEY, RecordError, RolloutRecord, read_record
-from search_rollout.search.passage import SearchResult
+from search_rollout.samples.record import RecordError, RolloutRecord
 
 MAX_TITLE = 300  # characters of a question or an answer in the list
 _SPECIAL = re.compile(r"<\|[^|<>]*\|>")
@@ -32,13 +32,18 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
     if type(length) is not int or not 0 <= length <= len(ids):
         raise ValueError(f"`response_length` is not a whole number from 0 to {len(ids)}, the number of tokens")
     metadata = _mapping(fields.get("metadata"))
-    rollout, damage = _rollout(metadata)
+    rollout, damage = None, ""
+    try:
+        rollout = rollout_of(fields)
+    except RecordError as error:
+        damage = str(error)
     texts.add(ids)
+    mask, log_probs = fields.get("loss_mask"), fields.get("rollout_log_probs")
     record: Json = {
         "ids": ids,
         "start": len(ids) - length,  # where the response begins
-        "mask": _numbers(fields.get("loss_mask")),
-        "log_probs": _thousandths(fields.get("rollout_log_probs")),
+        "mask": None if mask is None else [int(value) for value in mask],
+        "log_probs": None if log_probs is None else [_thousandths(value) for value in log_probs],
         "segments": [list(span) for span in rollout.spans] if rollout else [],
         "searches": searches_of(rollout),
         "parts": _reward_parts(fields, rollout),
@@ -47,17 +52,6 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
         "texts": _other_texts(fields, ids, length, texts, discarded=bool(rollout and rollout.discarded)),
     }
     return _row(fields, metadata, rollout, record, file) | {"notes": _notes(fields, rollout, damage, record)}, record
-
-
-def _rollout(metadata: Mapping[str, Any]) -> tuple[RolloutRecord | None, str]:
-    """The record of the rollout, or None for samples of other rollout functions; and what is wrong with it."""
-    found = metadata.get(METADATA_KEY)
-    if not isinstance(found, Mapping):
-        return None, ""
-    try:
-        return read_record(found), ""
-    except RecordError as error:
-        return None, str(error)
 
 
 def _row(
@@ -102,12 +96,10 @@ def title(prompt: Any, metadata: Mapping[str, Any]) -> str:
     if isinstance(metadata.get("question"), str):
         return metadata["question"][:MAX_TITLE]
     if isinstance(prompt, Sequence) and not isinstance(prompt, str):
-        said = [message.get("content") for message in _mappings(prompt) if message.get("role") == "user"]
+        said = [_mapping(message).get("content") for message in prompt if _mapping(message).get("role") == "user"]
         prompt = next((text for text in reversed(said) if isinstance(text, str)), "")
     lines = [line.strip() for line in _SPECIAL.sub("\n", str(prompt or "")).split("\n")]
-    sentence = next(
-        (line for line in reversed(lines) if " " in line), "".join(lines)
-    )  # skips lines such as "assistant"
+    sentence = next((line for line in reversed(lines) if " " in line), "".join(lines))  # skips "assistant"
     return sentence.rpartition("Question:")[2].strip()[:MAX_TITLE]
 
 
@@ -161,15 +153,17 @@ def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: 
 
 def searches_of(rollout: RolloutRecord | None) -> list[Json]:
     """Turn, query, error, and passages with their scores of each of the rollout's searches."""
-    turns = rollout.turns if rollout else []
-    return [_search(result, number) for number, turn in enumerate(turns, 1) for result in turn.results]
-
-
-def _search(result: SearchResult, turn: int) -> Json:
-    documents = [[str(passage.title), str(passage.text)] for passage in result.passages]
-    scores = [passage.score for passage in result.passages]  # apart, so that a document is stored once
-    asked = {"turn": turn, "query": str(result.query), "error": _plain(result.error)}
-    return {**asked, "documents": documents, "scores": scores}
+    return [
+        {
+            "turn": number,
+            "query": str(result.query),
+            "error": _plain(result.error),
+            "documents": [[str(passage.title), str(passage.text)] for passage in result.passages],
+            "scores": [passage.score for passage in result.passages],  # apart, so that a document is stored once
+        }
+        for number, turn in enumerate(rollout.turns if rollout else [], start=1)
+        for result in turn.results
+    ]
 
 
 # --- values of any origin ----------------------------------------------------------------------------------------
@@ -179,23 +173,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    if hasattr(value, "tolist"):  # a numpy array
-        value = value.tolist()
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, (list, tuple)) else []
-
-
-def _numbers(values: Any) -> list[int] | None:
-    return None if values is None else [int(value) for value in values]
-
-
-def _thousandths(values: Any) -> list[int | None] | None:
-    """Natural logarithms as integers in thousandths: short in the page, and precise enough for display."""
-    if values is None:
-        return None
-    return [
-        round(1000 * value) if isinstance(value, (int, float)) and math.isfinite(value) else None for value in values
-    ]
+def _thousandths(value: Any) -> int | None:
+    """A natural logarithm as an integer in thousandths: short in the page, and precise enough for display."""
+    number = _finite(value)
+    return None if number is None else round(1000 * number)
 
 
 def _finite(value: Any) -> float | None:

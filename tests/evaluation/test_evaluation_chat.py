@@ -98,7 +98,7 @@ def test_an_interrupt_ends_the_program_without_a_traceback(
     monkeypatch.setattr(chat.Asker, "ask", interrupted)
     with serving(Geographer()) as (engine, retriever):
         assert chat.main(arguments(model, engine, retriever, "--ask", "What is the capital of Kenya?")) == 130
-    assert capsys.readouterr().err == "loading the tokenizer\n\n"
+    assert capsys.readouterr().err == "loading the tokenizer\n\ninterrupted\n"
 
 
 def test_parts_of_a_turn_have_colours_only_where_asked() -> None:

@@ -106,7 +106,7 @@ def test_a_missing_column_a_broken_line_and_an_empty_file_are_reported(tmp_path:
     with pytest.raises(ValueError, match=r"Row 1 of .* cannot be asked: it has no 'data_source'"):
         read_questions([write(tmp_path / "all.jsonl", [without])])
     (tmp_path / "broken.jsonl").write_text("{")
-    with pytest.raises(ValueError, match=r"Line 1 of .*broken.jsonl is not JSON"):
+    with pytest.raises(ValueError, match=r"Cannot read .*broken.jsonl: line 1 is not JSON"):
         read_questions([tmp_path / "broken.jsonl"])
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(ValueError, match="hold no rows"):

@@ -237,7 +237,7 @@ WRONG = [
     (["--mode", "chat"], "--mode is chat, but the data was prepared for xml"),
     (["--data", "none.parquet"], "Cannot read none.parquet"),
     (["--data", "none.csv"], "none.csv is neither .parquet nor .jsonl"),
-    (["--custom_config_path", "none.yaml"], "Cannot read none.yaml"),
+    (["--custom_config_path", "none.yaml"], "none.yaml cannot be read"),
     (["--apply_chat_template_kwargs", "{"], "--apply_chat_template_kwargs is not JSON"),
 ]
 

@@ -11,7 +11,7 @@ from evaluation_helpers import CAPITALS, Geographer, fresh_state, save_tokenizer
 from fakes import FakeEngine, FakeRetriever, Turn
 
 from evaluation import exam
-from evaluation.exam_figures import believes, examine, repeated_searches
+from evaluation.exam_figures import Figure, believes, examine, repeated_searches
 from evaluation.questions import Question
 from search_rollout.samples.record import RolloutRecord, Span
 from search_rollout.samples.record import Turn as RecordedTurn
@@ -250,7 +250,7 @@ def test_figures_by_hand() -> None:
 def test_a_model_that_never_searches_has_no_figures_of_searches() -> None:
     arms = {name: [line("q1", 0), line("q2", 0)] for name in ("retriever", "nothing", "random", "closed book")}
     figures = examine(arms).figures
-    assert figures["wasted searches"] == (None, None, None, 0)
+    assert figures["wasted searches"] == Figure(None, None, None, 0)
     assert figures["right answers that need search"].value is None
     assert figures["exact match that searching adds, over finding nothing"].value == 0
     assert "exact match that better passages would add" not in figures

@@ -197,7 +197,7 @@ def test_text_of_a_trajectory_never_reaches_the_page_unescaped(tmp_path):
 
 
 def test_records_come_in_chunks_that_hold_a_document_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(view.page_data, "CHUNK_IDS", 2 * len(GOOD["tokens"]))
+    monkeypatch.setattr("evaluation.page_data.CHUNK_IDS", 2 * len(GOOD["tokens"]))
     samples = [sample(TOKENIZER, PARTS, searches=[search(f"query {n}")], index=n) for n in range(5)]
     data = embedded(page_of(tmp_path, *samples))
     assert data["index"]["starts"] == [0, 2, 4]

@@ -176,7 +176,7 @@ def test_a_line_that_is_not_a_sample_is_reported_and_earlier_rows_stay(tmp_path)
 
 
 def test_chunks_are_the_same_however_the_file_was_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.live_run.CHUNK_IDS", 2 * len(KENYA["tokens"]))
+    monkeypatch.setattr("evaluation.page_data.CHUNK_IDS", 2 * len(KENYA["tokens"]))
     file = write_jsonl(tmp_path / "trajectories.jsonl", [])
     run = LiveRun(lambda: [file], TOKENIZER, "run")
     for number in range(5):
