@@ -1,6 +1,6 @@
 // Two runs, or two phases of one, question by question.
 
-const OUTCOMES = ["both right", "only A right", "only B right", "neither right"];
+const OUTCOMES = ["neither right", "only B right", "only A right", "both right"]; // 2 · A + B
 const compared = { a: "", b: "" }; // sides: file and phase
 
 const isComparing = () => Boolean(compared.a && compared.b);
@@ -46,13 +46,8 @@ function pairUp() {
   for (const row of state.rows) {
     if (row.side !== compared.b) continue;
     row.partner = waiting.get(name(row))?.shift() ?? null;
-    if (row.partner) row.outcome = outcomeOf(row.partner.right, row.right);
+    if (row.partner) row.outcome = OUTCOMES[2 * Boolean(row.partner.right) + Boolean(row.right)];
   }
-}
-
-function outcomeOf(a, b) {
-  if (a) return b ? OUTCOMES[0] : OUTCOMES[1];
-  return b ? OUTCOMES[2] : OUTCOMES[3];
 }
 
 /** Two trajectories beside each other; on a narrow screen below each other. */

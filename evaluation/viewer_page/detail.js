@@ -42,7 +42,7 @@ function heading(row) {
   return make(
     "header",
     {},
-    make("button", { className: "back", type: "button", onclick: backToList }, "← List"),
+    button("← List", backToList, { className: "back" }),
     make("h2", { dir: "auto" }, said(row.question || "(no question)")),
     make("p", { className: "muted" }, "Gold answer: ", said(row.gold.join(" / ") || "—")),
     toolbar(),
@@ -58,7 +58,7 @@ function body(row, record) {
     facts(row, record),
     group(row),
     ...Object.entries(record.texts).map(([name, text]) => difference(name, text, record)),
-    promptBlock(record),
+    record.start ? folded("prompt", "Prompt", record, 0, record.start) : null,
     ...blocks(row, record),
     ...looseSearches(row, record),
   ].filter(Boolean);
@@ -90,18 +90,13 @@ function facts(row, record) {
       { className: "folds" },
       fold("Evaluation figures", tiles("", without(record.counts, "answer"))),
       fold("More of the rollout", tiles("", Object.entries(record.facts))),
-      command ? fold("Reward under another preset", ...rescoring(row, command)) : null,
+      command ? fold(
+        "Reward under another preset",
+        make("p", {}, "Without an engine: rescores the whole file, then shows this trajectory's old and new reward."),
+        make("pre", { className: "command", tabIndex: 0 }, `${visible(command)}\ngrep ', ${row.where}"' rescored.jsonl`),
+      ) : null,
     ),
   );
-}
-
-/** How to get the rewards of a file under another preset, and this trajectory's among them. */
-function rescoring(row, command) {
-  const commands = `${visible(command)}\ngrep ', ${row.where}"' rescored.jsonl`;
-  return [
-    make("p", {}, "Without an engine: rescores the whole file, then shows this trajectory's old and new reward."),
-    make("pre", { className: "command", tabIndex: 0 }, commands),
-  ];
 }
 
 function fold(title, ...children) {
@@ -138,10 +133,9 @@ function group(row) {
   const { mean, of } = advantages(rows);
   const links = rows.map((other) => {
     const advantage = make("small", {}, `${of(other) > 0 ? "+" : ""}${number(of(other), 2)}`);
+    const current = other === row ? { "aria-current": "true" } : {};
     const open = () => openRow(other.number, { link: true });
-    const link = make("button", { type: "button", onclick: open, title: "reward, advantage" }, badge(other), advantage);
-    if (other === row) link.setAttribute("aria-current", "true");
-    return link;
+    return button(badge(other), open, { title: "reward, advantage", ...current }, advantage);
   });
   const title = `Group of ${rows.length}, mean reward ${number(mean, 3)}; each with its advantage:`;
   return make("nav", { className: "group", "aria-label": "Group" }, title, ...links);
@@ -173,24 +167,18 @@ function difference(name, text, record) {
 
 // ---- blocks ---------------------------------------------------------------------------------------------------------
 
-function promptBlock(record) {
-  if (!record.start) return null;
-  return folded("prompt", ["Prompt"], record.start, () => [tokenText(record, 0, record.start)]);
-}
-
 /** The response, turn by turn: the model's turns, what it read, and the searches with their passages. */
 function blocks(row, record) {
   const parts = partsOf(record);
   const inline = searchesAreInline(record, parts);
   let [turn, search] = [0, 0];
   return parts.map(({ kind, begin, end }) => {
-    const text = () => tokenText(record, begin, end);
     if (kind === "turn") {
       const title = make("h3", {}, `Model, turn ${++turn}`, make("small", {}, plural(end - begin, "token")));
-      return make("section", { className: "block model" }, title, text());
+      return make("section", { className: "block model" }, title, tokenText(record, begin, end));
     }
-    if (kind !== "observation" || !inline) return folded("env", [words(kind)], end - begin, () => [text()]);
-    return searchBlock(row, record, search++, folded("read", ["What the model read"], end - begin, () => [text()]));
+    if (kind !== "observation" || !inline) return folded("env", words(kind), record, begin, end);
+    return searchBlock(row, record, search++, folded("read", "What the model read", record, begin, end));
   });
 }
 
@@ -225,9 +213,8 @@ function searchBlock(row, record, index, read) {
   const cards = documents.map((document, rank) => passageCard(document, scores[rank], rank + 1, row.gold));
   const none = error ? null : make("p", { className: "muted" }, "No document came back.");
   const list = cards.length ? make("ol", { className: "passages" }, ...cards) : none;
-  const block = make("details", { className: "block env search-block" }, title, list, read, forkButton(row, record, index));
-  block.open = true;
-  return block;
+  const properties = { className: "block env search-block", open: true };
+  return make("details", properties, title, list, read, forkButton(row, record, index));
 }
 
 /** A passage with its rank and score; what may be the gold answer is marked. */
@@ -257,11 +244,11 @@ function markedText(text, pattern) {
   return [...nodes, visible(text.slice(end))];
 }
 
-/** A block that is closed at first and filled when it is opened. */
-function folded(kind, title, count, fill) {
-  const size = count === null ? null : make("small", {}, plural(count, "token"));
-  const block = make("details", { className: `block ${kind}` }, make("summary", {}, ...title, size));
-  block.addEventListener("toggle", () => block.append(...fill()), { once: true });
+/** A block of tokens that is closed at first and filled when it is opened. */
+function folded(kind, title, record, begin, end) {
+  const size = make("small", {}, plural(end - begin, "token"));
+  const block = make("details", { className: `block ${kind}` }, make("summary", {}, title, size));
+  block.addEventListener("toggle", () => block.append(tokenText(record, begin, end)), { once: true });
   block.open = state.unfolded;
   return block;
 }

@@ -112,25 +112,21 @@ function drawStrip(counts) {
   const shown = FACETS.map((facet, index) => [facet, counts[index]]).filter(([facet]) => facet.values.length > 1);
   at("strip").replaceChildren(...shown.map(([facet, count]) => drawFacet(facet, count)));
   at("overview").hidden = shown.length === 0;
-  if (focused) [...at("strip").querySelectorAll("button")].find((button) => button.dataset.choice === focused)?.focus();
+  if (focused) [...at("strip").querySelectorAll("button")].find((choice) => choice.dataset.choice === focused)?.focus();
 }
 
 function drawFacet(facet, counts) {
   const most = Math.max(1, ...counts.values());
   const bars = facet.values.map((value) => {
     const count = counts.get(value) ?? 0;
-    const bar = make("i", {});
-    bar.style.width = `${(100 * count) / most}%`;
     const choose = () => {
       facet.chosen = facet.chosen === value ? "" : value;
       applyFilters();
     };
-    const label = make("span", {}, said(value));
-    const button = make("button", { type: "button", onclick: choose }, bar, label, make("small", {}, count.toLocaleString("en")));
-    button.dataset.choice = `${facet.title}: ${value}`;
-    button.setAttribute("aria-pressed", facet.chosen === value);
-    if (!count) button.dataset.empty = "";
-    return button;
+    const properties = { "data-choice": `${facet.title}: ${value}`, "aria-pressed": facet.chosen === value };
+    if (!count) properties["data-empty"] = "";
+    const bar = make("i", { style: `width: ${(100 * count) / most}%` });
+    return button(bar, choose, properties, make("span", {}, said(value)), make("small", {}, count.toLocaleString("en")));
   });
   return make("div", { role: "group", "aria-label": facet.title }, make("h2", {}, facet.title), ...bars);
 }

@@ -3,19 +3,17 @@
 /** Only a served viewer can fork: an engine has to answer. */
 function forkButton(row, record, index) {
   if (!isServed || !row.source) return null;
-  const open = () => showFork(row, record, record.searches[index].turn);
-  return make("button", { type: "button", className: "fork", onclick: open }, "Fork from here …");
+  return button("Fork from here …", () => showFork(row, record, record.searches[index].turn), { className: "fork" });
 }
 
 function showFork(row, record, turn) {
   const searches = record.searches.filter((search) => search.turn === turn);
   const title = make("h2", {}, `Fork at turn ${turn}`);
-  const close = make("button", { type: "button", onclick: () => at("fork").close() }, "Cancel");
-  at("fork").replaceChildren(title, ...(server.fork?.ready ? [forkForm(row, record, turn, searches, close)] : [howToFork(), close]));
+  const close = button("Cancel", () => at("fork").close());
+  const how = make("p", { className: "how" }, server.fork?.how ?? "The viewer's server does not answer.");
+  at("fork").replaceChildren(title, ...(server.fork?.ready ? [forkForm(row, record, turn, searches, close)] : [how, close]));
   at("fork").showModal();
 }
-
-const howToFork = () => make("p", { className: "how" }, server.fork?.how ?? "The viewer's server does not answer.");
 
 function forkForm(row, record, turn, searches, close) {
   const editors = searches.map(searchEditor);
@@ -46,10 +44,9 @@ function forkForm(row, record, turn, searches, close) {
 
 /** One search: its query, to be searched again, or passages to be read as they stand here. */
 function searchEditor({ query, documents }, number) {
-  const field = make("input", { type: "text", value: query });
-  field.setAttribute("aria-label", `Query ${number + 1}`);
+  const field = make("input", { type: "text", value: query, "aria-label": `Query ${number + 1}` });
   const passages = make("div", {}, ...documents.map(passageEditor));
-  const add = make("button", { type: "button", onclick: () => passages.append(passageEditor(["", ""])) }, "Add a passage");
+  const add = button("Add a passage", () => passages.append(passageEditor(["", ""])));
   const again = make("input", { type: "checkbox" });
   again.onchange = () => (passages.hidden = add.hidden = again.checked);
   field.oninput = () => {
@@ -65,13 +62,13 @@ function searchEditor({ query, documents }, number) {
 }
 
 function passageEditor([title, text]) {
-  const node = make("div", { className: "passage-editor" });
-  const remove = make("button", { type: "button", onclick: () => node.remove() }, "Remove");
-  const titleField = make("input", { type: "text", value: title });
-  const textField = make("textarea", { rows: 3, value: text });
-  titleField.setAttribute("aria-label", "Title");
-  textField.setAttribute("aria-label", "Text");
-  node.append(titleField, remove, textField);
+  const node = make(
+    "div",
+    { className: "passage-editor" },
+    make("input", { type: "text", value: title, "aria-label": "Title" }),
+    button("Remove", () => node.remove()),
+    make("textarea", { rows: 3, value: text, "aria-label": "Text" }),
+  );
   return node;
 }
 

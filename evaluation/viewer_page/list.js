@@ -23,24 +23,20 @@ function drawRow(index, position) {
   const facts = [words(row.stop), plural(row.searches, "search", "searches"), plural(row.tokens, "token"), row.id, row.set];
   if (row.answer) facts.unshift(`“${row.answer}”`);
   const marks = row.notes.length ? make("span", { className: "mark", title: row.notes.join(", ") }, "⚠") : null;
-  const node = make(
+  const where = { "aria-selected": index === state.open, "aria-posinset": position + 1, "aria-setsize": state.shown.length };
+  const style = `top: ${position * ROW_HEIGHT}px`;
+  return make(
     "div",
-    { className: "row", id: `row-${index}`, role: "option", onclick: () => readRow(index) },
+    { className: "row", id: `row-${index}`, role: "option", onclick: () => readRow(index), style, ...where },
     badge(row),
     make("div", { className: "question" }, said(row.question || "(no question)")),
     make("div", { className: "facts" }, marks, said(facts.filter((text) => text && text !== "none").join(" · "))),
   );
-  node.style.top = `${position * ROW_HEIGHT}px`;
-  node.setAttribute("aria-selected", index === state.open);
-  node.setAttribute("aria-posinset", position + 1);
-  node.setAttribute("aria-setsize", state.shown.length);
-  return node;
 }
 
 function badge(row) {
-  const kind = row.right === true ? "good" : row.right === false ? "bad" : "";
-  const title = row.right === true ? "right" : row.right === false ? "wrong" : "not graded";
-  const sign = row.right === true ? "✓ " : row.right === false ? "✗ " : "";
+  const known = { true: ["good", "right", "✓ "], false: ["bad", "wrong", "✗ "] };
+  const [kind, title, sign] = known[row.right] ?? ["", "not graded", ""];
   return make("span", { className: `badge ${kind}`, title }, sign + rewardText(row.reward));
 }
 

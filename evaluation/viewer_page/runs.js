@@ -38,9 +38,7 @@ const noRuns = (folder) =>
 function compareButton() {
   const names = [...chosenRuns];
   const open = () => (location.hash = runAddress(names));
-  const button = make("button", { type: "button", id: "compare-runs", onclick: open }, "Compare the two ticked runs");
-  button.disabled = names.length !== 2;
-  return button;
+  return button("Compare the two ticked runs", open, { id: "compare-runs", disabled: names.length !== 2 });
 }
 
 function runTable(runs) {
@@ -50,8 +48,8 @@ function runTable(runs) {
 }
 
 function runRow(run, position) {
-  const tick = make("input", { type: "checkbox", id: `tick-${position}`, checked: chosenRuns.has(run.name) });
-  tick.setAttribute("aria-label", `Compare ${visible(run.name)}`);
+  const label = `Compare ${visible(run.name)}`;
+  const tick = make("input", { type: "checkbox", id: `tick-${position}`, checked: chosenRuns.has(run.name), "aria-label": label });
   tick.onchange = () => {
     if (tick.checked) chosenRuns.add(run.name);
     else chosenRuns.delete(run.name);
@@ -62,12 +60,7 @@ function runRow(run, position) {
   const state = make("span", { className: run.state === "running" ? "badge good" : "" }, run.state);
   const cells = { "": tick, Run: link, Kind: run.kind, Model: visible(run.model), "Exact match": run.figures };
   Object.assign(cells, { State: state, Changed: ago(run.updated), Size: `${(run.bytes / 1e6).toFixed(1)} MB` });
-  const cell = ([title, value]) => {
-    const node = make("td", {}, value);
-    node.dataset.title = title;
-    return node;
-  };
-  return make("tr", {}, ...Object.entries(cells).map(cell));
+  return make("tr", {}, ...Object.entries(cells).map(([title, value]) => make("td", { "data-title": title }, value)));
 }
 
 const runAddress = (names) => `#${new URLSearchParams(names.map((name) => ["run", name]))}`;

@@ -2,7 +2,7 @@
 
 const at = (id) => document.getElementById(id);
 
-/** A node of one of our elements; children are nodes, or strings of ours or of a trajectory. */
+/** A node with these properties, and attributes if a name has a dash; children are nodes or strings. */
 function make(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -15,6 +15,9 @@ function make(tag, properties = {}, ...children) {
 
 /** Text of a trajectory, kept apart from the writing direction around it. */
 const said = (text) => make("bdi", {}, visible(text));
+
+const button = (title, onclick, properties = {}, ...children) =>
+  make("button", { type: "button", onclick, ...properties }, title, ...children);
 
 /** Control, format and direction characters by name, so that none acts on the page. */
 function visible(text) {

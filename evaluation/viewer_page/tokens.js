@@ -9,11 +9,11 @@ function pieces({ ids, tokens }, from, to) {
     let text = tokens[ids[begin]];
     end = begin + 1;
     if (typeof text !== "string") {
-      let bytes = [...text];
+      const bytes = [...text];
       while ((text = utf8(bytes, true)) === null && end < Math.min(to, begin + 8)) {
         const more = tokens[ids[end]];
         if (typeof more === "string") break;
-        bytes = [...bytes, ...more];
+        bytes.push(...more);
         end += 1;
       }
       text ??= utf8(bytes, false);
@@ -61,14 +61,13 @@ function describe(record, text, begin, end) {
   for (let i = begin; i < end; i++) {
     const index = i - record.start;
     if (index < 0) lines.push([`id ${record.ids[i]}`, `prompt ${i}`]);
-    else lines.push([`id ${record.ids[i]}`, `position ${index}`, maskText(record.mask, index), logProbText(record, index)]);
+    else {
+      const mask = maskAt(record.mask, index);
+      const known = mask === undefined ? "no mask" : `mask ${mask}`;
+      lines.push([`id ${record.ids[i]}`, `position ${index}`, known, logProbText(record, index)]);
+    }
   }
   return lines.map((line) => line.filter(Boolean).join(" · ")).join("\n");
-}
-
-function maskText(mask, index) {
-  const value = maskAt(mask, index);
-  return value === undefined ? "no mask" : `mask ${value}`;
 }
 
 function logProbText({ mask, log_probs }, index) {
@@ -90,12 +89,8 @@ function showTip({ target }) {
 }
 
 function toolbar() {
-  const choice = (name, title, key) => {
-    const button = make("button", { type: "button", onclick: () => colourBy(name), title: `Key ${key}` }, title);
-    button.dataset.colour = name;
-    button.setAttribute("aria-pressed", state.colour === name);
-    return button;
-  };
+  const choice = (name, title, key) =>
+    button(title, () => colourBy(name), { title: `Key ${key}`, "data-colour": name, "aria-pressed": state.colour === name });
   const legend = (name, entries) =>
     make("span", { className: `legend ${name}` }, ...entries.map(([kind, text]) => make("span", { className: kind }, text)));
   const bounds = PROBABILITIES.map((p, index) => [`t m1 p${index}`, index ? `> ${p}` : `p > ${p}`]);
@@ -105,15 +100,15 @@ function toolbar() {
     make("span", { className: "joined" }, choice("mask", "Mask", "m"), choice("prob", "Log-probability", "l")),
     legend("by-mask", [["t m1", "trained"], ["t m0", "not trained"]]),
     legend("by-prob", [...bounds, [`t m1 p${bounds.length}`, `≤ ${PROBABILITIES.at(-1)}`]]),
-    make("button", { type: "button", id: "fold", onclick: foldAll, title: "Key o" }, foldTitle()),
+    button(foldTitle(), foldAll, { id: "fold", title: "Key o" }),
   );
 }
 
 function colourBy(name) {
   state.colour = name;
   document.body.dataset.colour = name;
-  for (const button of document.querySelectorAll("button[data-colour]")) {
-    button.setAttribute("aria-pressed", button.dataset.colour === name);
+  for (const choice of document.querySelectorAll("button[data-colour]")) {
+    choice.setAttribute("aria-pressed", choice.dataset.colour === name);
   }
 }
 
