@@ -16,12 +16,10 @@ is 1 if a split fails, or if most of its rows were left out.
 """
 
 import argparse
-import contextlib
 import functools
 import itertools
 import json
 import math
-import os
 import random
 import re
 import sys
@@ -30,7 +28,9 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.questions import choose, closed_book_row, read_questions
+from evaluation.questions import BATCH, choose, closed_book_row, read_questions, read_rows
+from evaluation.records import whole_file, write_json
+from evaluation.terminal import exit_code
 from qa_em_format import gold_answers
 from search_rollout.protocols.prompts import PromptMode, prompt_row
 
@@ -44,21 +44,14 @@ DATA_SOURCES = {  # of a repository with a folder for each; a test split is merg
 }
 STAND_INS = {"test": ("test", "dev", "validation")}  # HotpotQA, 2Wiki and MuSiQue keep the answers of test back
 COLUMNS = ("id", "question", "golden_answers", "prompt", "reward_model", "data_source")  # those that are read
-MISTAKEN = (
-    "answer",
-    "answers",
-    "gold",
-    "target",
-    "ground_truth",
-)  # columns that people use instead of golden_answers
-BATCH = 2000  # rows read, converted and written together
+MISTAKEN = ("answer", "answers", "gold", "target", "ground_truth")  # columns used instead of golden_answers
 CONTROL = "closed_book"  # name of the control set
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TAG = re.compile(r"</?(?:think|search|information|answer)>")
 
 
-class DataError(Exception):
+class DataError(ValueError):
     """A split cannot be made; the message is one sentence that says why, and what to do."""
 
 
@@ -96,12 +89,12 @@ def _no_gold(raw: Mapping[str, Any]) -> str:
     return f"no gold answer: it has `{found}`; golden_answers (a list) or reward_model is read"
 
 
-def _few_shot_turns(raw: object) -> bool:
-    """Whether the row's prompt shows the model earlier turns, which a row of prompt data has no room for."""
-    messages = _plain(raw.get("prompt")) if isinstance(raw, Mapping) else None
-    if not isinstance(messages, list):
-        return False
-    return any(isinstance(message, Mapping) and message.get("role") == "assistant" for message in messages)
+def _messages(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The messages of the row's prompt, if it has any."""
+    prompt: Any = raw.get("prompt")
+    if hasattr(prompt, "tolist"):  # a numpy array
+        prompt = prompt.tolist()
+    return [message for message in prompt if isinstance(message, Mapping)] if isinstance(prompt, list) else []
 
 
 def _question(raw: Mapping[str, Any]) -> str:
@@ -109,11 +102,9 @@ def _question(raw: Mapping[str, Any]) -> str:
     question = _text(raw.get("question"))
     if question:
         return question
-    prompt = raw.get("prompt")
+    messages, prompt = _messages(raw), raw.get("prompt")
     if not isinstance(prompt, str):
-        messages = _plain(prompt) if isinstance(_plain(prompt), list) else []
-        said = [message.get("content") for message in messages if isinstance(message, Mapping)]
-        prompt = _text(said[-1]) if said else ""
+        prompt = _text(messages[-1].get("content")) if messages else ""
     _, marked, question = prompt.rpartition("Question:")
     return question.strip() if marked or not _TAG.search(prompt) else ""
 
@@ -126,10 +117,6 @@ def _golds(label: object) -> list[str]:
 
 def _text(value: object) -> str:
     return value.strip() if isinstance(value, str) else ""
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value  # a numpy array
 
 
 # --- where rows come from -----------------------------------------------------------------------------------------
@@ -205,35 +192,14 @@ def _files_of(names: Iterable[str], folder: str, split: str) -> list[str]:
     return [name for name, kind in found if kind == "parquet" or "parquet" not in kinds]
 
 
-def read_rows(path: Path) -> Iterator[object]:
-    """The raw rows of a parquet or JSON-lines file. A line that is not JSON is Unusable."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name in COLUMNS]
-            for batch in file.iter_batches(BATCH, columns=columns):
-                yield from batch.to_pylist()
-        return
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError):
-                    yield Unusable("not JSON")
+def _parsed(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return Unusable("not JSON")
 
 
 # --- one split ----------------------------------------------------------------------------------------------------
-
-
-class Report(NamedTuple):
-    """What became of a split's rows."""
-
-    path: Path
-    rows: Counter[str]  # written, by data source
-    skipped: Counter[str]  # left out, by reason
-    few_shot: int  # rows whose earlier turns were dropped
 
 
 class Split:
@@ -241,8 +207,10 @@ class Split:
 
     def __init__(self, name: str, parts: Sequence[Part], args: argparse.Namespace) -> None:
         self.name = name
-        self.skipped: Counter[str] = Counter()
-        self.few_shot = 0
+        self.path = args.local_dir / f"{name}.parquet"
+        self.written: Counter[str] = Counter()  # rows, by data source
+        self.skipped: Counter[str] = Counter()  # rows, by reason
+        self.few_shot = 0  # rows whose earlier turns are dropped: prompt data has no room for them
         self.listing = False
         self._parts = parts
         self._args = args
@@ -253,7 +221,7 @@ class Split:
         self.skipped.clear()
         self.few_shot = 0
         wanted, mode = self._args.data_sources, MODES[self._args.format]
-        raw_rows = ((part, raw) for part in self._parts for raw in read_rows(part.path))
+        raw_rows = ((part, raw) for part in self._parts for raw in read_rows(part.path, COLUMNS, _parsed))
         with tqdm(raw_rows, desc=self.name, unit=" rows", disable=None) as bar:
             for index, (part, raw) in enumerate(bar):
                 row = convert(raw, mode=mode, split=self.name, index=index, source=part.source)
@@ -262,27 +230,25 @@ class Split:
                     if self.listing:
                         bar.write(f"{part.path.name} row {index}: {row.reason}: {str(raw)[:200]}", file=sys.stderr)
                 elif not wanted or row["data_source"] in wanted:
-                    self.few_shot += _few_shot_turns(raw)
+                    self.few_shot += any(message.get("role") == "assistant" for message in _messages(raw))
                     yield row
 
 
-def make_split(name: str, parts: Sequence[Part], args: argparse.Namespace) -> Report:
+def make_split(name: str, parts: Sequence[Part], args: argparse.Namespace) -> Split:
     """Writes `name`.parquet. Raises DataError; the file is then as it was before."""
     import pyarrow as pa
 
     split = Split(name, parts, args)
-    path = args.local_dir / f"{name}.parquet"
-    written: Counter[str] = Counter()
     try:
-        with whole_file(path) as partial:
-            write_parquet(partial, drawn(split, args), MODES[args.format], written)
-            missing = [source for source in args.data_sources or () if not written[source]]
-            if not written or (missing and args.limit is None):
-                held = ", ".join(written) or f"none at all; left out: {dict(split.skipped)}"
+        with whole_file(split.path) as partial:
+            split.written = write_parquet(partial, drawn(split, args), MODES[args.format])
+            missing = [source for source in args.data_sources or () if not split.written[source]]
+            if not split.written or (missing and args.limit is None):
+                held = ", ".join(split.written) or f"none at all; left out: {dict(split.skipped)}"
                 raise DataError(f"no usable rows of {', '.join(missing) or 'any source'}; there are of: {held}.")
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{error} (read from {', '.join(sorted({str(part.path) for part in parts}))}).") from error
-    return Report(path, written, split.skipped, split.few_shot)
+    return split
 
 
 def drawn(split: Split, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -295,16 +261,17 @@ def drawn(split: Split, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     return (row for number, row in enumerate(split) if number in kept)
 
 
-def write_parquet(path: Path, rows: Iterator[dict[str, Any]], mode: PromptMode, written: Counter[str]) -> None:
-    """Writes the rows batch by batch, and counts them by data source."""
+def write_parquet(path: Path, rows: Iterator[dict[str, Any]], mode: PromptMode) -> Counter[str]:
+    """Writes the rows batch by batch; returns their number by data source."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = parquet_schema(mode)
+    schema, written = parquet_schema(mode), Counter[str]()
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while batch := list(itertools.islice(rows, BATCH)):
             writer.write_table(pa.Table.from_pylist(batch, schema))
             written.update(row["data_source"] for row in batch)
+    return written
 
 
 def parquet_schema(mode: PromptMode) -> "pa.Schema":
@@ -329,44 +296,33 @@ def parquet_schema(mode: PromptMode) -> "pa.Schema":
 # --- evaluation sets ----------------------------------------------------------------------------------------------
 
 
-class EvaluationSet(NamedTuple):
-    """One curve of an evaluation during training."""
-
-    name: str  # of the curve, and of the file
-    rows: list[dict[str, Any]]
-    generate: str | None = None  # import path of its rollout function; None: that of training
-
-
 def make_evaluation(test: Path, args: argparse.Namespace) -> dict[str, int]:
     """Writes `eval/NAME.parquet` and `eval.yaml` next to a test split; returns set → questions. Raises DataError."""
     folder = args.local_dir.resolve() / "eval"
-    config: dict[str, Any] = {"defaults": {"custom_rm_path": "generate_with_search.exact_match"}, "datasets": []}
     sets = evaluation_sets(test, args.eval_per_set)
+    entries = [{"name": name, "path": str(folder / f"{name}.parquet")} for name in sets]
+    entries[-1]["custom_generate_function_path"] = "generate_with_search.generate_closed_book"
+    defaults = {"custom_rm_path": "generate_with_search.exact_match"}
     try:
-        for one in sets:
-            path = folder / f"{one.name}.parquet"
-            with whole_file(path) as partial:
-                write_parquet(partial, iter(one.rows), MODES[args.format], Counter())
-            entry = {"name": one.name, "path": str(path)}
-            config["datasets"].append(entry | ({"custom_generate_function_path": one.generate} if one.generate else {}))
-        with whole_file(args.local_dir / "eval.yaml") as partial:
-            partial.write_text(json.dumps({"eval": config}, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
+        for entry in entries:
+            with whole_file(Path(entry["path"])) as partial:
+                write_parquet(partial, iter(sets[entry["name"]]), MODES[args.format])
+        write_json(args.local_dir / "eval.yaml", {"eval": {"defaults": defaults, "datasets": entries}})  # JSON is YAML
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error}).") from error
-    return {one.name: len(one.rows) for one in sets}
+    return {name: len(rows) for name, rows in sets.items()}
 
 
-def evaluation_sets(test: Path, per_set: int) -> list[EvaluationSet]:
-    """A fixed choice of each data set in a test split, in the split's order, and the closed-book control."""
+def evaluation_sets(test: Path, per_set: int) -> dict[str, list[dict[str, Any]]]:
+    """Name of curve and file → rows: a fixed choice of each data set in a test split, last the closed-book control."""
     questions = read_questions([test])
     chosen = choose(questions, per_set)
     rows: dict[str, list[dict[str, Any]]] = {question.data_source: [] for question in questions}
     for question in chosen:
         rows[question.data_source].append(question.row)
     names: Counter[str] = Counter()
-    sets = [EvaluationSet(_file_name(source, names), some) for source, some in rows.items()]
-    control = [closed_book_row(question) for question in chosen]
-    return [*sets, EvaluationSet(_file_name(CONTROL, names), control, "generate_with_search.generate_closed_book")]
+    sets = {_file_name(source, names): some for source, some in rows.items()}
+    return sets | {_file_name(CONTROL, names): [closed_book_row(question) for question in chosen]}
 
 
 def _file_name(source: str, taken: Counter[str]) -> str:
@@ -375,23 +331,10 @@ def _file_name(source: str, taken: Counter[str]) -> str:
     return name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path that is renamed to `path` at the end, or removed if writing fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 # --- the command --------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--hf_repo_id", default="PeterJinGo/nq_hotpotqa_train", help="data set (default: %(default)s)")
@@ -455,44 +398,40 @@ def _make_or_say(split: str, parts: Callable[[], list[Part]], args: argparse.Nam
     try:
         if path.exists() and not args.overwrite:
             raise DataError(f"{path} already exists; replace it with --overwrite, or give another --local_dir.")
-        report = make_split(split, parts(), args)
+        made = make_split(split, parts(), args)
         evaluated = make_evaluation(path, args) if split == "test" and args.eval_per_set else {}
     except DataError as error:
         print(f"error: split {split}: {error}", file=sys.stderr)
         return False
-    by_source = ", ".join(f"{source} {rows}" for source, rows in report.rows.items())
-    print(f"{report.path}: {report.rows.total()} rows ({by_source})")
+    print(f"{path}: {made.written.total()} rows ({_listed(made.written)})")
     if evaluated:
-        sets = ", ".join(f"{name} {rows}" for name, rows in evaluated.items())
-        print(f"{args.local_dir / 'eval.yaml'}: evaluation sets {sets}")
-    for reason, rows in report.skipped.most_common():
+        print(f"{args.local_dir / 'eval.yaml'}: evaluation sets {_listed(evaluated)}")
+    for reason, rows in made.skipped.most_common():
         print(f"  {rows} rows left out: {reason}")
-    if report.few_shot:
+    if made.few_shot:
         print(
-            f"warning: {report.few_shot} prompts had few-shot turns, which are dropped: only the question is kept. Let "
+            f"warning: {made.few_shot} prompts had few-shot turns, which are dropped: only the question is kept. Let "
             "slime read such prompts as they are (--prompt-data with your own file).",
             file=sys.stderr,
         )
-    left_out = report.skipped.total()
-    if left_out > report.rows.total() and args.limit is None:
+    left_out = made.skipped.total()
+    if left_out > made.written.total() and args.limit is None:
         print(f"error: split {split}: most rows ({left_out}) were left out; --list_skipped shows them", file=sys.stderr)
         return False
     return True
 
 
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {rows}" for name, rows in counts.items())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Makes the files; returns the exit status."""
     args = parse_args(argv)
     try:
-        return 0 if make_all(args) else 1
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        return exit_code(lambda: 0 if make_all(args) else 1)
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is missing; install it with: pip install -e '.[data]'", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 1
+        return 1
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """A module that is a program, and what it does."""
-
     module: str
     does: str
 

@@ -229,7 +229,7 @@ def test_a_failed_split_leaves_the_old_file_and_no_other(tmp_path, capsys, case)
 
 
 def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
-    def interrupted(path):
+    def interrupted(*_):
         yield QUESTION
         raise KeyboardInterrupt
 

@@ -9,8 +9,6 @@ wandb: Any = None  # not among what the demo installs
 
 
 class _TensorboardAdapter(metaclass=SingletonMeta):
-    """One writer for the process, into TENSORBOARD_DIR."""
-
     def __init__(self, args: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
 

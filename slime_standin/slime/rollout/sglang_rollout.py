@@ -1,8 +1,7 @@
-"""How slime calls a plugin: one sample, then its reward, inside a group, under one semaphore."""
+"""How slime calls a plugin: one sample, then its reward, under one semaphore."""
 
 import asyncio
 import inspect
-import uuid
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -47,14 +46,3 @@ async def generate_and_rm(args: Any, sample: Sample, sampling_params: dict, eval
     if sample.status != Sample.Status.ABORTED and sample.reward is None:
         sample.reward = await load_function(args.custom_rm_path)(args, sample)
     return sample
-
-
-async def generate_and_rm_group(
-    args: Any, group: list[Sample], sampling_params: dict, evaluation: bool = False
-) -> list[Sample]:
-    """Generates and rewards the samples of one prompt at the same time."""
-    for sample in group:
-        sample.session_id = sample.session_id or str(uuid.uuid4())
-    return await asyncio.gather(
-        *(generate_and_rm(args, sample, sampling_params.copy(), evaluation=evaluation) for sample in group)
-    )

@@ -8,7 +8,6 @@ from slime.utils.types import Sample
 
 
 def read_file(path: str) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl or .parquet file."""
     if path.endswith(".jsonl"):
         with open(path, encoding="utf-8") as lines:
             yield from (json.loads(line) for line in lines if line.strip())

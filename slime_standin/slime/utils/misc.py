@@ -22,5 +22,4 @@ class SingletonMeta(type):
 
     @staticmethod
     def clear_all_instances() -> None:
-        """Forgets every instance."""
         SingletonMeta._instances.clear()

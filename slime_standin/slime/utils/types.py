@@ -102,10 +102,6 @@ class Sample:
         if len(lengths) > 1:
             raise ValueError("the parts of the response have different lengths")
 
-    def get_reward_value(self, args: Any) -> float:
-        """The reward, or the one of several that --reward-key names."""
-        return self.reward[args.reward_key] if args.reward_key else self.reward  # type: ignore[index,return-value]
-
     def to_dict(self) -> dict[str, Any]:
         """As slime writes it into debug dumps."""
         counters = {"spec_info": asdict(self.spec_info), "prefix_cache_info": asdict(self.prefix_cache_info)}
