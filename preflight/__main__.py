@@ -39,7 +39,6 @@ GROUPS = {  # one module each
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
     args = parse_args(argv)
     began, table = time.monotonic(), Table(sys.stdout)
     setup = Setup(os.environ, args.engine, args.train_args)
@@ -51,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line's arguments; exits with 2 if they are wrong."""
     groups = "\n".join(f"  {name:<10} {what}" for name, what in GROUPS.items())
     parser = argparse.ArgumentParser(
         prog="python -m preflight",

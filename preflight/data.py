@@ -11,18 +11,16 @@ from search_rollout.protocols.chat_template import encode, render_prompt
 from search_rollout.protocols.tools import tools_of
 
 TAGS = ("<search>", "<answer>")
-UNUSABLE = "PROMPT_DATA cannot be used"
-UNFIT = "the prompts do not fit the mode"
 
 
 def read_prompts(setup: Setup) -> Data:
     """PROMPT_DATA, with its columns. Raises Mistake."""
-    return require_columns(setup, read_data(setup, "PROMPT_DATA"))
+    return require_columns(read_data(setup, "PROMPT_DATA"))
 
 
 def fitting_prompts(setup: Setup) -> Data:
     """PROMPT_DATA, with prompts for this mode. Raises Mistake."""
-    return require_prompts(setup, setup.need(read_prompts, UNUSABLE))
+    return require_prompts(setup, setup.need(read_prompts))
 
 
 def file(setup: Setup) -> Finding:
@@ -31,7 +29,7 @@ def file(setup: Setup) -> Finding:
 
 
 def rows(setup: Setup) -> Finding:
-    count, batch = setup.need(read_prompts, UNUSABLE).total, setup.number("ROLLOUT_BATCH_SIZE")
+    count, batch = setup.need(read_prompts).total, setup.number("ROLLOUT_BATCH_SIZE")
     if count < batch:
         remedy = f"set ROLLOUT_BATCH_SIZE to {count} or less, or use more data"
         return wrong(f"{count} rows are fewer than the {batch} prompts of a step", remedy)
@@ -44,19 +42,19 @@ def prompts(setup: Setup) -> Finding:
 
 
 def gold_answer(setup: Setup) -> Finding:
-    data = require_golds(setup, setup.need(read_prompts, UNUSABLE))
+    data = require_golds(setup.need(read_prompts))
     example = gold_answers(data.first[0]["reward_model"])[0]
     return fine(f"in each of the first {len(data.first)} rows, such as {example!r}")
 
 
 def prompt_length(setup: Setup) -> Finding:
-    data = setup.need(fitting_prompts, UNFIT)
+    data = setup.need(fitting_prompts)
     longest, limit = longest_prompt(setup, data), setup.config.max_context_length
     return fine(f"at most {longest} tokens in the first {len(data.first)} rows; max_context_length is {limit}")
 
 
 def instructions(setup: Setup) -> Finding:
-    data = setup.need(fitting_prompts, UNFIT)
+    data = setup.need(fitting_prompts)
     if setup.config.llm_api_mode == "chat":
         return _tools(data)
     prompt = data.first[0]["prompt"]
@@ -83,7 +81,7 @@ def evaluation(setup: Setup) -> Finding:
         return skipped("EVAL_INTERVAL is 0")
     sets = read_evaluation(setup)
     for data in sets:
-        longest_prompt(setup, require_golds(setup, require_prompts(setup, require_columns(setup, data))))
+        longest_prompt(setup, require_golds(require_prompts(setup, require_columns(data))))
     named = str(sets[0].path) if setup["EVAL_DATA"] else f"{len(sets)} sets of {setup['EVAL_CONFIG']}"
     return fine(f"{named}: {sum(data.total for data in sets):,} rows, every {setup['EVAL_INTERVAL']} steps")
 
@@ -91,7 +89,7 @@ def evaluation(setup: Setup) -> Finding:
 # --- requirements on the first rows; each raises Mistake ---
 
 
-def require_columns(setup: Setup, data: Data) -> Data:
+def require_columns(data: Data) -> Data:
     for number, row in enumerate(data.first):
         missing = [name for name in ("prompt", "reward_model") if not isinstance(row, dict) or row.get(name) is None]
         if missing:
@@ -109,7 +107,7 @@ def require_prompts(setup: Setup, data: Data) -> Data:
             if applied:
                 remedy = f"set APPLY_CHAT_TEMPLATE=0 if that text is the whole prompt, or {data.remedy}"
                 raise Mistake(f"{its} a text; APPLY_CHAT_TEMPLATE=1 needs messages", remedy)
-        elif not _are_messages(prompt):
+        elif not (prompt and isinstance(prompt, list) and all(map(_is_message, prompt))):
             raise Mistake(f"{its} neither a text nor messages with role and content", data.remedy)
         elif not is_chat and not applied:
             found = f"{its} a list of messages, but no chat template is applied to it"
@@ -117,7 +115,7 @@ def require_prompts(setup: Setup, data: Data) -> Data:
     return data
 
 
-def require_golds(setup: Setup, data: Data) -> Data:
+def require_golds(data: Data) -> Data:
     golds = [gold_answers(row["reward_model"]) for row in data.first]
     if without := [number for number, gold in enumerate(golds) if not any(map(str.strip, gold))]:
         raise Mistake(
@@ -144,12 +142,8 @@ def longest_prompt(setup: Setup, data: Data) -> int:
     return longest
 
 
-def _are_messages(prompt: Any) -> bool:
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in prompt)
-    )
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
 
 
 def _rendered(setup: Setup, row: Mapping[str, Any]) -> str:

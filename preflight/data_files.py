@@ -1,14 +1,14 @@
 """Prompt data as slime reads it: a parquet or JSON-lines file, optionally with `@[from:to]` for some of its rows."""
 
 import itertools
-import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from preflight.findings import Mistake, one_line
+from evaluation.plugin import read_settings
+from evaluation.questions import read_rows
+from preflight.findings import Mistake, mistake
 from preflight.setup import ROOT, Setup
 
 ROWS_READ = 100  # the first of the selected rows
@@ -28,16 +28,13 @@ def read_evaluation(setup: Setup) -> list[Data]:
     """The rows of EVAL_DATA, else of each set of EVAL_CONFIG. Raises Mistake."""
     if setup["EVAL_DATA"]:
         return [read_data(setup, "EVAL_DATA")]
-    import yaml
-
     path = Path(setup["EVAL_CONFIG"])
     remedy = f"correct EVAL_CONFIG, or prepare the data:\n{_preparation(setup, path)}"
+    with mistake(remedy, ValueError):
+        config = read_settings(path)
     try:
-        sets = yaml.safe_load(path.read_text(encoding="utf-8"))["eval"]["datasets"]
-        named = [str(one["path"]) for one in sets]
-    except OSError as error:
-        raise Mistake(f"{path} cannot be read ({error.strerror})", remedy) from error
-    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        named = [str(one["path"]) for one in config["eval"]["datasets"]]
+    except (KeyError, TypeError) as error:
         raise Mistake(f"{path} has no eval.datasets with a name and a path each", remedy) from error
     return [read_data(setup, "EVAL_CONFIG", file) for file in named]
 
@@ -54,12 +51,10 @@ def read_data(setup: Setup, name: str, value: str | None = None) -> Data:
     if not path.is_file():
         raise Mistake(f"there is no file {path}", f"correct {name}, or prepare the data:\n{command}")
     remedy = f"prepare the data again:\n{command}"
-    try:
-        total, rows = _parquet(path) if path.suffix == ".parquet" else _jsonl(path)
+    with mistake(remedy, OSError, ValueError, found=f"{path} cannot be read: "):  # includes pyarrow's errors
+        total = _count(path)
         begin, end, _ = slice(start, stop).indices(total)
-        first = list(itertools.islice(rows, begin, min(end, begin + ROWS_READ)))
-    except (OSError, ValueError) as error:  # includes pyarrow's errors
-        raise Mistake(f"{path} cannot be read: {one_line(error)}", remedy) from error
+        first = list(itertools.islice(read_rows(path), begin, min(end, begin + ROWS_READ)))
     if not first:
         raise Mistake(f"{given} selects none of the {total} rows of the file", f"correct {name}")
     return Data(path, end - begin, first, remedy)
@@ -74,22 +69,11 @@ def _preparation(setup: Setup, path: Path) -> str:
     return f"    {setup['PYTHON']} {program} --format {form} --local_dir {folder}"
 
 
-def _parquet(path: Path) -> tuple[int, Iterator[Any]]:
-    from pyarrow.parquet import ParquetFile
+def _count(path: Path) -> int:
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import ParquetFile
 
-    def rows() -> Iterator[Any]:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(1000):
-                yield from batch.to_pylist()
-
-    with ParquetFile(path) as file:
-        return file.metadata.num_rows, rows()
-
-
-def _jsonl(path: Path) -> tuple[int, Iterator[Any]]:
-    def rows() -> Iterator[Any]:
-        with path.open(encoding="utf-8") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
-
+            return file.metadata.num_rows
     with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip()), rows()
+        return sum(1 for line in lines if line.strip())

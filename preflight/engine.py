@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from preflight.data import UNUSABLE, read_prompts
+from preflight.data import read_prompts
 from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, one_line, skipped, wrong
-from preflight.probe import TIMEOUT_S, get
+from preflight.probe import TIMEOUT_S, call, get
 from preflight.setup import Setup
 from search_rollout.config import ConfigError
 from search_rollout.engine.client import EngineClient, call_params
@@ -23,7 +23,6 @@ TEXT = "Naïve café: 東京 123,456 <search>"  # tokenizers split it differentl
 BEGINNING = "Once upon a time, there was a"  # every model continues this
 STOPS = ("a", "e", "i", "o", " ")  # the first words of almost any reply contain one of them
 STOP_TOKENS, OVERSHOOT = 64, 8  # tokens asked for, and allowed after a stop: speculative decoding adds a few at a time
-NO_ANSWER = "the engine does not answer"
 
 
 def find_engine(setup: Setup) -> str:
@@ -44,7 +43,7 @@ def address(setup: Setup) -> Finding:
 
 
 def context_length(setup: Setup) -> Finding:
-    body = get(f"{setup.need(find_engine, NO_ANSWER)}/v1/models").body
+    body = get(f"{setup.need(find_engine)}/v1/models").body
     longest, needed = setup.config.max_context_length, setup.config.max_context_length + KEPT_BY_SGLANG
     try:
         length = int(body["data"][0]["max_model_len"])
@@ -83,7 +82,8 @@ def stop_strings(setup: Setup) -> Finding:
     except EngineError as error:
         raise Blocked(f"the engine gives no reply: {one_line(error, 100)}") from error
     count = len(reply.ids)
-    stopped = next((end for end in range(1, count + 1) if _has_stop(decode(tokenizer, reply.ids[:end]))), count)
+    texts = (decode(tokenizer, reply.ids[:end]) for end in range(1, count + 1))
+    stopped = next((end for end, text in enumerate(texts, 1) if any(stop in text for stop in STOPS)), count)
     if count - stopped > OVERSHOOT:
         return wrong(
             f"the engine ignores `stop`: {count - stopped} tokens follow the first stop string",
@@ -94,27 +94,15 @@ def stop_strings(setup: Setup) -> Finding:
     return fine(f"the engine stops at a stop string (token {stopped} of the reply)")
 
 
-def _has_stop(text: str) -> bool:
-    return any(stop in text for stop in STOPS)
-
-
 def _generate(setup: Setup, body: Mapping[str, Any]) -> Reply:
     """One reply. Raises EngineError."""
-    url = setup.need(find_engine, NO_ANSWER)
-
-    async def ask() -> Reply:
-        client = EngineClient(url, timeout_s=4 * TIMEOUT_S, retries=0)
-        try:
-            return await client.generate({**body, "return_logprob": True}, {}, lambda: False)
-        finally:
-            await client.close()
-
-    return asyncio.run(ask())
+    client = EngineClient(setup.need(find_engine), timeout_s=4 * TIMEOUT_S, retries=0)
+    return call(client, lambda: client.generate({**body, "return_logprob": True}, {}, lambda: False))
 
 
 def one_rollout(setup: Setup) -> Finding:
-    setup.need(find_engine, NO_ANSWER)
-    row = setup.need(read_prompts, UNUSABLE).first[0]
+    setup.need(find_engine)
+    row = setup.need(read_prompts).first[0]
     if setup.lacks_google_key:
         raise Blocked("GOOGLE_API_KEY is not set")
     tokenizer, warnings, began = setup.tokenizer, _Warnings(), time.monotonic()

@@ -6,6 +6,8 @@ with ✗ that names it.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,6 +24,15 @@ class Mistake(Exception):
 
 class Blocked(Exception):
     """A check cannot run; the message says why. Another row reports the cause."""
+
+
+@contextmanager
+def mistake(remedy: str, *kinds: type[Exception], found: str = "") -> Iterator[None]:
+    """Errors of these kinds become a Mistake with this remedy; its text begins with `found`."""
+    try:
+        yield
+    except kinds as error:
+        raise Mistake(f"{found}{one_line(error)}", remedy) from error
 
 
 fine = partial(Finding, "✓")

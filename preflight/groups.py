@@ -14,13 +14,14 @@ Check: TypeAlias = Callable[[Setup], Finding]
 
 LIMIT_S = 50.0  # per group, counted from the start
 ENGINE_LIMIT_S = 240.0  # a real rollout takes as long as the engine does
+NO_PACKAGE = "Python has no package "
 
 
 def run_groups(setup: Setup, names: Sequence[str]) -> Iterator[Row]:
     """The rows of these groups in order; each group's rows arrive together once the group is finished."""
     began = time.monotonic()
     # Imported here, one by one: concurrent imports in threads may see a half-initialised module if one of them fails.
-    groups = [_Group(name, _checks(name), setup) for name in names]
+    groups = [_Group(name, setup) for name in names]
     missing: set[str] = set()
     for group in groups:
         group.start()
@@ -36,30 +37,19 @@ def run_groups(setup: Setup, names: Sequence[str]) -> Iterator[Row]:
             yield Row(group.name, group.looking, hangs)
 
 
-NO_PACKAGE = "Python has no package "
-
-
-def _checks(group: str) -> Sequence[Check]:
-    try:
-        return importlib.import_module(f"preflight.{group}").CHECKS
-    except Exception as error:
-        finding = _unexpected(error)
-
-        def start(setup: Setup) -> Finding:
-            return finding
-
-        return (start,)
-
-
 class _Group(threading.Thread):
     """Runs the checks of one group in order. A daemon, so a check that hangs does not keep the program alive."""
 
-    def __init__(self, name: str, checks: Sequence[Check], setup: Setup) -> None:
+    def __init__(self, name: str, setup: Setup) -> None:
         super().__init__(name=name, daemon=True)
         self.rows: list[Row] = []
         self.looking = ""
-        self._checks = checks
         self._setup = setup
+        self._checks: Sequence[Check] = ()
+        try:
+            self._checks = importlib.import_module(f"preflight.{name}").CHECKS
+        except Exception as error:
+            self.rows.append(Row(name, "start", _unexpected(error)))
 
     def run(self) -> None:
         for check in self._checks:

@@ -148,7 +148,7 @@ def ray_cluster(setup: Setup) -> Finding:
 def disk(setup: Setup) -> Finding:
     if not setup["SAVE_DIR"]:
         return skipped("SAVE_DIR is not set")
-    parameters = setup.need(count_weights, "the size of the model is not known")
+    parameters = setup.need(count_weights)
     free = shutil.disk_usage(nearest_folder(Path(setup["SAVE_DIR"]))).free
     one = parameters * BYTES_A_PARAMETER
     said = (

@@ -15,12 +15,11 @@ from preflight.checkpoint_files import (
     text_config,
     weight_files,
 )
-from preflight.findings import Finding, Mistake, doubtful, fine, one_line, skipped, wrong
+from preflight.findings import Finding, Mistake, doubtful, fine, mistake, one_line, skipped, wrong
 from preflight.probe import run, unwritable
 from preflight.setup import Setup, load_tokenizer
 
 DOWNLOAD = "download it, for example:\n    hf download Qwen/Qwen2.5-3B-Instruct --local-dir {}"
-NO_MODEL = "HF_CHECKPOINT is not a model folder"
 AGREEMENT = {  # Megatron's argument -> config.json's key
     "--num-layers": "num_hidden_layers",
     "--hidden-size": "hidden_size",
@@ -45,20 +44,16 @@ def read_model(setup: Setup) -> dict[str, Any]:
     if is_megatron(path):
         remedy = "set it to the Hugging Face folder that this was converted from; the Megatron folder is REF_LOAD"
         raise Mistake(f"HF_CHECKPOINT={path} is a Megatron checkpoint", remedy)
-    try:
+    with mistake(f"set HF_CHECKPOINT to a model folder, or {DOWNLOAD.format(path)}", BadFile):
         return text_config(path)
-    except BadFile as error:
-        raise Mistake(str(error), f"set HF_CHECKPOINT to a model folder, or {DOWNLOAD.format(path)}") from error
 
 
 def count_weights(setup: Setup) -> int:
     """The parameters in the weight files of HF_CHECKPOINT. Raises Mistake if they are not complete."""
-    setup.need(read_model, NO_MODEL)
+    setup.need(read_model)
     path = Path(setup["HF_CHECKPOINT"])
-    try:
+    with mistake(f"the download is not complete: {DOWNLOAD.format(path)}", BadFile):
         return count_parameters(weight_files(path))
-    except BadFile as error:
-        raise Mistake(str(error), f"the download is not complete: {DOWNLOAD.format(path)}") from error
 
 
 def folder(setup: Setup) -> Finding:
@@ -72,7 +67,7 @@ def weights(setup: Setup) -> Finding:
 
 
 def tokenizer(setup: Setup) -> Finding:
-    rows, loaded = setup.need(read_model, NO_MODEL).get("vocab_size", 0), setup.once(load_tokenizer)
+    rows, loaded = setup.need(read_model).get("vocab_size", 0), setup.once(load_tokenizer)
     if len(loaded) > rows:
         found = f"the tokenizer knows {len(loaded)} tokens, but the model has embeddings for {rows}"
         return wrong(found, "use the tokenizer that belongs to the model")
@@ -80,7 +75,7 @@ def tokenizer(setup: Setup) -> Finding:
 
 
 def model_arguments(setup: Setup) -> Finding:
-    path, config = setup["MODEL_ARGS_FILE"], setup.need(read_model, NO_MODEL)
+    path, config = setup["MODEL_ARGS_FILE"], setup.need(read_model)
     given = read_model_args(path)
     if differences := list(_differences(given, config)):
         problem = f"{path} is for another model than HF_CHECKPOINT: {'; '.join(differences)}"
@@ -129,14 +124,12 @@ def load(setup: Setup) -> Finding:
     path = _resumes_from(setup)
     if not path:
         return fine("starts from REF_LOAD")
-    try:
+    remedy = (
+        "set LOAD_DIR to a folder with checkpoints that slime saved, or unset it; if the last checkpoint is "
+        "incomplete, write the number of an older one into latest_checkpointed_iteration.txt"
+    )
+    with mistake(remedy, BadFile, found="cannot resume: "):
         return fine(f"resumes from iteration {megatron_iteration(Path(path))} in {path}")
-    except BadFile as error:
-        return wrong(
-            f"cannot resume: {error}",
-            "set LOAD_DIR to a folder with checkpoints that slime saved, or unset it; if the last checkpoint is "
-            "incomplete, write the number of an older one into latest_checkpointed_iteration.txt",
-        )
 
 
 def reference(setup: Setup) -> Finding:

@@ -4,13 +4,15 @@ import asyncio
 import os
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from preflight.findings import Mistake, one_line
 
 TIMEOUT_S = 5.0
+
+T = TypeVar("T")
 
 
 def run(
@@ -64,6 +66,24 @@ def get_all(urls: Sequence[str]) -> list[Answer]:
             return await asyncio.gather(*(get_one(session, url) for url in urls))
 
     return asyncio.run(ask())
+
+
+class Closing(Protocol):
+    """A client of a server."""
+
+    async def close(self) -> None: ...
+
+
+def call(client: Closing, work: Callable[[], Awaitable[T]]) -> T:
+    """The result of `work`, which uses the client; closes the client."""
+
+    async def run() -> T:
+        try:
+            return await work()
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
 
 
 def is_taken(port: int) -> bool:

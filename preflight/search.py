@@ -3,13 +3,12 @@
 import asyncio
 import importlib.util
 import shlex
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from preflight.checkpoint_files import BadFile, text_config
-from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, pip_install, skipped, wrong
-from preflight.probe import get_all, unwritable
+from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, mistake, pip_install, skipped, wrong
+from preflight.probe import call, get_all, unwritable
 from preflight.setup import ROOT, Setup
 from search_rollout.config import SearchConfig
 from search_rollout.http_client import RequestFailed
@@ -21,7 +20,6 @@ QUERY = "Who wrote Hamlet?"
 TIMEOUT_S = 10.0  # per search
 START = f"start it:\n    {shlex.quote(str(ROOT / 'local_dense_retriever/start_server.sh'))}"
 CORRECT_URL = f"correct RETRIEVAL_SERVER_URL, or {START}"
-NOT_READY = "a retriever is not ready"
 
 
 class Server(NamedTuple):
@@ -67,7 +65,7 @@ def _size(about: dict[str, Any]) -> str:
 
 def index(setup: Setup) -> Finding:
     # BM25 has no vectors, and reports 0 dimensions.
-    known = [server for server in setup.need(find_servers, NOT_READY) if server.about.get("dimension")]
+    known = [server for server in setup.need(find_servers) if server.about.get("dimension")]
     if not known:
         return skipped("no server reports vectors")
     name, dimension = setup.environment.get("RETRIEVER_NAME"), _encoder_dimension(setup)
@@ -98,7 +96,7 @@ def _encoder_dimension(setup: Setup) -> int | None:
 
 
 def corpus(setup: Setup) -> Finding:
-    servers = setup.need(find_servers, NOT_READY)
+    servers = setup.need(find_servers)
     audits = [str(server.about["audit"]).replace("\n", "; ") for server in servers[:1] if "audit" in server.about]
     if len(servers) == 1:
         return fine(audits[0]) if audits else skipped("there is one server")
@@ -111,7 +109,7 @@ def corpus(setup: Setup) -> Finding:
 
 def first_passages(setup: Setup) -> dict[str, list[Passage]]:
     """URL → the passages that the server finds for QUERY. Raises Mistake."""
-    servers = setup.need(find_servers, NOT_READY)
+    servers = setup.need(find_servers)
     found = {server.url: _find(setup.config, server.url, [QUERY])[0] for server in servers}
     for url, passages in found.items():
         if not passages or not all(passage.text.strip() for passage in passages):
@@ -136,10 +134,8 @@ def _search_web(setup: Setup) -> Finding:
 
     config = setup.config
     source = GoogleSearch(config)
-    try:
-        passages = asyncio.run(_closing(lambda: source.find(QUERY), source.close))
-    except RequestFailed as failure:
-        return wrong(str(failure), "correct GOOGLE_API_KEY, or SEARCH_R1_GOOGLE_ENDPOINT")
+    with mistake("correct GOOGLE_API_KEY, or SEARCH_R1_GOOGLE_ENDPOINT", RequestFailed):
+        passages = call(source, lambda: source.find(QUERY))
     if not passages:
         return wrong(f"{QUERY!r} finds nothing", "check SEARCH_R1_GOOGLE_ENDPOINT: is it the results API?")
     return fine(f"{QUERY!r}: {len(passages)} passages, by one call (about ${config.google_usd_per_1000 / 1000:.4f})")
@@ -148,10 +144,10 @@ def _search_web(setup: Setup) -> Finding:
 def known_answer(setup: Setup) -> Finding:
     """Searches for passages by their own text; this fails if index and corpus do not belong together."""
     notes = []
-    for url, about in setup.need(find_servers, NOT_READY):
+    for url, about in setup.need(find_servers):
         if not about:
             return skipped(f"{url} may be a server of web search, where each query costs money")
-        passages = setup.need(first_passages, "searching fails")[url]
+        passages = setup.need(first_passages)[url]
         found = _find(setup.config, url, [f"{passage.title}\n{passage.text}" for passage in passages])
         pairs = list(zip(passages, found, strict=True))
         first = sum(passage in hits[:1] for passage, hits in pairs)
@@ -188,10 +184,8 @@ def cache(setup: Setup) -> Finding:
         if problem := unwritable(path.parent):
             return wrong(f"SEARCH_CACHE={path}: {problem}", "set SEARCH_CACHE to a file that you may write")
         return fine(f"{path} will be created")
-    try:
+    with mistake("set SEARCH_CACHE to a file that this plugin made, or to a new one without replay", CacheError):
         asyncio.run(SearchCache(str(path), "", max_age_s=1.0, read_only=True).close())
-    except CacheError as error:
-        return wrong(str(error), "set SEARCH_CACHE to a file that this plugin made, or to a new one without replay")
     return fine(f"{path}, {config.caching}")
 
 
@@ -215,17 +209,8 @@ def _find(config: SearchConfig, url: str, queries: list[str]) -> list[list[Passa
     async def find() -> list[list[Passage]]:
         return await asyncio.gather(*map(client.find, queries))
 
-    try:
-        return asyncio.run(_closing(find, client.close))
-    except RequestFailed as failure:
-        raise Mistake(str(failure), "read that server's log; a key belongs in RETRIEVAL_API_KEY") from failure
-
-
-async def _closing(work: Callable[[], Awaitable[Any]], close: Callable[[], Awaitable[None]]) -> Any:
-    try:
-        return await work()
-    finally:
-        await close()
+    with mistake("read that server's log; a key belongs in RETRIEVAL_API_KEY", RequestFailed):
+        return call(client, find)
 
 
 CHECKS = (retriever, index, corpus, first_search, known_answer, web_pages, cache, budget)

@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evaluation.plugin import read_settings
 from preflight.checkpoint_files import text_config
-from preflight.findings import Blocked, Mistake, one_line
+from preflight.findings import Blocked, Mistake, mistake, one_line
 from preflight.probe import run
 from search_rollout.config import PLACEHOLDER_KEY, ConfigError, SearchConfig, load_config
 
@@ -63,12 +64,12 @@ class Setup:
                 made.set_exception(error)
         return made.result()
 
-    def need(self, make: "Callable[[Setup], T]", why: str = "") -> T:
-        """Like `once`, but raises Blocked, because another check reports the mistake; `why` replaces its message."""
+    def need(self, make: "Callable[[Setup], T]") -> T:
+        """Like `once`, but raises Blocked, because another check reports the mistake."""
         try:
             return self.once(make)
-        except (Mistake, ModuleNotFoundError) as mistake:
-            raise Blocked(why or str(mistake)) from mistake
+        except (Mistake, ModuleNotFoundError) as error:
+            raise Blocked(str(error)) from error
 
     def number(self, name: str) -> int:
         """A setting as a whole number. Raises Mistake if it is not one: the scripts do not check them all."""
@@ -86,12 +87,12 @@ class Setup:
     @property
     def yaml(self) -> dict[str, Any]:
         """The keys of CUSTOM_CONFIG_PATH."""
-        return self.need(read_custom_config, "CUSTOM_CONFIG_PATH cannot be read")
+        return self.need(read_custom_config)
 
     @property
     def config(self) -> SearchConfig:
         """The rollouts' settings in slime's workers, with a placeholder key if web search has none."""
-        return self.need(read_config, "a setting of the rollouts has a wrong value")
+        return self.need(read_config)
 
     @property
     def lacks_google_key(self) -> bool:
@@ -108,7 +109,6 @@ class Setup:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of HF_CHECKPOINT."""
         return self.need(load_tokenizer)
 
     @property
@@ -120,10 +120,8 @@ class Setup:
 def read_config(setup: Setup) -> SearchConfig:
     """See `Setup.config`. Raises Mistake."""
     settings = {**setup.yaml, **({} if setup.google_key else {"google_api_key": "no-key-yet"})}
-    try:
+    with mistake("README.md, section Settings, lists the values of each setting", ConfigError):
         return load_config(setup.defaults, setup.environment, argparse.Namespace(**settings))
-    except ConfigError as error:
-        raise Mistake(str(error), "README.md, section Settings, lists the values of each setting") from error
 
 
 def load_tokenizer(setup: Setup) -> Any:
@@ -132,15 +130,15 @@ def load_tokenizer(setup: Setup) -> Any:
     rows = text_config(Path(folder)).get("vocab_size") or 0
     from transformers import AutoTokenizer  # which takes seconds
 
+    found = f"the tokenizer of {folder} cannot be loaded: "
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
     except ModuleNotFoundError:
         raise
     except Exception as error:  # OSError, ValueError, the tokenizer's own, …, depending on the bad file
-        raise Mistake(f"the tokenizer of {folder} cannot be loaded: {one_line(error)}", TOKENIZER_REMEDY) from error
+        raise Mistake(f"{found}{one_line(error)}", TOKENIZER_REMEDY) from error
     if len(tokenizer) < rows / 2:  # without files, transformers returns a tokenizer of a few special tokens
-        found = f"the tokenizer of {folder} cannot be loaded: it knows {len(tokenizer)} of the model's {rows} tokens"
-        raise Mistake(found, TOKENIZER_REMEDY)
+        raise Mistake(f"{found}it knows {len(tokenizer)} of the model's {rows} tokens", TOKENIZER_REMEDY)
     return tokenizer
 
 
@@ -164,17 +162,5 @@ def plugin_defaults() -> dict[str, Any]:
 def read_custom_config(setup: Setup) -> dict[str, Any]:
     """The keys of slime's --custom-config-path; none for an empty path. Raises Mistake."""
     path = setup["CUSTOM_CONFIG_PATH"]
-    if not path:
-        return {}
-    import yaml
-
-    remedy = "correct the file, or CUSTOM_CONFIG_PATH"
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise Mistake(f"{path} cannot be read ({error.strerror})", remedy) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Mistake(f"{path} is not YAML ({one_line(error)})", remedy) from error
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise Mistake(f"{path} does not hold `key: value` lines", remedy)
-    return settings
+    with mistake("correct the file, or CUSTOM_CONFIG_PATH", ValueError):
+        return read_settings(Path(path)) if path else {}

@@ -42,7 +42,10 @@ def tools(setup: Setup) -> Finding:
     _require_template(setup)
     if SEARCH_TOOL["function"]["description"] not in _render(setup):
         return wrong("the chat template leaves out the tools, so the model never sees them", OTHER_MODEL)
-    _require_appending(setup)
+    try:
+        check_appending(setup.tokenizer, _role(setup), **setup.template_kwargs)
+    except ValueError as error:
+        raise Blocked("tool messages cannot be appended") from error
     name = setup.config.tool_call_format
     try:
         form = tool_format(setup.tokenizer, name)
@@ -70,11 +73,8 @@ def appending(setup: Setup) -> Finding:
     except Exception as error:
         return wrong(one_line(error), OTHER_MODEL)
     if not shown.endswith(after):
-        return wrong(
-            f"the chat template writes a {role} message differently after a longer conversation: turns cannot be "
-            "appended to what the engine sampled",
-            OTHER_MODEL,
-        )
+        found = f"the chat template writes a {role} message differently after a longer conversation"
+        return wrong(f"{found}: turns cannot be appended to what the engine sampled", OTHER_MODEL)
     return fine(f"a {role} message is written the same way whatever precedes it")
 
 
@@ -117,13 +117,6 @@ def _require_template(setup: Setup) -> None:
         raise Blocked("prompts are whole texts: APPLY_CHAT_TEMPLATE=0")
     if not setup.tokenizer.chat_template:
         raise Blocked("there is no chat template")
-
-
-def _require_appending(setup: Setup) -> None:
-    try:
-        check_appending(setup.tokenizer, _role(setup), **setup.template_kwargs)
-    except ValueError as error:
-        raise Blocked("tool messages cannot be appended") from error
 
 
 def _role(setup: Setup) -> str:

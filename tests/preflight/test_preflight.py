@@ -156,7 +156,7 @@ class Ready:
     def once(self, _: Any) -> list[search.Server]:
         return self._servers
 
-    def need(self, _: Any, why: str) -> list[search.Server]:
+    def need(self, _: Any) -> list[search.Server]:
         return self._servers
 
 
