@@ -50,32 +50,6 @@ CHECKS = (
 )
 
 
-class Tally:
-    """The results of one check over all samples."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.counts: Counter[Mark] = Counter()
-        self.firsts: dict[Mark, str] = {}
-
-    def add(self, fault: Fault | None, where: str) -> None:
-        self.samples += 1
-        if fault:
-            self.counts[fault.mark] += 1
-            self.firsts.setdefault(fault.mark, fault.text if fault.mark == "–" else f"{fault.text} ({where})")
-
-    def finding(self, remedy: str) -> Finding:
-        """The worst result, with its first sample."""
-        for mark in ("✗", "!"):
-            if count := self.counts[mark]:
-                return Finding(mark, f"{count:,} of {self.samples:,} samples; the first: {self.firsts[mark]}", remedy)
-        unknown = self.counts["–"]
-        if unknown == self.samples:
-            return Finding("–", self.firsts.get("–", "no samples"))
-        rest = f"; unknown for {unknown:,} others: {self.firsts['–']}" if unknown else ""
-        return Finding("✓", f"{self.samples - unknown:,} samples{rest}")
-
-
 class Audit:
     """Checks samples one by one; `rows` gives the verdicts so far."""
 
@@ -83,7 +57,8 @@ class Audit:
         self.samples = 0
         self.tokens = self.trained = 0
         self.known = Counter[str]()  # samples by how the model's tokens are known
-        self._tallies = {check.name: Tally() for check in CHECKS}
+        self._faults: defaultdict[Check, Counter[Mark]] = defaultdict(Counter)  # samples by mark
+        self._firsts: dict[tuple[Check, Mark], str] = {}
         self._log_probs: Counter[bool] = Counter()  # samples with and without
         self._groups: defaultdict[Any, Counter[Any]] = defaultdict(Counter)  # batch → group → samples
         self._seen: Counter[Any] = Counter()  # batch, group and index of a sample
@@ -96,7 +71,10 @@ class Audit:
             self.tokens += sample.length
             self.trained += sum(span.end - span.start for span in sample.trained)
         for check in CHECKS:
-            self._tallies[check.name].add(_look(check, sample), sample.where)
+            if fault := _look(check, sample):
+                self._faults[check][fault.mark] += 1
+                text = fault.text if fault.mark == "–" else f"{fault.text} ({sample.where})"
+                self._firsts.setdefault((check, fault.mark), text)
         group, index = sample.fields.get("group_index"), sample.fields.get("index")
         if not sample.discarded:
             self._log_probs[sample.log_probs is not None] += 1
@@ -113,8 +91,20 @@ class Audit:
             finding = Finding("✗", found, "slime needs them for all samples or for none")
             together.append(Row(SCORES, "all or none", finding))
         for group, checks in groupby(CHECKS, key=lambda check: check.group):
-            yield from (Row(group, one.name, self._tallies[one.name].finding(one.remedy)) for one in checks)
+            yield from (Row(group, check.name, self._worst(check)) for check in checks)
             yield from (row for row in together if row.group == group)
+
+    def _worst(self, check: Check) -> Finding:
+        """The worst result of all samples, with its first sample."""
+        for mark in ("✗", "!"):
+            if count := self._faults[check][mark]:
+                first = self._firsts[check, mark]
+                return Finding(mark, f"{count:,} of {self.samples:,} samples; the first: {first}", check.remedy)
+        unknown, why = self._faults[check]["–"], self._firsts.get((check, "–"), "no samples")
+        if unknown == self.samples:
+            return Finding("–", why)
+        rest = f"; unknown for {unknown:,} others: {why}" if unknown else ""
+        return Finding("✓", f"{self.samples - unknown:,} samples{rest}")
 
     def _group_sizes(self) -> Finding:
         sizes = [Counter(groups.values()) for groups in self._groups.values()]

@@ -67,7 +67,10 @@ def run(options: argparse.Namespace) -> int:
     if not audit.samples:
         raise ValueError("There is no sample in these files.")
     table = Table(sys.stdout)
-    table.write(Row("samples", "read", _summary(audit, len(files))))
+    known = ", ".join(f"{count:,} by {how}" for how, count in audit.known.most_common())
+    trained = f"{audit.trained:,} of {audit.tokens:,} response tokens are trained"
+    read = f"{audit.samples:,} samples, files: {len(files)}; {trained}; authors known: {known}"
+    table.write(Row("samples", "read", Finding("✓", read)))
     for row in audit.rows():
         table.write(row)
     if options.model:
@@ -99,12 +102,6 @@ def a_few(samples: Iterable[T], most: int) -> list[T]:
         elif (place := lots.randrange(number)) < most:
             chosen[place] = sample
     return chosen
-
-
-def _summary(audit: Audit, files: int) -> Finding:
-    known = ", ".join(f"{count:,} by {how}" for how, count in audit.known.most_common())
-    trained = f"{audit.trained:,} of {audit.tokens:,} response tokens are trained"
-    return Finding("✓", f"{audit.samples:,} samples, files: {files}; {trained}; authors known: {known}")
 
 
 def _scored(options: argparse.Namespace, samples: Sequence[Audited]) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from evaluation.records import rollout_of
 from evaluation.token_texts import TokenTexts
 from evaluation.verdict_table import Mark
-from search_rollout.protocols.chat_template import decode, encode
+from search_rollout.protocols.chat_template import encode
 from search_rollout.samples.record import RecordError, RolloutRecord
 
 
@@ -62,28 +62,22 @@ class Span(NamedTuple):
     end: int
 
 
-class Reader:
+class Reader(TokenTexts):
     """A tokenizer with the operations that the auditor needs."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._texts = TokenTexts(tokenizer)
-        self.size = len(tokenizer)
-        self.special: dict[int, str] = {
-            number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        super().__init__(tokenizer)
+        known = tokenizer.added_tokens_decoder.items()
+        self.special: dict[int, str] = {number: token.content for number, token in known if token.special}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without added special tokens."""
-        return encode(self._tokenizer, text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; unknown ids give no text."""
-        return decode(self._tokenizer, [token for token in ids if 0 <= token < self.size])
+        return encode(self.tokenizer, text)
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        self._texts.add(ids)
-        found = (self._texts.table[token] for token in ids)
+        """The bytes of each id."""
+        self.add(ids)
+        found = (self.table[token] for token in ids)
         return [piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece) for piece in found]
 
 

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.fork import ForkError, Replacement, fork
-from evaluation.options import absolute, add_options, command_parser, running_plugin
-from evaluation.plugin import find_slime, prepare_process, sample_of_row, sampling_params
+from evaluation.options import add_options, command_parser, running_plugin
+from evaluation.plugin import config_of, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import closed_book_prompt
-from evaluation.records import record_of
+from evaluation.records import record_of, rollout_of
 from evaluation.terminal import exit_code
 from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.prompts import PromptMode, prompt_row
+from search_rollout.runtime import Runtime, engine_url
 from search_rollout.samples.fields import write_rollout
-from search_rollout.samples.record import METADATA_KEY, read_record
 from search_rollout.search.passage import Passage
 from search_rollout.trajectory import Segment
 
@@ -68,9 +68,8 @@ def chat(options: argparse.Namespace) -> int:
     print("loading the tokenizer", file=sys.stderr, flush=True)
     find_slime()
     failed = False
-    mode = "xml" if options.search == "none" else options.mode
     with tempfile.TemporaryDirectory(prefix="evaluation-chat-") as folder:
-        with running_plugin(options, absolute(options.model), mode, Path(folder) / "engine.log") as args:
+        with running_plugin(options, options.model, options.mode, Path(folder) / "engine.log") as args:
             with asyncio.Runner() as runner:
                 asker = runner.run(_open(args, closed_book=options.search == "none"))
                 try:
@@ -118,21 +117,15 @@ def is_fork(line: str) -> bool:
 async def _open(args: argparse.Namespace, *, closed_book: bool) -> "Asker":
     from slime.rollout.sglang_rollout import GenerateState
 
-    import generate_with_search
-    from search_rollout.config import load_config
-    from search_rollout.runtime import Runtime, engine_url
-
-    config = load_config(generate_with_search.SEARCH_R1_CONFIGS, os.environ, args)
-    return Asker(args, Runtime(engine_url(args), config, GenerateState(args)), GenerateState(args), closed_book)
+    return Asker(args, Runtime(engine_url(args), config_of(args), GenerateState(args)), closed_book)
 
 
 class Asker:
     """Asks questions one after another and prints each turn as it arrives."""
 
-    def __init__(self, args: argparse.Namespace, runtime: Any, state: Any, closed_book: bool) -> None:
+    def __init__(self, args: argparse.Namespace, runtime: Runtime, closed_book: bool) -> None:
         self.runtime = runtime
         self._args = args
-        self._state = state
         self._closed_book = closed_book
         self._last: dict[str, Any] | None = None  # the last Sample, as it would be recorded
         self._coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -168,24 +161,26 @@ class Asker:
                 raise ForkError("/fork TURN search QUERY, or /fork TURN read TITLE | TEXT")
         if self._last is None:
             raise ForkError("Ask a question first; /fork goes back to one of its searches.")
-        turns = read_record(self._last["metadata"][METADATA_KEY]).turns
+        record = rollout_of(self._last)
+        turns = record.turns if record else []
         asked = turns[int(turn) - 1].queries if 1 <= int(turn) <= len(turns) else []
         return int(turn), [Replacement(replacement.query or query, replacement.passages) for query in asked]
 
     def _keep(self, fields: dict[str, Any]) -> None:
         """Prints the answer, or why there is none, and keeps the rollout for the next /fork."""
         self._last = fields
-        record = read_record(fields["metadata"][METADATA_KEY])
+        record = rollout_of(fields)
+        assert record is not None  # ours
         answer = f"answer: {_printable(record.answer)}" if record.answer else f"no answer: {record.stop.value}"
         print(answer, flush=True)
 
     def _sample(self, question: str) -> Any:
-        has_template = bool(self._state.tokenizer.chat_template)
+        has_template = bool(self.runtime.tokenizer.chat_template)
         mode: PromptMode = "chat" if self._args.llm_api_mode == "chat" else "generate" if has_template else "text"
         row: Mapping[str, Any] = prompt_row(question, [], "", mode=mode, extra={})
         if self._closed_book:
             row = {**row, "prompt": closed_book_prompt(question, as_text=not has_template)}
-        return sample_of_row(self._args, self._state.tokenizer, row)
+        return sample_of_row(self._args, self.runtime.tokenizer, row)
 
     def _show(self, segment: Segment) -> None:
         print(paint(_printable(segment.text).strip(), self._coloured), flush=True)

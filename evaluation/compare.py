@@ -27,7 +27,7 @@ import numpy as np
 from evaluation.metrics import interval, resampled_means
 from evaluation.options import command_parser
 from evaluation.records import is_demo_run, key_of, read_records, write_json
-from evaluation.report import aligned
+from evaluation.report import aligned, cells
 from evaluation.several_samples import together
 from evaluation.terminal import exit_code
 
@@ -121,20 +121,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_json(options.json, {name: comparison._asdict() for name, comparison in found.items()})
     header = ["set", "questions", "first", "second", "difference", "95 % interval", "only first", "only second", "p"]
-    rows = [
-        [
-            name,
-            str(one.questions),
-            f"{one.first:.3f}",
-            f"{one.second:.3f}",
-            f"{one.second - one.first:+.3f}",
-            f"{one.low:+.3f} to {one.high:+.3f}",
-            str(one.only_first),
-            str(one.only_second),
-            f"{one.p_value:.2g}",
-        ]
-        for name, one in found.items()
-    ]
+    rows = []
+    for name, one in found.items():
+        difference = cells(one.second - one.first, one.low, one.high, "+")
+        only = [str(one.only_first), str(one.only_second), f"{one.p_value:.2g}"]
+        rows.append([name, str(one.questions), f"{one.first:.3f}", f"{one.second:.3f}", *difference, *only])
     print("\n".join(aligned(header, rows)))
     if unpaired:
         print(f"{unpaired} questions are left out because only one of the runs has them.")

@@ -22,43 +22,33 @@ import asyncio
 import dataclasses
 import itertools
 import json
-import os
 import random
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from evaluation.exam_figures import examine, tables
 from evaluation.options import (
-    absolute,
     add_options,
     add_question_options,
     command_parser,
     running_plugin,
     search_settings,
 )
-from evaluation.passage_server import Find, PassageServer
-from evaluation.plugin import prepare_process
+from evaluation.passage_server import Find, passage_server
+from evaluation.plugin import config_of, prepare_process
 from evaluation.questions import Question, closed_book_row
 from evaluation.records import Records, read_records, write_json
 from evaluation.run import INTERRUPTED, Asked, ask_all, chosen_questions, complaints, settings_of, with_rows
 from evaluation.terminal import exit_code, typed
 from qa_em_format import any_holds_gold
-from search_rollout.config import load_config
 from search_rollout.runtime import local_retrievers, make_searcher
 from search_rollout.search.passage import SearchResult
 
+CLOSED_BOOK, GOLD = "closed book", "gold"  # arms
 GOLD_PASSAGES = "gold_passages"  # in a row's metadata
-
-
-class Arm(NamedTuple):
-    """One way of asking; `find` replaces the retriever unless it is None."""
-
-    name: str
-    find: Find | None = None
-    closed_book: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,16 +70,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Asks the unfinished questions of every arm, then reports on all arms."""
     questions, mode = chosen_questions(options)
-    with running_plugin(options, absolute(options.model), mode, options.output / "engine.log") as plugin:
+    with running_plugin(options, options.model, mode, options.output / "engine.log") as plugin:
         settings = settings_of(options, plugin, questions, mode)
         found = found_passages(options.output / "passages.json", questions, plugin)
         arms = arms_for(questions, found, options.seed)
-        for number, arm in enumerate(arms, start=1):
-            title = f"arm {number} of {len(arms)}, {arm.name}"
-            with Records(arm_folder(options.output, arm.name), {**settings, "arm": arm.name}) as records:
-                with asyncio.Runner() as runner:
-                    runner.run(ask_arm(arm, plugin, questions, records, options.concurrency, title))
-    if arms[-1].name != "gold":
+
+        async def ask(name: str, records: Records, title: str) -> None:
+            async with asking(name, arms[name], plugin) as asked:
+                await ask_all(questions, records, options.concurrency, asked, title=title)
+
+        for number, name in enumerate(arms, start=1):
+            with Records(arm_folder(options.output, name), {**settings, "arm": name}) as records:
+                asyncio.run(ask(name, records, f"arm {number} of {len(arms)}, {name}"))
+    if GOLD not in arms:
         print(f"The gold arm is left out: not every question has {GOLD_PASSAGES} in its row's metadata.")
     return report(options.output, settings, arms, options.seed)
 
@@ -98,17 +91,20 @@ def arm_folder(output: Path, name: str) -> Path:
     return output / name.replace(" ", "-")
 
 
-def arms_for(questions: Sequence[Question], found: Mapping[str, Sequence[str]], seed: int) -> list[Arm]:
-    """The five arms; four if a question has no gold passages. `found`: question id → what the retriever found."""
+def arms_for(questions: Sequence[Question], found: Mapping[str, Sequence[str]], seed: int) -> dict[str, Find | None]:
+    """Arm → what replaces the retriever; `gold` only if each question has gold passages.
+
+    `found`: question id → what the retriever found.
+    """
     gold = {question.id: gold_passages(question) for question in questions}
-    arms = [
-        Arm("retriever"),
-        Arm("nothing", lambda *_: []),
-        Arm("random", random_passages(found, seed)),
-        Arm("closed book", closed_book=True),
-    ]
+    arms: dict[str, Find | None] = {
+        "retriever": None,
+        "nothing": lambda *_: [],
+        "random": random_passages(found, seed),
+        CLOSED_BOOK: None,
+    }
     if all(gold.values()):
-        arms.append(Arm("gold", lambda question, query, most: gold[question.id][:most]))
+        arms[GOLD] = lambda question, query, most: gold[question.id][:most]
     return arms
 
 
@@ -155,9 +151,7 @@ def found_passages(file: Path, questions: Sequence[Question], plugin: argparse.N
 
 
 async def _search_each(queries: Sequence[str], plugin: argparse.Namespace) -> list[SearchResult]:
-    import generate_with_search
-
-    config = load_config(generate_with_search.SEARCH_R1_CONFIGS, os.environ, plugin)
+    config = config_of(plugin)
     searcher = make_searcher(config, local_retrievers(config))
     try:
         return await asyncio.gather(*map(searcher.search, queries))
@@ -165,31 +159,24 @@ async def _search_each(queries: Sequence[str], plugin: argparse.Namespace) -> li
         await searcher.close()
 
 
-async def ask_arm(
-    arm: Arm,
-    plugin: argparse.Namespace,
-    questions: Sequence[Question],
-    records: Records,
-    concurrency: int,
-    title: str,
-) -> None:
-    async with AsyncExitStack() as stack:
-        if arm.find:
-            asked = served(plugin, await stack.enter_async_context(PassageServer(arm.find)))
-        elif arm.closed_book:
-            without = _changed(plugin, **search_settings("none"), llm_api_mode="generate")
-            asked = with_rows(without, closed_book_row)
-        else:
-            asked = with_rows(plugin)
-        await ask_all(questions, records, concurrency, asked, title=title)
+@asynccontextmanager
+async def asking(name: str, find: Find | None, plugin: argparse.Namespace) -> AsyncIterator[Asked]:
+    """How to ask the questions of an arm."""
+    if find:
+        async with passage_server(find) as url_of:
+            yield served(plugin, url_of)
+    elif name == CLOSED_BOOK:
+        yield with_rows(_changed(plugin, **search_settings("none"), llm_api_mode="generate"), closed_book_row)
+    else:
+        yield with_rows(plugin)
 
 
-def served(plugin: argparse.Namespace, server: PassageServer) -> Asked:
+def served(plugin: argparse.Namespace, url_of: Callable[[int, Question], str]) -> Asked:
     """Asks the question's own row with another retriever. Each slot keeps its args, and so its connections."""
     args: dict[int, argparse.Namespace] = {}
 
     def asked(question: Question, slot: int) -> tuple[argparse.Namespace, Mapping[str, Any]]:
-        url = server.url(slot, question)
+        url = url_of(slot, question)
         if slot not in args:
             args[slot] = _changed(plugin, retrieval_server_url=url, search_cache="")
         return args[slot], question.row
@@ -201,9 +188,9 @@ def _changed(plugin: argparse.Namespace, **settings: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(plugin), **settings})
 
 
-def report(output: Path, settings: Mapping[str, Any], arms: Sequence[Arm], seed: int) -> int:
+def report(output: Path, settings: Mapping[str, Any], arms: Iterable[str], seed: int) -> int:
     """The tables on the terminal and results.json; the exit code."""
-    records = {arm.name: read_records(arm_folder(output, arm.name)) for arm in arms}
+    records = {name: read_records(arm_folder(output, name)) for name in arms}
     result = examine(records, seed)
     write_json(output / "results.json", {"settings": settings, **dataclasses.asdict(result)})
     print("\n".join(["", *tables(result), ""]))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import resampled_means
-from evaluation.report import aligned
+from evaluation.report import aligned, cells
 from qa_em_format import any_holds_gold
 from search_rollout.samples.record import METADATA_KEY, RolloutRecord, read_record
 from search_rollout.search.passage import Passage
@@ -28,6 +28,7 @@ FIGURES = {  # name → numerator, denominator, whether it is a difference
     "wrong passages believed": ("believed", "read random", False),
     "exact match that better passages would add": ("below gold", "questions", True),
 }
+DENOMINATORS = {"right": "right answers", "read random": "questions with random passages"}  # others as they are
 
 
 @dataclass
@@ -139,19 +140,15 @@ def tables(result: Result) -> list[str]:
         ]
         for name, arm in result.arms.items()
     ]
-    lines = [
-        [name, *_cells(figure, "+" if FIGURES[name][2] else ""), f"{figure.of} {_denominator(name)}"]
-        for name, figure in result.figures.items()
-    ]
+    lines = []
+    for name, figure in result.figures.items():
+        _, below, is_difference = FIGURES[name]
+        of = f"{figure.of} {DENOMINATORS.get(below, below)}"
+        lines.append([name, *_cells(figure, "+" if is_difference else ""), of])
     return [*aligned(header, rows), "", *aligned(["", "", "95 % interval", "of"], lines)]
 
 
-def _denominator(name: str) -> str:
-    below = FIGURES[name][1]
-    return {"right": "right answers", "read random": "questions with random passages"}.get(below, below)
-
-
 def _cells(figure: Figure, sign: str = "") -> list[str]:
-    if figure.value is None:
+    if figure.value is None or figure.low is None or figure.high is None:
         return ["-", "-"]
-    return [f"{figure.value:{sign}.3f}", f"{figure.low:{sign}.3f} to {figure.high:{sign}.3f}"]
+    return cells(figure.value, figure.low, figure.high, sign)

@@ -14,7 +14,7 @@ from qa_em_format import gold_answers
 from search_rollout.protocols.base import Action
 from search_rollout.runtime import Rollout, Runtime
 from search_rollout.samples import fields as sample_fields
-from search_rollout.samples.record import METADATA_KEY, VERSION, RecordError, RolloutRecord, Span, read_record
+from search_rollout.samples.record import METADATA_KEY, VERSION, RecordError, read_record
 from search_rollout.samples.resume import Interrupted
 from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.search.searcher import search_all
@@ -56,17 +56,17 @@ async def fork(
         raise ForkError(
             "This tokenizer does not reproduce the recorded prompt's ids; use the model that was rolled out."
         )
-    action = _action(rollout)
+    trajectory = rollout.trajectory
+    text = trajectory.segments[-1].text
+    action = rollout.protocol.parse(text, think_opened=trajectory.turn_began_in_thought, ended=True)
     if action.queries != recorded.queries:
         raise ForkError(f"This version reads turn {turn} differently than the version that recorded it.")
     results = await _results(runtime, replacements)
-    rollout.turns[-1] = dataclasses.replace(
-        recorded, queries=[result.query for result in results], results=list(results)
-    )
+    rollout.turns[-1] = dataclasses.replace(recorded, queries=[one.query for one in results], results=results)
     stop = _observe(runtime, rollout, action, results)
     stop = stop or await generate_with_search.roll_out(runtime, rollout, sampling_params, watch)
-    rollout.trajectory.drop_unscored()
-    sample_fields.write_rollout(sample, rollout.trajectory, rollout.record(stop), runtime.decode)
+    trajectory.drop_unscored()
+    sample_fields.write_rollout(sample, trajectory, rollout.record(stop), runtime.decode)
     if fields.get("rollout_log_probs") is None:  # they were only zeros as placeholders
         sample.rollout_log_probs = None
     if gold_answers(fields.get("label")):
@@ -88,7 +88,10 @@ def _cut(fields: Mapping[str, Any], turn: int, *, with_log_probs: bool) -> Inter
         raise ForkError(f"Cannot fork: {error}.") from error
     if not 1 <= turn <= len(record.turns) or not record.turns[turn - 1].results:
         raise ForkError(f"Turn {turn} made no search; there is nothing to replace.")
-    spans = _spans_up_to(record, turn)
+    ends = [place for place, span in enumerate(record.spans, start=1) if span.kind == "turn"]
+    if len(ends) < turn:
+        raise ForkError("The record's spans do not fit its turns.")
+    spans = record.spans[: ends[turn - 1]]
     length, start = sum(span.tokens for span in spans), len(fields["tokens"]) - fields["response_length"]
     log_probs = fields.get("rollout_log_probs") or [0.0] * length
     resume = {"finish": "stop", "ended_turn": False, "tracking": {}}
@@ -99,14 +102,6 @@ def _cut(fields: Mapping[str, Any], turn: int, *, with_log_probs: bool) -> Inter
         [],
         dataclasses.replace(record, spans=spans, turns=record.turns[:turn], search_seconds=0.0, resume=resume),
     )
-
-
-def _spans_up_to(record: RolloutRecord, turn: int) -> list[Span]:
-    """The spans of the response up to the end of the model's turn."""
-    ends = [place for place, span in enumerate(record.spans, start=1) if span.kind == "turn"]
-    if len(ends) < turn:
-        raise ForkError("The record's spans do not fit its turns.")
-    return record.spans[: ends[turn - 1]]
 
 
 def _sample(fields: Mapping[str, Any]) -> Any:
@@ -122,22 +117,14 @@ def _sample(fields: Mapping[str, Any]) -> Any:
     )
 
 
-def _action(rollout: Rollout) -> Action:
-    """The action of the last turn, as the rollout read it."""
-    trajectory = rollout.trajectory
-    text = trajectory.segments[-1].text
-    return rollout.protocol.parse(text, think_opened=trajectory.turn_began_in_thought, ended=True)
-
-
 async def _results(runtime: Runtime, replacements: Sequence[Replacement]) -> list[SearchResult]:
     asked = [one.query for one in replacements if one.passages is None]
     found = iter(await search_all(runtime.search, asked, runtime.aborted) or [])
     results = [
         next(found) if one.passages is None else SearchResult(one.query, list(one.passages)) for one in replacements
     ]
-    for result in results:
-        if result.error:
-            raise ForkError(f"The search for {result.query!r} failed: {result.error}.")
+    if failed := next((result for result in results if result.error), None):
+        raise ForkError(f"The search for {failed.query!r} failed: {failed.error}.")
     return results
 
 

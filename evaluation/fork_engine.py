@@ -1,16 +1,15 @@
 """The engine and the retriever that the served viewer uses for forks: `view --serve runs/ --engine URL`."""
 
-import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evaluation.fork import ForkError, Replacement, fork
 from evaluation.options import search_settings
-from evaluation.plugin import find_slime, plugin_args
+from evaluation.plugin import config_of, find_slime, plugin_args
 from evaluation.run_list import Run
 from evaluation.viewer_data import Json
+from search_rollout.runtime import Runtime, engine_url
 from search_rollout.search.passage import Passage
 
 FIXED = {"token_tracking_mode": "manual", "track_log_probs": True, "loss_mask_mode": "strict"}  # ids in, ids out
@@ -43,21 +42,11 @@ class ForkEngine:
         if self.search is None and any(one.passages is None for one in replacements):
             raise ForkError("Searching needs a retriever: start the viewer with --search local:URL, or edit passages.")
         params = {"temperature": self.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": self.max_response_len}
-        async with self._runtime(run, tokenizer) as (runtime, args):
-            return await fork(runtime, args, fields, turn, replacements, params)
-
-    @asynccontextmanager
-    async def _runtime(self, run: Run, tokenizer: Any) -> AsyncIterator[tuple[Any, Any]]:
         find_slime()
-        import generate_with_search
-        from search_rollout.config import load_config
-        from search_rollout.runtime import Runtime, engine_url
-
         args = self._args(run.settings())
-        config = load_config(generate_with_search.SEARCH_R1_CONFIGS, os.environ, args)
-        runtime = Runtime(engine_url(args), config, _State(tokenizer))
+        runtime = Runtime(engine_url(args), config_of(args), _State(tokenizer))
         try:
-            yield runtime, args
+            return await fork(runtime, args, fields, turn, replacements, params)
         finally:
             await runtime.close()
 

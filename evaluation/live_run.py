@@ -16,6 +16,10 @@ from evaluation.viewer_data import Json, trajectory
 TAIL_BYTES = 64  # before the position where reading stopped; if they change, the file was rewritten
 
 
+class Rewritten(LookupError):
+    """The rows that a page asks for no longer exist: the files were written again."""
+
+
 class _Cursor:
     """How far one file has been read."""
 
@@ -94,17 +98,17 @@ class LiveRun:
             )
 
     def chunk(self, generation: int, number: int) -> bytes:
-        """The records of a chunk. Raises LookupError if it does not exist or the files were rewritten."""
+        """The records of a chunk. Raises Rewritten."""
         with self._lock:
             if generation != self._generation or not 0 <= number < len(self._found.starts):
-                raise LookupError
+                raise Rewritten
             return self._found.chunk(number)
 
     def fields(self, generation: int, row: int) -> Json:
-        """The Sample of a row. Raises LookupError like `chunk`."""
+        """The Sample of a row. Raises Rewritten."""
         with self._lock:
             if generation != self._generation or not 0 <= row < len(self._origins):
-                raise LookupError
+                raise Rewritten
             path, begin, number = self._origins[row]
         if path.suffix == ".pt":
             return next(sample.fields for sample in self._samples(path) if sample.number == number)

@@ -10,8 +10,8 @@ from pathlib import Path
 TOOL = Path("tools") / "convert_torch_dist_to_hf.py"
 
 
-def convert(checkpoint: Path, *, slime_dir: Path, origin: Path, cache: Path) -> Path:
-    """The checkpoint as a Hugging Face folder in `cache`, converted unless it already exists.
+def convert(checkpoint: Path, slime_dir: Path, origin: Path, cache: Path) -> Path:
+    """The checkpoint as a Hugging Face folder in `cache` (its absolute path), converted unless it already exists.
 
     `checkpoint` is the folder of slime's --save, or an iter_0000123 in it; `origin` is the Hugging Face folder that
     training started from. Megatron-LM must be importable, as for training: slime's image sets
@@ -25,13 +25,11 @@ def convert(checkpoint: Path, *, slime_dir: Path, origin: Path, cache: Path) -> 
         raise ValueError(f"--model must be the Hugging Face folder that training started from; {origin} is not one.")
     iteration = _iteration(checkpoint)
     written = (iteration / "common.pt").stat().st_mtime_ns
-    folder = cache / f"{checkpoint.resolve().name}-{iteration.name}-{written:x}"
+    folder = cache.resolve() / f"{checkpoint.resolve().name}-{iteration.name}-{written:x}"
     if (folder / "config.json").is_file():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(
-        f"{folder.name}.unfinished-{os.getpid()}"
-    )  # the tool needs a path that does not exist
+    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")  # the tool needs a new path
     command = [sys.executable, str(tool), "--input-dir", str(iteration), "--output-dir", str(unfinished)]
     command += ["--origin-hf-dir", str(origin)]
     rows = json.loads((origin / "config.json").read_text(encoding="utf-8")).get("vocab_size")

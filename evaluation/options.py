@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a rollout, for `running_plugin`."""
 
     def option(name: str, text: str, **more: Any) -> None:
-        shown = f" (default: {more['default']})" if more.get("default") is not None else ""
+        shown = " (default: %(default)s)" if "default" in more else ""
         parser.add_argument(name, help=text + shown, **more)
 
     option("--model", "Hugging Face folder or name of the model that the engine serves", required=True)
@@ -102,11 +102,15 @@ def search_settings(search: str) -> dict[str, Any]:
 
 @contextmanager
 def running_plugin(options: argparse.Namespace, model: str, mode: str, log: Path) -> Iterator[argparse.Namespace]:
-    """slime's args for these options, with the engine running. `mode` is "xml" or "chat". Raises ValueError."""
+    """slime's args for these options, with the engine running. `mode` is "xml" or "chat". Raises ValueError.
+
+    A `model` folder becomes absolute; a hub name stays as it is. Without search there are no tools, so no chat mode.
+    """
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
     settings = {
         **(read_settings(options.custom_config_path) if options.custom_config_path else {}),
         **search_settings(options.search),
-        "llm_api_mode": "chat" if mode == "chat" else "generate",
+        "llm_api_mode": "chat" if mode == "chat" and options.search != "none" else "generate",
     }
 
     def args(url: str) -> argparse.Namespace:
@@ -126,11 +130,6 @@ def running_plugin(options: argparse.Namespace, model: str, mode: str, log: Path
         made = args(options.engine)
         check_listening("engine", options.engine)
         yield made
-
-
-def absolute(model: str) -> str:
-    """The absolute path of a folder; a hub name unchanged."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _json_object(text: str) -> dict[str, Any]:

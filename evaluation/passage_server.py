@@ -4,8 +4,8 @@ A query alone does not identify its question. So each question that is asked at 
 URL, and its rollout gets that URL as its only retriever.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
@@ -15,34 +15,28 @@ Find = Callable[[Question, str, int], Sequence[str]]  # question, query, maximum
 MAX_BODY = 2**24  # bytes of a request
 
 
-class PassageServer:
-    """`async with PassageServer(find) as server`; listens on a free loopback port until the block ends."""
+@asynccontextmanager
+async def passage_server(find: Find) -> AsyncIterator[Callable[[int, Question], str]]:
+    """Serves on a free loopback port. Gives slot, question → URL of its retriever, valid until the slot is reused."""
+    questions: dict[int, Question] = {}  # by slot
 
-    def __init__(self, find: Find) -> None:
-        self._find = find
-        self._questions: dict[int, Question] = {}  # by slot
-
-    def url(self, slot: int, question: Question) -> str:
-        """The URL of `question`'s retriever, valid until the slot is reused."""
-        self._questions[slot] = question
-        return f"http://127.0.0.1:{self._port}/{slot}"
-
-    async def __aenter__(self) -> Self:
-        app = web.Application(client_max_size=MAX_BODY)
-        app.router.add_post(r"/{slot:\d+}/retrieve", self._retrieve)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self._port: int = self._runner.addresses[0][1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
-
-    async def _retrieve(self, request: web.Request) -> web.Response:
-        question, body = self._questions[int(request.match_info["slot"])], await request.json()
-        found = [self._find(question, query, body["topk"]) for query in body["queries"]]
+    async def retrieve(request: web.Request) -> web.Response:
+        question, body = questions[int(request.match_info["slot"])], await request.json()
+        found = [find(question, query, body["topk"]) for query in body["queries"]]
         return web.json_response(
             {"result": [[{"document": {"contents": text}, "score": 0.0} for text in one] for one in found]}
         )
+
+    def url(slot: int, question: Question) -> str:
+        questions[slot] = question
+        return f"http://127.0.0.1:{runner.addresses[0][1]}/{slot}"
+
+    app = web.Application(client_max_size=MAX_BODY)
+    app.router.add_post(r"/{slot:\d+}/retrieve", retrieve)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield url
+    finally:
+        await runner.cleanup()

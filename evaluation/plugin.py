@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from search_rollout.config import SearchConfig, load_config
 from search_rollout.protocols.chat_template import render_prompt
 
 STAND_IN = Path(__file__).resolve().parent.parent / "slime_standin"
@@ -78,6 +79,13 @@ def plugin_args(
         "apply_chat_template_kwargs": dict(template_kwargs or {}),
     }
     return argparse.Namespace(**{**settings, **slime_args})
+
+
+def config_of(args: argparse.Namespace) -> SearchConfig:
+    """The settings of these args and the environment, as the plugin reads them. Raises ConfigError."""
+    import generate_with_search
+
+    return load_config(generate_with_search.SEARCH_R1_CONFIGS, os.environ, args)
 
 
 def sample_of_row(args: argparse.Namespace, tokenizer: Any, row: Mapping[str, Any], index: int = 0) -> Any:

@@ -57,13 +57,10 @@ def choose(questions: Sequence[Question], per_set: int | None, seed: int = 0) ->
 
     A larger `per_set` adds to the choice of a smaller one.
     """
-
-    def lot(question: Question) -> str:
-        return hashlib.sha256(f"{seed}:{question.id}".encode()).hexdigest()
-
+    lots = sorted(questions, key=lambda question: hashlib.sha256(f"{seed}:{question.id}".encode()).hexdigest())
     taken: Counter[str] = Counter()
     chosen = []
-    for question in sorted(questions, key=lot):
+    for question in lots:
         if per_set is None or taken[question.data_source] < per_set:
             taken[question.data_source] += 1
             chosen.append(question)
@@ -72,7 +69,8 @@ def choose(questions: Sequence[Question], per_set: int | None, seed: int = 0) ->
 
 def mode_of(questions: Sequence[Question]) -> str:
     """The mode that all rows were prepared for: "chat" if they have tools, else "xml". Raises ValueError."""
-    modes = {"chat" if _has_tools(question.row) else "xml" for question in questions}
+    tools = (question.row.get("tools") for question in questions)  # a list, an array, a string or None
+    modes = {"chat" if one is not None and len(one) else "xml" for one in tools}
     if len(modes) > 1:
         raise ValueError("Some rows have tools and some have none; evaluate chat and XML prompts in separate runs.")
     return modes.pop()
@@ -80,10 +78,8 @@ def mode_of(questions: Sequence[Question]) -> str:
 
 def closed_book_row(question: Question) -> dict[str, Any]:
     """The row with a prompt that asks for an answer from memory, as messages if the row's own prompt is."""
-    return {
-        **question.row,
-        "prompt": closed_book_prompt(question.text, as_text=isinstance(question.row["prompt"], str)),
-    }
+    prompt = closed_book_prompt(question.text, as_text=isinstance(question.row["prompt"], str))
+    return {**question.row, "prompt": prompt}
 
 
 def closed_book_prompt(question: str, *, as_text: bool = False) -> list[dict[str, str]] | str:
@@ -109,11 +105,6 @@ def _question(row: Mapping[str, Any], met: Counter[str]) -> Question:
     met[digest] += 1  # a set may repeat a question
     name = f"{digest}-{met[digest]}" if met[digest] > 1 else digest
     return Question(f"{source}/{name}", source, str(text), golds, dict(row))
-
-
-def _has_tools(row: Mapping[str, Any]) -> bool:
-    tools = row.get("tools")
-    return tools is not None and tools != "" and len(tools) > 0
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

@@ -12,20 +12,9 @@ from search_rollout.samples.record import METADATA_KEY, RolloutRecord, read_reco
 
 TRAJECTORIES = "trajectories.jsonl"  # of an evaluation and of a demo run
 SAMPLE_FIELDS = (  # of slime's Sample, as in its debug dumps; `status` is a string
-    "index",
-    "group_index",
-    "prompt",
-    "tokens",
-    "response",
-    "response_length",
-    "label",
-    "reward",
-    "loss_mask",
-    "rollout_log_probs",
-    "weight_versions",
-    "remove_sample",
-    "metadata",
-)
+    "index group_index prompt tokens response response_length label reward loss_mask rollout_log_probs "
+    "weight_versions remove_sample metadata"
+).split()
 
 
 def record_of(sample: Any, /, **more: Any) -> dict[str, Any]:
@@ -68,10 +57,17 @@ def tokenizer_of(folder: Path) -> Path | None:
     """The tokenizer of a demo run, or of the model that an evaluation asked; None if the folder names none."""
     if is_demo_run(folder):
         return next((found for name in ("tokenizer", "after", "before") if (found := folder / name).is_dir()), None)
+    model = read_json(folder / "settings.json").get("model")
+    return Path(model) if isinstance(model, str) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's JSON object; empty if it has none."""
     try:
-        return Path(json.loads((folder / "settings.json").read_text(encoding="utf-8"))["model"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Records:
@@ -119,11 +115,11 @@ class Records:
         for line in _whole_lines(path):
             record = json.loads(line)
             if not record["scores"]["gave_up"]:
-                kept.append(line)
+                kept.append(line + "\n")
                 self.scores[key_of(record)] = record["scores"]
-        if sum(len(line.encode()) + 1 for line in kept) != path.stat().st_size:
+        if sum(len(line.encode()) for line in kept) != path.stat().st_size:
             self._file.truncate(0)
-            self._file.writelines(line + "\n" for line in kept)
+            self._file.writelines(kept)
             self._file.flush()
 
 
@@ -133,17 +129,12 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(settings))
     if not path.is_file():
         write_json(path, now)
-        return
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}; give another --output.") from error
-    changed = [
-        f"{key} was {then.get(key)!r} and is now {now.get(key)!r}"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
-    ]
-    if changed:
+    pairs = {key: (then.get(key), now.get(key)) for key in sorted({*then, *now})}
+    if changed := [f"{key} was {old!r} and is now {new!r}" for key, (old, new) in pairs.items() if old != new]:
         raise ValueError(f"{folder} has a run with other settings; give another --output: {'; '.join(changed)}.")
 
 

@@ -34,16 +34,10 @@ Summary = Mapping[str, Mapping[str, Estimate]]
 def tables(summary: Summary, counts: Mapping[str, int]) -> str:
     """All metrics of each set, then exact match next to the paper's for the paper's sets."""
     header = ["set", "questions", "EM", "95 % interval", *COLUMNS.values()]
-    rows = [
-        [
-            _title(name, counts),
-            str(counts.get(name, sum(counts.values()))),
-            f"{row['em'].mean:.3f}",
-            f"{row['em'].low:.3f} to {row['em'].high:.3f}",
-            *(f"{row[key].mean:.3f}" for key in COLUMNS),
-        ]
-        for name, row in summary.items()
-    ]
+    rows = []
+    for name, row in summary.items():
+        number = str(counts.get(name, sum(counts.values())))
+        rows.append([_title(name, counts), number, *cells(*row["em"]), *(f"{row[key].mean:.3f}" for key in COLUMNS)])
     several = _of_several_samples(summary, counts)
     return "\n".join(["", *aligned(header, rows), *several, *_beside_the_paper(summary, counts), ""])
 
@@ -53,12 +47,10 @@ def _of_several_samples(summary: Summary, counts: Mapping[str, int]) -> list[str
     measures = [key for key in next(iter(summary.values())) if "@" in key]
     if not measures:
         return []
-    samples = measures[-1].partition("@")[2]
-    rows = [
-        [_title(name, counts), *(f"{row[key].mean:.3f} ({row[key].low:.3f} to {row[key].high:.3f})" for key in keys)]
-        for name, row in summary.items()
-        for keys in [["em", *measures]]
-    ]
+    samples, rows = measures[-1].partition("@")[2], []
+    for name, row in summary.items():
+        shown = [row[key] for key in ("em", *measures)]
+        rows.append([_title(name, counts), *(f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})" for one in shown)])
     note = f"exact match of {samples} samples, intervals over questions; avg@{samples} is EM above, and pass@1:"
     return ["", note, *aligned(["set", f"avg@{samples}", *measures], rows)]
 
@@ -85,6 +77,11 @@ def _title(name: str, counts: Mapping[str, int]) -> str:
     return name if name in counts else f"average of {len(counts)} sets"
 
 
+def cells(mean: float, low: float, high: float, sign: str = "") -> list[str]:
+    """A mean and its interval; `sign` "+" shows it for positive numbers too."""
+    return [f"{mean:{sign}.3f}", f"{low:{sign}.3f} to {high:{sign}.3f}"]
+
+
 def rank(name: str) -> tuple[int, str]:
     """Sort key: the paper's sets in its order, then others by name."""
     return SETS.index(name) if name in SETS else len(SETS), name
@@ -106,8 +103,10 @@ def draw(summary: Summary, counts: Mapping[str, int], path: Path, title: str) ->
     figure = Figure(figsize=(max(5.0, 1.1 * len(names) + 2.5), 4.2), layout="constrained")
     axes = figure.add_subplot()
     means, lows, highs = np.array([summary[name]["em"] for name in names]).T
-    look = {"width": 0.5, "color": "#9ecae1", "capsize": 4, "label": "this run, 95 % interval"}
-    axes.bar(range(len(names)), means, yerr=[means - lows, highs - means], **look)
+    errors = [means - lows, highs - means]
+    axes.bar(
+        range(len(names)), means, width=0.5, color="#9ecae1", yerr=errors, capsize=4, label="this run, 95 % interval"
+    )
     for label, marker, colour in (("GRPO, instruct", "D", "#f58518"), ("RAG, not trained", "o", "#767676")):
         figures = dict(zip(SETS, PUBLISHED[label], strict=True))
         if whole:

@@ -79,15 +79,14 @@ def table(rows: Sequence[Rescored], advantages: Sequence[Advantages | None], nam
     """Both rewards side by side, and the changes of the advantages' signs; `name` names the new reward."""
     kept = [row for row in rows if row.kept]
     parts = list(dict.fromkeys(row.part for row in kept))
-    rewards = [_mean_reward("mean reward", kept)]
-    if len(parts) > 1:
-        rewards += [_mean_reward(f"  {part}", [row for row in kept if row.part == part]) for part in parts]
-    rewards.append(_line("share above 0", [row.old > SAME for row in kept], [row.new > SAME for row in kept]))
+    rewards = [_line("mean reward", [(row.old, row.new) for row in kept])]
+    for part in parts if len(parts) > 1 else ():
+        rewards.append(_line(f"  {part}", [(row.old, row.new) for row in kept if row.part == part]))
+    rewards.append(_line("share above 0", [(row.old > SAME, row.new > SAME) for row in kept]))
     if groups := [[rows[place] for place in places] for places in groups_of(rows)]:
-        old, new = ([_flat([getattr(row, side) for row in group]) for group in groups] for side in ("old", "new"))
-        rewards.append(_line("groups without variance", old, new))
-        pairs = [pair for pair in advantages if pair]
-        rewards.append(_line("mean |advantage|", [abs(pair.old) for pair in pairs], [abs(pair.new) for pair in pairs]))
+        flat = [(_flat([row.old for row in group]), _flat([row.new for row in group])) for group in groups]
+        rewards.append(_line("groups without variance", flat))
+        rewards.append(_line("mean |advantage|", [(abs(pair.old), abs(pair.new)) for pair in advantages if pair]))
     changed = sum(row.changed for row in rows)
     counts = f"{len(rows):,} samples, {changed:,} with another reward ({changed / len(rows):.1%})"
     if discarded := len(rows) - len(kept):
@@ -96,13 +95,9 @@ def table(rows: Sequence[Rescored], advantages: Sequence[Advantages | None], nam
     return "\n".join(["", *lines, "", counts, _signs(advantages, len(groups))])
 
 
-def _mean_reward(title: str, rows: Sequence[Rescored]) -> list[str]:
-    return _line(title, [row.old for row in rows], [row.new for row in rows])
-
-
-def _line(title: str, old: Sequence[float], new: Sequence[float]) -> list[str]:
-    means = [statistics.fmean(values) if values else 0.0 for values in (old, new)]
-    return [title, *(f"{mean:.4f}" for mean in means), f"{means[1] - means[0]:+.4f}"]
+def _line(title: str, pairs: Sequence[tuple[float, float]]) -> list[str]:
+    old, new = (statistics.fmean(values) for values in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
+    return [title, f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}"]
 
 
 def _signs(advantages: Sequence[Advantages | None], groups: int) -> str:
@@ -111,6 +106,5 @@ def _signs(advantages: Sequence[Advantages | None], groups: int) -> str:
     compared = [pair for pair in advantages if pair]
     turns = Counter(pair.turn for pair in compared if _sign(pair.old) != _sign(pair.new))
     listed = ", ".join(f"{turn} {count:,}" for turn, count in sorted(turns.items())) or "none"
-    return (
-        f"groups compared: {groups:,}; advantages that change sign: {turns.total():,} of {len(compared):,} ({listed})"
-    )
+    changes = f"advantages that change sign: {turns.total():,} of {len(compared):,} ({listed})"
+    return f"groups compared: {groups:,}; {changes}"

@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import dataclasses
 import hashlib
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.corpus_audit import audit_lines
-from evaluation.metrics import scores_of
-from evaluation.options import absolute, add_options, add_question_options, command_parser, count, running_plugin
-from evaluation.plugin import ask, find_slime, prepare_process, sample_of_row, sampling_params
+from evaluation.megatron import convert
+from evaluation.metrics import METRICS, scores_of, summarise
+from evaluation.options import add_options, add_question_options, command_parser, count, running_plugin
+from evaluation.plugin import ask, config_of, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
 from evaluation.records import Records, record_of, write_json
+from evaluation.report import draw, rank, tables
 from evaluation.several_samples import measures, together
 from evaluation.terminal import Progress, exit_code, short, typed
 
@@ -49,9 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("evaluate", __doc__)
     add_options(parser)
-    parser.add_argument(
-        "--closed_book", dest="search", action="store_const", const="none", help="same as --search none"
-    )
     add_question_options(parser, "evaluation", per_set=500, seed="the choice of questions and of the bootstrap")
     parser.add_argument("--samples", type=count, default=1, help="how often each question is asked (1)")
     parser.add_argument("--megatron_checkpoint", type=Path, help="folder that slime's --save wrote; converted first")
@@ -68,21 +66,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Asks the unfinished questions, then reports on all of them."""
     questions, mode = chosen_questions(options)
-    model = absolute(options.model)
+    model = options.model
     if options.megatron_checkpoint:
-        from evaluation.megatron import convert
-
-        converted = options.cache / "converted"
-        checkpoint = options.megatron_checkpoint
-        model = str(convert(checkpoint, slime_dir=options.slime_dir, origin=Path(model), cache=converted).resolve())
-    closed_book = options.search == "none"
-    with running_plugin(options, model, "xml" if closed_book else mode, options.output / "engine.log") as plugin:
+        model = str(convert(options.megatron_checkpoint, options.slime_dir, Path(model), options.cache / "converted"))
+    with running_plugin(options, model, mode, options.output / "engine.log") as plugin:
         several = {"samples": options.samples} if options.samples > 1 else {}
         settings = settings_of(options, plugin, questions, mode) | several
         with Records(options.output, settings) as records:
-            asked = with_rows(plugin, closed_book_row) if closed_book else with_rows(plugin)
-            with asyncio.Runner() as runner:
-                runner.run(ask_all(questions, records, options.concurrency, asked, options.samples))
+            asked = with_rows(plugin, closed_book_row if options.search == "none" else None)
+            asyncio.run(ask_all(questions, records, options.concurrency, asked, options.samples))
             return report(options, settings, questions, records)
 
 
@@ -107,20 +99,13 @@ def settings_of(
     options: argparse.Namespace, plugin: argparse.Namespace, questions: Sequence[Question], mode: str
 ) -> dict[str, Any]:
     """Everything that the figures depend on; a run is continued only if all of it is equal. Raises ConfigError."""
-    import generate_with_search
-    from search_rollout.config import load_config
-
-    config = dataclasses.asdict(load_config(generate_with_search.SEARCH_R1_CONFIGS, os.environ, plugin))
+    config = dataclasses.asdict(config_of(plugin))
     return {
         "model": plugin.hf_checkpoint,
         "mode": mode,
         "search": options.search.partition(":")[0],
-        "temperature": options.temperature,
-        "max_response_len": options.max_response_len,
         "apply_chat_template_kwargs": plugin.apply_chat_template_kwargs,
-        "per_set": options.per_set,
-        "limit": options.limit,
-        "seed": options.seed,
+        **{name: getattr(options, name) for name in ("temperature", "max_response_len", "per_set", "limit", "seed")},
         "questions": hashlib.sha256("\n".join(question.id for question in questions).encode()).hexdigest()[:16],
         "config": {key: value for key, value in config.items() if key not in SECRETS | ADDRESSES},
     }
@@ -194,9 +179,6 @@ def report(
     options: argparse.Namespace, settings: dict[str, Any], questions: Sequence[Question], records: Records
 ) -> int:
     """Tables on the terminal, results.json and results.png; the exit code."""
-    from evaluation.metrics import METRICS, summarise
-    from evaluation.report import draw, rank, tables
-
     by_set: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for question in sorted(questions, key=lambda question: (rank(question.data_source), question.id)):
         samples = [records.scores[question.id, number] for number in range(options.samples)]

@@ -5,7 +5,6 @@ the given folder. Requests use only these names; no path is ever built from a re
 """
 
 import functools
-import json
 import operator
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.plugin import read_settings
-from evaluation.records import TRAJECTORIES, is_demo_run
+from evaluation.records import TRAJECTORIES, is_demo_run, read_json
 from evaluation.viewer_data import Json
 
 MAX_DEPTH = 4  # of folders below the given one
@@ -38,13 +37,13 @@ class Run(NamedTuple):
         try:
             if (file := self.folder / "settings.yaml").is_file():
                 return read_settings(file)
-            return dict(_json(self.folder / "settings.json")["config"])
+            return dict(read_json(self.folder / "settings.json")["config"])
         except (ValueError, TypeError, KeyError):
             return {}
 
     def model(self) -> str:
         """The name of the model that was rolled out; empty if unknown."""
-        facts = _json(self.folder / ("summary.json" if is_demo_run(self.folder) else "settings.json"))
+        facts = read_json(self.folder / ("summary.json" if is_demo_run(self.folder) else "settings.json"))
         return Path(str(facts.get("model", ""))).name
 
     def facts(self) -> Json:
@@ -67,12 +66,12 @@ class Run(NamedTuple):
         if not (self.folder / TRAJECTORIES).is_file():
             return "debug dumps", "", ""
         if is_demo_run(self.folder):
-            summary = _json(self.folder / "summary.json")
+            summary = read_json(self.folder / "summary.json")
             figures = [_figure(summary, phase, "exact_match") for phase in ("before", "after")]
             state = "running" if summary.get("stopped") == "running" else "finished"
             return "demo", state, " → ".join(filter(None, figures))
         file = self.folder / "results.json"
-        results = _json(file).get("results")
+        results = read_json(file).get("results")
         overall = list(results)[-1] if results else None
         return "evaluation", "finished" if file.is_file() else "unfinished", _figure(results, overall, "em", "mean")
 
@@ -87,8 +86,12 @@ def _figure(found: Any, *keys: Any) -> str:
 
 def find_runs(root: Path) -> dict[str, Run]:
     """The runs below `root`, or `root` itself, by name."""
-    runs = (Run(_name(root, folder), folder) for folder in _folders(root) if _is_run(folder))
-    return {run.name: run for run in runs}
+    found = {}
+    for folder in _folders(root):
+        if (folder / TRAJECTORIES).is_file() or any(True for _ in _dumps(folder)):
+            name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
+            found[name] = Run(name, folder)
+    return found
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -97,14 +100,6 @@ def _folders(root: Path) -> Iterator[Path]:
         is_deep = len(path.relative_to(root).parts) >= MAX_DEPTH
         below[:] = [] if is_deep else sorted(name for name in below if not name.startswith("."))
         yield path
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / TRAJECTORIES).is_file() or any(True for _ in _dumps(folder))
-
-
-def _name(root: Path, folder: Path) -> str:
-    return folder.relative_to(root).as_posix() if folder != root else root.resolve().name
 
 
 def _dumps(folder: Path) -> Iterator[Path]:
@@ -123,11 +118,3 @@ def _is_dump(path: Path, changed_ns: int, size: int) -> bool:
             return name is not None and b"samples" in parts.open(name).read(200)
     except (OSError, zipfile.BadZipFile):
         return False
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}

@@ -27,7 +27,7 @@ from evaluation.page_parts import OFFLINE_POLICY, page
 from evaluation.records import TRAJECTORIES, tokenizer_of, whole_file
 from evaluation.run_list import Run
 from evaluation.sample_files import read_all, sample_files_of
-from evaluation.terminal import Progress, exit_code, short
+from evaluation.terminal import exit_code, short
 
 
 def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pickle: bool = False) -> int:
@@ -46,7 +46,7 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
         "rows": found.rows,
         "starts": found.starts,
         "tokens": found.texts.table,
-        "model": _model(files[0].parent),
+        "model": Run("", files[0].parent).model(),
         "rescore": {names[file]: rescore_command(file) for file in files},
     }
     blocks = {f"chunk-{number}": found.chunk(number) for number in range(len(found.starts))} | {"index": pack(index)}
@@ -64,10 +64,6 @@ def _short_names(files: Iterable[Path]) -> dict[Path, str]:
     names = {file: file.absolute().parent.name if file.name == TRAJECTORIES else file.stem for file in files}
     taken = list(names.values())
     return {file: name if taken.count(name) == 1 else str(file) for file, name in names.items()}
-
-
-def _model(folder: Path) -> str:
-    return Run("", folder).model() if (folder / TRAJECTORIES).is_file() else ""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -107,14 +103,12 @@ def _parser() -> argparse.ArgumentParser:
 def _write(args: argparse.Namespace) -> int:
     files = sample_files_of(args.files)
     folder = next((path for path in args.files if path.is_dir()), None)
-    tokenizer = args.tokenizer or (tokenizer_of(folder) if folder else tokenizer_of(files[0].parent))
+    tokenizer = args.tokenizer or tokenizer_of(folder or files[0].parent)
     if tokenizer is None:
         raise ValueError("Give --tokenizer, the folder of the model that was rolled out.")
     output = args.output or (folder or Path()) / "trajectories.html"
     print("loading the tokenizer", flush=True)
-    with Progress("loading the tokenizer"):
-        loaded = load_tokenizer(tokenizer)
-    count = write_page(files, loaded, output, trust_pickle=args.trust_pickle)
+    count = write_page(files, load_tokenizer(tokenizer), output, trust_pickle=args.trust_pickle)
     print(f"{short(output)}: {count:,} trajectories, {output.stat().st_size / 1e6:.1f} MB; open it in a browser")
     return 0
 

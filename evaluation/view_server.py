@@ -11,6 +11,7 @@ must name this host, and a fork needs a token that only our own page can read.
 """
 
 import asyncio
+import functools
 import hmac
 import ipaddress
 import secrets
@@ -25,7 +26,7 @@ from typing import Any
 from aiohttp import web
 
 from evaluation.fork_engine import ForkEngine
-from evaluation.live_run import LiveRun
+from evaluation.live_run import LiveRun, Rewritten
 from evaluation.page_data import pack
 from evaluation.page_parts import POLICY, page
 from evaluation.records import tokenizer_of
@@ -36,6 +37,7 @@ from search_rollout.engine.sglang_reply import EngineError
 READ_S = 0.5  # maximum per request for rows; the page asks again for the rest
 RUNS_KEPT = 8  # in memory
 MAX_FORK_BYTES = 2_000_000
+NO_TOKENIZER = "start the viewer with --tokenizer, its folder."
 TOKEN_HEADER = "X-Viewer-Token"
 HEADERS = {
     "Content-Security-Policy": f"{POLICY}; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -61,7 +63,7 @@ class Browser:
 
     def __post_init__(self) -> None:
         self._token = secrets.token_urlsafe()
-        self._tokenizers: dict[Path, Any] = {}
+        self._load = functools.cache(self.load)
         self._opened: OrderedDict[str, LiveRun] = OrderedDict()
         self._opening = asyncio.Lock()
 
@@ -92,10 +94,7 @@ class Browser:
     async def _chunk(self, request: web.Request) -> web.Response:
         generation, number = _number(request, "generation"), _number(request, "number")
         run = await self._open(request.query.get("run", ""))
-        try:
-            return _packed(await asyncio.to_thread(run.chunk, generation, number))
-        except LookupError:
-            raise web.HTTPGone(text="These trajectories were written again; reload the page.") from None
+        return _packed(await asyncio.to_thread(run.chunk, generation, number))
 
     async def _fork(self, request: web.Request) -> web.Response:
         if not hmac.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), self._token.encode()):
@@ -108,14 +107,8 @@ class Browser:
         except (ValueError, KeyError, TypeError):
             raise web.HTTPBadRequest(text="The request to fork is malformed.") from None
         live = await self._open(name)
-        run = self._find(name)
-        try:
-            fields = await asyncio.to_thread(live.fields, generation, row)
-            forked = await self.engine.fork(run, self._tokenizer_of(run), fields, asked)
-        except LookupError:
-            raise web.HTTPGone(text="These trajectories were written again; reload the page.") from None
-        except (ValueError, EngineError) as error:
-            raise web.HTTPUnprocessableEntity(text=str(error)) from None
+        fields = await asyncio.to_thread(live.fields, generation, row)
+        forked = await self.engine.fork(self._find(name), live.tokenizer, fields, asked)
         return _packed(pack(await asyncio.to_thread(live.show, forked)))
 
     async def _open(self, name: str) -> LiveRun:
@@ -123,10 +116,10 @@ class Browser:
         async with self._opening:
             if name not in self._opened:
                 run = self._find(name)
-                try:
-                    tokenizer = await asyncio.to_thread(self._tokenizer_of, run)
-                except ValueError as error:
-                    raise web.HTTPUnprocessableEntity(text=str(error)) from None
+                folder = tokenizer_of(run.folder) or self.tokenizer
+                if folder is None:
+                    raise ValueError(f"{name} does not say which model was rolled out: {NO_TOKENIZER}")
+                tokenizer = await asyncio.to_thread(self._load, folder)
                 self._opened[name] = LiveRun(run.files, tokenizer, name, run.model(), trust_pickle=self.trust_pickle)
             self._opened.move_to_end(name)
             while len(self._opened) > RUNS_KEPT:
@@ -139,16 +132,6 @@ class Browser:
             raise web.HTTPNotFound(text=f"There is no run of this name in {short(self.root)}.")
         return run
 
-    def _tokenizer_of(self, run: Run) -> Any:
-        folder = tokenizer_of(run.folder) or self.tokenizer
-        if folder is None:
-            raise ValueError(
-                f"{run.name} does not say which model was rolled out: start the viewer with --tokenizer, its folder."
-            )
-        if folder not in self._tokenizers:
-            self._tokenizers[folder] = self.load(folder)
-        return self._tokenizers[folder]
-
     def _how_to_fork(self) -> str:
         """What to start so that rollouts can be forked."""
         again = typed("view", "--serve", self.root, "--engine", "URL", "--search", "local:URL")
@@ -159,7 +142,7 @@ class Browser:
 
 
 def _guard(hosts: set[str] | None) -> Any:
-    """Rejects requests for another host name (against DNS rebinding), and adds HEADERS."""
+    """Rejects requests for another host name (against DNS rebinding), explains errors, and adds HEADERS."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -171,6 +154,10 @@ def _guard(hosts: set[str] | None) -> Any:
             response = await handler(request)
         except web.HTTPException as error:
             response = web.Response(status=error.status, text=error.text)
+        except Rewritten:
+            response = web.Response(status=410, text="These trajectories were written again; reload the page.")
+        except (ValueError, EngineError) as error:
+            response = web.Response(status=422, text=str(error))
         response.headers.update(HEADERS)
         return response
 

@@ -38,18 +38,26 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
     except RecordError as error:
         damage = str(error)
     texts.add(ids)
-    mask, log_probs = fields.get("loss_mask"), fields.get("rollout_log_probs")
+    start, mask, log_probs = len(ids) - length, fields.get("loss_mask"), fields.get("rollout_log_probs")
+    several = _mapping(fields.get("reward"))  # with --reward-key
+    parts = {**_mapping(rollout.score if rollout else None), **several}
+    own = {"prompt": ids[:start], "response": ids[start:]}
+    other_texts = {  # those that differ from their decoded ids
+        name: fields[name]
+        for name, part in own.items()
+        if isinstance(fields.get(name), str) and not texts.decode_to(part, fields[name])
+    }
     record: Json = {
         "ids": ids,
-        "start": len(ids) - length,  # where the response begins
+        "start": start,  # where the response begins
         "mask": None if mask is None else [int(value) for value in mask],
         "log_probs": None if log_probs is None else [_thousandths(value) for value in log_probs],
         "segments": [list(span) for span in rollout.spans] if rollout else [],
         "searches": searches_of(rollout),
-        "parts": _reward_parts(fields, rollout),
+        "parts": {str(name): _plain(value) for name, value in parts.items() if name != "reward" or several},
         "counts": {str(name): _plain(value) for name, value in _mapping(fields.get("scores")).items()},
         "facts": _facts(fields, rollout),
-        "texts": _other_texts(fields, ids, length, texts, discarded=bool(rollout and rollout.discarded)),
+        "texts": {} if rollout and rollout.discarded else other_texts,  # its ids are fillers
     }
     return _row(fields, metadata, rollout, record, file) | {"notes": _notes(fields, rollout, damage, record)}, record
 
@@ -64,8 +72,9 @@ def _row(
     mask = [1] * length if record["mask"] is None else record["mask"]
     scored = [value for value, on in zip(record["log_probs"] or (), mask, strict=False) if on and value is not None]
     group, phase = fields.get("group_index"), str(fields.get("phase") or "")  # of a demo run
+    name = fields.get("id", metadata.get("question_id"))  # from the evaluation, the demo run or the data
     return {
-        "id": _question_id(fields, metadata),
+        "id": str(name)[:MAX_TITLE] if isinstance(name, (str, int)) else "",
         "question": title(fields.get("prompt"), metadata),
         "gold": [answer[:MAX_TITLE] for answer in gold_answers(fields.get("label"))],
         "answer": None if answer is None else str(answer)[:MAX_TITLE],
@@ -83,12 +92,6 @@ def _row(
         "group": None if group is None else f"{file} {phase} {group}",
         "index": fields.get("index"),
     }
-
-
-def _question_id(fields: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
-    """The question's id from the evaluation, the demo run or the data; empty if there is none."""
-    found = fields.get("id", metadata.get("question_id"))
-    return str(found)[:MAX_TITLE] if isinstance(found, (str, int)) else ""
 
 
 def title(prompt: Any, metadata: Mapping[str, Any]) -> str:
@@ -117,13 +120,6 @@ def _notes(fields: Mapping[str, Any], rollout: RolloutRecord | None, damage: str
     return notes
 
 
-def _reward_parts(fields: Mapping[str, Any], rollout: RolloutRecord | None) -> Json:
-    """The parts of the reward by name, without an evaluation's figures, which are in `counts`."""
-    reward = _mapping(fields.get("reward"))  # with --reward-key
-    parts = {**_mapping(rollout.score if rollout else None), **reward}
-    return {str(name): _plain(value) for name, value in parts.items() if name != "reward" or reward}
-
-
 def _facts(fields: Mapping[str, Any], rollout: RolloutRecord | None) -> Json:
     """Other recorded values of the rollout that are single values."""
     facts: Json = {}
@@ -138,17 +134,6 @@ def _facts(fields: Mapping[str, Any], rollout: RolloutRecord | None) -> Json:
         facts |= {"tool calls": "; ".join(mistakes)} if mistakes else {}
     versions = fields.get("weight_versions")
     return facts | ({"weight_versions": ", ".join(dict.fromkeys(map(str, versions)))} if versions else {})
-
-
-def _other_texts(fields: Mapping[str, Any], ids: list[int], length: int, texts: TokenTexts, *, discarded: bool) -> Json:
-    """The Sample's own "response" and "prompt" texts, if they differ from the decoded ids."""
-    if discarded:  # its ids are fillers
-        return {}
-    start = len(ids) - length
-    pairs = {"prompt": (fields.get("prompt"), ids[:start]), "response": (fields.get("response"), ids[start:])}
-    return {
-        name: text for name, (text, part) in pairs.items() if isinstance(text, str) and not texts.decode_to(part, text)
-    }
 
 
 def searches_of(rollout: RolloutRecord | None) -> list[Json]:

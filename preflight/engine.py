@@ -2,11 +2,16 @@
 
 import asyncio
 import dataclasses
-import logging
+import logging.handlers
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from evaluation import plugin
+from evaluation.audit_checks import Audit
+from evaluation.audited import Audited, Reader
+from evaluation.records import record_of
 from preflight.data import read_prompts
 from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, one_line, skipped, wrong
 from preflight.probe import TIMEOUT_S, call, get
@@ -15,9 +20,10 @@ from search_rollout.config import ConfigError
 from search_rollout.engine.client import EngineClient, call_params
 from search_rollout.engine.sglang_reply import EngineError, Reply
 from search_rollout.protocols.chat_template import decode, encode
-from search_rollout.samples.record import record_of
+from search_rollout.samples.record import record_of as rollout_record
 
 KEPT_BY_SGLANG = 6  # SGLang rejects prompts that leave fewer free tokens than this in its context
+WRONG_ENGINE = "correct --engine, or start the engine"
 ROLLOUT_TIMEOUT_S = 200.0
 TEXT = "Naïve café: 東京 123,456 <search>"  # tokenizers split it differently
 BEGINNING = "Once upon a time, there was a"  # every model continues this
@@ -29,9 +35,7 @@ def find_engine(setup: Setup) -> str:
     """The address of an engine that answers. Raises Mistake."""
     if not setup.engine:
         raise Blocked("only with --engine URL")
-    answer = get(f"{setup.engine}/health")
-    if answer.trouble:
-        raise Mistake(f"{setup.engine}: {answer.trouble}", "correct --engine, or start the engine")
+    answer = get(setup.engine, "/health", WRONG_ENGINE)
     if answer.status not in (200, 404):  # an engine may have no /health
         remedy = "wait until the engine is ready, or read its log"
         raise Mistake(f"{setup.engine}/health answers {answer.status}", remedy)
@@ -43,7 +47,7 @@ def address(setup: Setup) -> Finding:
 
 
 def context_length(setup: Setup) -> Finding:
-    body = get(f"{setup.need(find_engine)}/v1/models").body
+    body = get(setup.need(find_engine), "/v1/models", WRONG_ENGINE).body
     longest, needed = setup.config.max_context_length, setup.config.max_context_length + KEPT_BY_SGLANG
     try:
         length = int(body["data"][0]["max_model_len"])
@@ -105,7 +109,8 @@ def one_rollout(setup: Setup) -> Finding:
     row = setup.need(read_prompts).first[0]
     if setup.lacks_google_key:
         raise Blocked("GOOGLE_API_KEY is not set")
-    tokenizer, warnings, began = setup.tokenizer, _Warnings(), time.monotonic()
+    tokenizer, warnings, began = setup.tokenizer, logging.handlers.BufferingHandler(10_000), time.monotonic()
+    warnings.setLevel(logging.WARNING)
     logging.getLogger().addHandler(warnings)
     try:
         sample = asyncio.run(asyncio.wait_for(_roll_out(setup, tokenizer, row), ROLLOUT_TIMEOUT_S))
@@ -115,12 +120,15 @@ def one_rollout(setup: Setup) -> Finding:
         return wrong(f"no rollout within {ROLLOUT_TIMEOUT_S:.0f} s", "read the engine's log: does it generate at all?")
     finally:
         logging.getLogger().removeHandler(warnings)
-    record = record_of(sample)
+    record = rollout_record(sample)
     assert record is not None  # written by generate_with_search
     if record.discarded:
-        found = f"the sample was discarded ({record.stop.value}): {warnings.last}"
+        reason = ["no reason was logged", *map(_said, warnings.buffer)][-1]
+        found = f"the sample was discarded ({record.stop.value}): {reason}"
         return wrong(found, "correct this: training ignores such samples")
-    if problem := _misaligned(sample, len(tokenizer)):
+    audit = Audit()
+    audit.add(Audited(record_of(sample), "this rollout", Path(), Reader(tokenizer), "ids"))
+    if problem := next((row.finding.found for row in audit.rows() if row.finding.mark == "✗"), ""):
         return wrong(problem, "this is a bug: please report it")
     counts = record.search_counts
     summary = (
@@ -137,10 +145,13 @@ def one_rollout(setup: Setup) -> Finding:
     return fine(summary)
 
 
+def _said(warning: logging.LogRecord) -> str:
+    error = f" {warning.exc_info[1]!r}" if warning.exc_info else ""
+    return one_line(f"{warning.getMessage()}{error}")
+
+
 async def _roll_out(setup: Setup, tokenizer: Any, row: dict[str, Any]) -> Any:
     """Rolls out one Sample with the plugin's hooks, called like in slime."""
-    from evaluation import plugin
-
     plugin.find_slime()
     args = plugin.plugin_args(
         model=setup["HF_CHECKPOINT"],
@@ -156,33 +167,6 @@ async def _roll_out(setup: Setup, tokenizer: Any, row: dict[str, Any]) -> Any:
         return await plugin.ask(args, plugin.sample_of_row(args, tokenizer, row), plugin.sampling_params(args))
     finally:
         await generate_with_search.close()
-
-
-def _misaligned(sample: Any, vocabulary_size: int) -> str:
-    """The violated invariant of a Sample; empty if none is violated."""
-    size, log_probs = sample.response_length, sample.rollout_log_probs
-    if len(sample.loss_mask) != size or len(sample.tokens) <= size:
-        return f"{len(sample.tokens)} tokens, a loss mask of {len(sample.loss_mask)}, a response of {size}: not aligned"
-    if log_probs is not None and len(log_probs) != size:
-        return f"{len(log_probs)} log-probabilities for a response of {size} tokens"
-    if not any(sample.loss_mask):
-        return "no token of the response would be trained"
-    if max(sample.tokens) >= vocabulary_size:
-        return f"the engine sampled id {max(sample.tokens)}, but the tokenizer has {vocabulary_size}"
-    return ""
-
-
-class _Warnings(logging.Handler):
-    """Keeps the plugin's last warning: the reason why a sample was discarded."""
-
-    last = "no reason was logged"
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        self.last = one_line(f"{record.getMessage()} {error!r}" if error else record.getMessage())
 
 
 CHECKS = (address, context_length, vocabulary, stop_strings, one_rollout)

@@ -128,9 +128,7 @@ def ray_cluster(setup: Setup) -> Finding:
         return skipped("RAY_ADDRESS is not set: the scripts start a Ray")
     if not address.startswith(("http://", "https://")):
         return wrong(f"RAY_ADDRESS={address} is not the address of a Ray dashboard", "set it to http://HEAD:8265")
-    answer = get(f"{address}/api/version")
-    if answer.trouble:
-        return wrong(f"{address}: {answer.trouble}", "correct RAY_ADDRESS, or start the cluster")
+    answer = get(address, "/api/version", "correct RAY_ADDRESS, or start the cluster")
     if answer.status == 401:
         return fine(f"{address}: a Ray that asks for its token; ~/.ray/auth_token is used")
     version = answer.body.get("ray_version") if isinstance(answer.body, dict) else None

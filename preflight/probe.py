@@ -1,12 +1,14 @@
 """Quick checks of programs, servers, ports and folders, each with a time limit."""
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from preflight.findings import Mistake, one_line
 
@@ -29,52 +31,47 @@ def run(
 
 
 class Answer(NamedTuple):
-    """The result of a GET: its status, and its body if that is JSON; or the reason why there is no answer."""
+    """What a server answers to a GET: its status, and its body if that is JSON."""
 
-    status: int = 0
+    status: int
     body: Any = None
-    trouble: str = ""
 
 
-def get(url: str) -> Answer:
-    return get_all([url])[0]
+def get(base: str, path: str, remedy: str) -> Answer:
+    """Raises Mistake if there is no answer."""
+    return get_all([base], path, remedy)[0]
 
 
-def get_all(urls: Sequence[str]) -> list[Answer]:
-    """Asks all URLs at the same time."""
+def get_all(bases: Sequence[str], path: str, remedy: str) -> list[Answer]:
+    """Asks all servers at the same time. Raises Mistake if one does not answer."""
     import aiohttp  # imported late: machine checks without a server run without it
 
-    async def get_one(session: aiohttp.ClientSession, url: str) -> Answer:
+    async def get_one(session: aiohttp.ClientSession, base: str) -> Answer:
         try:
-            async with session.get(url, allow_redirects=False) as response:
-                try:
-                    return Answer(response.status, await response.json(content_type=None))
-                except ValueError:
-                    return Answer(response.status)
+            async with session.get(f"{base}{path}", allow_redirects=False) as response:
+                body = await response.read()
+                with suppress(ValueError):
+                    return Answer(response.status, json.loads(body))
+                return Answer(response.status)
         except TimeoutError:
-            return Answer(trouble=f"no answer within {TIMEOUT_S:.0f} s")
+            trouble = f"no answer within {TIMEOUT_S:.0f} s"
         except aiohttp.ClientConnectorDNSError:
-            return Answer(trouble="the host is unknown")
+            trouble = "the host is unknown"
         except aiohttp.ClientConnectorError:
-            return Answer(trouble="nothing listens there")
+            trouble = "nothing listens there"
         except (aiohttp.ClientError, ValueError) as error:
-            return Answer(trouble=f"the answer is not HTTP ({one_line(error, 80)})")
+            trouble = f"the answer is not HTTP ({one_line(error, 80)})"
+        raise Mistake(f"{base}: {trouble}", remedy)
 
     async def ask() -> list[Answer]:
         limits = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=limits, trust_env=False) as session:
-            return await asyncio.gather(*(get_one(session, url) for url in urls))
+            return await asyncio.gather(*(get_one(session, base) for base in bases))
 
     return asyncio.run(ask())
 
 
-class Closing(Protocol):
-    """A client of a server."""
-
-    async def close(self) -> None: ...
-
-
-def call(client: Closing, work: Callable[[], Awaitable[T]]) -> T:
+def call(client: Any, work: Callable[[], Awaitable[T]]) -> T:
     """The result of `work`, which uses the client; closes the client."""
 
     async def run() -> T:

@@ -19,6 +19,7 @@ from search_rollout.search.passage import Passage
 QUERY = "Who wrote Hamlet?"
 TIMEOUT_S = 10.0  # per search
 START = f"start it:\n    {shlex.quote(str(ROOT / 'local_dense_retriever/start_server.sh'))}"
+VERIFY = "run local_dense_retriever/verify.py"
 CORRECT_URL = f"correct RETRIEVAL_SERVER_URL, or {START}"
 
 
@@ -38,10 +39,8 @@ def find_servers(setup: Setup) -> list[Server]:
         raise Blocked("SEARCH_CACHE_MODE=replay: nothing is searched")
     bases = [url.rstrip("/").removesuffix("/retrieve") for url in config.retrieval_urls]
     servers = []
-    for url, answer in zip(bases, get_all([f"{base}/ready" for base in bases]), strict=True):
+    for url, answer in zip(bases, get_all(bases, "/ready", CORRECT_URL), strict=True):
         body = answer.body if isinstance(answer.body, dict) else {}
-        if answer.trouble:
-            raise Mistake(f"{url}: {answer.trouble}", CORRECT_URL)
         if answer.status == 503 and "loading" in body:
             raise Mistake(f"{url} is still loading {body['loading']}", "wait for it, or read its log")
         if answer.status not in (200, 404, 405) or (answer.status == 200 and body.get("status") != "ready"):
@@ -55,12 +54,9 @@ def retriever(setup: Setup) -> Finding:
     if quiet := ", ".join(server.url for server in servers if not server.about):
         found = f"{quiet} answers, but has no /ready: it is not a local_dense_retriever, and may not be loaded yet"
         return doubtful(found, "make sure that it is; the next rows show whether it finds anything")
-    return fine("; ".join(f"{server.url}: {_size(server.about)}" for server in servers))
-
-
-def _size(about: dict[str, Any]) -> str:
-    rows = about.get("rows")
-    return f"{rows:,} passages" if isinstance(rows, int) else "ready"
+    counts = [about.get("rows") for _, about in servers]
+    sizes = [f"{rows:,} passages" if isinstance(rows, int) else "ready" for rows in counts]
+    return fine("; ".join(f"{server.url}: {size}" for server, size in zip(servers, sizes, strict=True)))
 
 
 def index(setup: Setup) -> Finding:
@@ -153,13 +149,10 @@ def known_answer(setup: Setup) -> Finding:
         first = sum(passage in hits[:1] for passage, hits in pairs)
         said = f"{url}: searched by their own text, {first} of {len(passages)} passages come first"
         if not any(passage in hits for passage, hits in pairs):
-            return wrong(
-                f"{said}, and none is found at all",
-                "index and corpus, or index and encoder, do not belong together: run local_dense_retriever/verify.py",
-            )
+            remedy = f"index and corpus, or index and encoder, do not belong together: {VERIFY}"
+            return wrong(f"{said}, and none is found at all", remedy)
         if first < len(passages):
-            remedy = "the index is approximate, or the corpus has duplicates: run local_dense_retriever/verify.py"
-            return doubtful(said, remedy)
+            return doubtful(said, f"the index is approximate, or the corpus has duplicates: {VERIFY}")
         notes.append(said)
     return fine("; ".join(notes))
 

@@ -21,6 +21,17 @@ BASH_TIMEOUT_S = 20.0  # it calls nvidia-smi, which may take seconds
 
 # Reads the settings like the scripts and prints the environment. Reading settings twice gives the same result.
 READ_SETTINGS = 'set -euo pipefail; HERE="$1"; source "$HERE/launch/common.sh"; bound_trajectories; env -0'
+REASONS = {  # of rows that are skipped, by the function that failed; else its message
+    "read_custom_config": "CUSTOM_CONFIG_PATH cannot be read",
+    "read_config": "a setting of the rollouts has a wrong value",
+    "read_model": "HF_CHECKPOINT is not a model folder",
+    "count_weights": "the size of the model is not known",
+    "read_prompts": "PROMPT_DATA cannot be used",
+    "fitting_prompts": "the prompts do not fit the mode",
+    "find_servers": "a retriever is not ready",
+    "first_passages": "searching fails",
+    "find_engine": "the engine does not answer",
+}
 TOKENIZER_REMEDY = "copy the model's tokenizer files there (tokenizer.json, tokenizer_config.json)"
 
 
@@ -65,11 +76,11 @@ class Setup:
         return made.result()
 
     def need(self, make: "Callable[[Setup], T]") -> T:
-        """Like `once`, but raises Blocked, because another check reports the mistake."""
+        """Like `once`, but raises Blocked with one of REASONS, because another check reports the mistake."""
         try:
             return self.once(make)
         except (Mistake, ModuleNotFoundError) as error:
-            raise Blocked(str(error)) from error
+            raise Blocked(REASONS.get(make.__name__, str(error))) from error
 
     def number(self, name: str) -> int:
         """A setting as a whole number. Raises Mistake if it is not one: the scripts do not check them all."""

@@ -23,8 +23,9 @@ async function unpack(id) {
   return new Response(json).json();
 }
 
-/** What the server answers; an Error with its sentence if it refuses. */
+/** What the server answers, or a static page has for that; an Error with the server's sentence if it refuses. */
 async function ask(path, parameters = {}, options = {}) {
+  if (!isServed) return unpack(path === "/api/index" ? "index" : `chunk-${parameters.number}`);
   const response = await fetch(`${path}?${new URLSearchParams(parameters)}`, options).catch(() => {
     throw new Error("The viewer's server does not answer; start it again.");
   });
@@ -40,7 +41,7 @@ class Source {
 
   /** Reads what is new; true if there are new rows. `restart` is called if the run was written again. */
   async read(restart) {
-    const index = isServed ? await this.ask("/api/index", { rows: this.count, tokens: this.tokenCount }) : await unpack("index");
+    const index = await this.ask("/api/index", { rows: this.count, tokens: this.tokenCount });
     if (this.generation && index.generation !== this.generation) return restart();
     const { rows, starts, tokens, more = false, error = "", rescore, generation = 0 } = index;
     Object.assign(this, { starts, more, error, rescore, generation });
@@ -63,8 +64,7 @@ class Source {
   }
 
   chunkAt(number) {
-    const load = () => (isServed ? this.ask("/api/chunk", { number }) : unpack(`chunk-${number}`));
-    const chunk = this.chunks.get(number) ?? load();
+    const chunk = this.chunks.get(number) ?? this.ask("/api/chunk", { number });
     this.chunks.delete(number);
     this.chunks.set(number, chunk);
     if (this.chunks.size > CHUNKS_KEPT) this.chunks.delete(this.chunks.keys().next().value);
@@ -87,8 +87,7 @@ function keyOf(row) {
 async function recordOf(row) {
   const { starts, tokens } = row.source;
   const number = starts.findLastIndex((start) => start <= row.local);
-  const chunk = await row.source.chunkAt(number);
-  return unpackRecord(chunk, row.local - starts[number], tokens);
+  return unpackRecord(await row.source.chunkAt(number), row.local - starts[number], tokens);
 }
 
 function unpackRecord({ records, documents }, index, tokens) {
@@ -105,7 +104,7 @@ async function readAllTexts(progress) {
       const [begin, end] = [source.starts[number], source.starts[number + 1] ?? rows.length];
       if (rows.slice(begin, end).every((row) => state.texts.has(row.number))) continue;
       progress(number / source.starts.length);
-      const chunk = await (isServed ? source.ask("/api/chunk", { number }) : unpack(`chunk-${number}`));
+      const chunk = await source.chunkAt(number);
       for (let index = 0; index < Math.min(end - begin, chunk.records.length); index++) {
         const record = unpackRecord(chunk, index, source.tokens);
         const found = record.searches.flatMap((search) => [search.query, ...search.documents.flat()]);

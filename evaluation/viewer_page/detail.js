@@ -60,7 +60,6 @@ function body(row, record) {
     ...Object.entries(record.texts).map(([name, text]) => difference(name, text, record)),
     record.start ? folded("prompt", "Prompt", record, 0, record.start) : null,
     ...blocks(row, record),
-    ...looseSearches(row, record),
   ].filter(Boolean);
 }
 
@@ -167,12 +166,12 @@ function difference(name, text, record) {
 
 // ---- blocks ---------------------------------------------------------------------------------------------------------
 
-/** The response, turn by turn: the model's turns, what it read, and the searches with their passages. */
+/** The response, turn by turn: the model's turns, what it read, and the searches, at the end if it is unclear where. */
 function blocks(row, record) {
   const parts = partsOf(record);
-  const inline = searchesAreInline(record, parts);
+  const inline = parts.filter(({ kind }) => kind === "observation").length === record.searches.length;
   let [turn, search] = [0, 0];
-  return parts.map(({ kind, begin, end }) => {
+  const shown = parts.map(({ kind, begin, end }) => {
     if (kind === "turn") {
       const title = make("h3", {}, `Model, turn ${++turn}`, make("small", {}, plural(end - begin, "token")));
       return make("section", { className: "block model" }, title, tokenText(record, begin, end));
@@ -180,6 +179,7 @@ function blocks(row, record) {
     if (kind !== "observation" || !inline) return folded("env", words(kind), record, begin, end);
     return searchBlock(row, record, search++, folded("read", "What the model read", record, begin, end));
   });
+  return inline ? shown : [...shown, ...record.searches.map((_, index) => searchBlock(row, record, index, null))];
 }
 
 /** The recorded segments; without any, or if they do not cover the response, stretches of equal mask. */
@@ -197,13 +197,6 @@ function partsOf({ ids, start, mask, segments }) {
   return parts;
 }
 
-const searchesAreInline = ({ searches }, parts) =>
-  searches.length > 0 && parts.filter(({ kind }) => kind === "observation").length === searches.length;
-
-function looseSearches(row, record) {
-  if (searchesAreInline(record, partsOf(record))) return [];
-  return record.searches.map((_, index) => searchBlock(row, record, index, null));
-}
 
 /** A search, its passages as cards, the tokens that the model read, and the way to go on from there otherwise. */
 function searchBlock(row, record, index, read) {

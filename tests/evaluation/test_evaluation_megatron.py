@@ -64,19 +64,19 @@ def test_the_latest_iteration_is_converted_once(
     monkeypatch.setenv("PYTHONPATH", "/root/Megatron-LM")
     iteration(tmp_path / "ckpt", 20)
     latest = iteration(tmp_path / "ckpt", 120)
-    folder = convert(tmp_path / "ckpt", slime_dir=slime, origin=origin, cache=tmp_path / "cache")
+    folder = convert(tmp_path / "ckpt", slime, origin, tmp_path / "cache")
     told = json.loads((folder / "config.json").read_text())
     assert (told["input_dir"], told["origin_hf_dir"], told["vocab_size"]) == (str(latest), str(origin), "151936")
     assert told["path"] == f"{slime}:/root/Megatron-LM"
     assert "model loaded" in capfd.readouterr().err  # the tool's progress is shown, and stdout left alone
-    assert convert(tmp_path / "ckpt", slime_dir=slime, origin=origin, cache=tmp_path / "cache") == folder
+    assert convert(tmp_path / "ckpt", slime, origin, tmp_path / "cache") == folder
     assert "model loaded" not in capfd.readouterr().err
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
 
 
 def test_another_iteration_is_another_model(slime: Path, origin: Path, tmp_path: Path) -> None:
     paths = [iteration(tmp_path / "ckpt", number) for number in (20, 120)]
-    folders = {convert(path, slime_dir=slime, origin=origin, cache=tmp_path / "cache") for path in paths}
+    folders = {convert(path, slime, origin, tmp_path / "cache") for path in paths}
     assert len(folders) == 2
 
 
@@ -85,7 +85,7 @@ def test_a_tool_that_fails_leaves_its_words_and_no_model(
 ) -> None:
     iteration(tmp_path / "broken", 1)
     with pytest.raises(RuntimeError, match=r"convert_torch_dist_to_hf.py failed; .* Megatron-LM in PYTHONPATH"):
-        convert(tmp_path / "broken", slime_dir=slime, origin=origin, cache=tmp_path / "cache")
+        convert(tmp_path / "broken", slime, origin, tmp_path / "cache")
     assert "No module named 'megatron'" in capfd.readouterr().err
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -93,11 +93,11 @@ def test_a_tool_that_fails_leaves_its_words_and_no_model(
 def test_folders_that_are_not_what_they_should_be_are_reported(slime: Path, origin: Path, tmp_path: Path) -> None:
     path = iteration(tmp_path / "ckpt", 1)
     with pytest.raises(ValueError, match="is not slime's repository"):
-        convert(path, slime_dir=tmp_path, origin=origin, cache=tmp_path / "cache")
+        convert(path, tmp_path, origin, tmp_path / "cache")
     with pytest.raises(ValueError, match="--model must be the Hugging Face folder that training started from"):
-        convert(path, slime_dir=slime, origin=tmp_path, cache=tmp_path / "cache")
+        convert(path, slime, tmp_path, tmp_path / "cache")
     with pytest.raises(ValueError, match="is not a torch_dist checkpoint"):
-        convert(origin, slime_dir=slime, origin=origin, cache=tmp_path / "cache")
+        convert(origin, slime, origin, tmp_path / "cache")
 
 
 COPYING_TOOL = """

@@ -206,7 +206,7 @@ def test_closed_book_asks_without_a_word_about_searching_and_never_searches(
 ) -> None:
     model = Geographer(searches=searches)
     with serving(model) as (engine, retriever):
-        command = arguments(tmp_path, tokenizer_folder, engine, retriever, "--closed_book")
+        command = arguments(tmp_path, tokenizer_folder, engine, retriever, "--search", "none")
         assert run.main(command) == 0
         assert retriever.queries == []
         assert len(engine.requests) == 4  # one turn each
