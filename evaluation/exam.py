@@ -21,7 +21,6 @@ import argparse
 import asyncio
 import dataclasses
 import itertools
-import json
 import random
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -40,7 +39,7 @@ from evaluation.options import (
 from evaluation.passage_server import Find, passage_server
 from evaluation.plugin import config_of, prepare_process
 from evaluation.questions import Question, closed_book_row
-from evaluation.records import Records, read_records, write_json
+from evaluation.records import Records, read_json, read_records, write_json
 from evaluation.run import INTERRUPTED, Asked, ask_all, chosen_questions, complaints, settings_of, with_rows
 from evaluation.terminal import exit_code, typed
 from qa_em_format import any_holds_gold
@@ -133,10 +132,9 @@ def random_passages(found: Mapping[str, Sequence[str]], seed: int) -> Find:
 
 def found_passages(file: Path, questions: Sequence[Question], plugin: argparse.Namespace) -> dict[str, list[str]]:
     """The passages that the retriever finds for each question's text, cached in `file`. Raises ValueError."""
-    kept: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kept: dict[str, list[str]] = read_json(file)
     if kept.keys() >= {question.id for question in questions}:
         return kept
-
     results = asyncio.run(_search_each([question.text for question in questions], plugin))
     if failed := next((result.error for result in results if result.error), None):
         raise ValueError(f"The retriever failed: {failed}.")

@@ -13,7 +13,6 @@ its script inserts it only as text.
 """
 
 import argparse
-import asyncio
 import base64
 import os
 import sys
@@ -128,10 +127,8 @@ def _serve(args: argparse.Namespace) -> int:
     browser = Browser(
         args.files[0], load_tokenizer, tokenizer=args.tokenizer, engine=engine, trust_pickle=args.trust_pickle
     )
-    try:
-        asyncio.run(serve(browser, args.host, args.port))
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    serve(browser, args.host, args.port)
+    print("stopped", file=sys.stderr)
     return 0
 
 

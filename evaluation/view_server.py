@@ -18,12 +18,13 @@ import secrets
 import socket
 import sys
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from evaluation.fork_engine import ForkEngine
 from evaluation.live_run import LiveRun, Rewritten
@@ -48,8 +49,6 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 @dataclass
 class Browser:
@@ -70,11 +69,8 @@ class Browser:
     def app(self, hosts: set[str] | None) -> web.Application:
         """The server application. `hosts` are the accepted host names; None accepts any."""
         app = web.Application(client_max_size=MAX_FORK_BYTES, middlewares=[_guard(hosts)])
-        app.router.add_get("/", self._page)
-        app.router.add_get("/api/runs", self._runs)
-        app.router.add_get("/api/index", self._index)
-        app.router.add_get("/api/chunk", self._chunk)
-        app.router.add_post("/api/fork", self._fork)
+        app.add_routes([web.get("/", self._page), web.get("/api/runs", self._runs), web.get("/api/index", self._index)])
+        app.add_routes([web.get("/api/chunk", self._chunk), web.post("/api/fork", self._fork)])
         return app
 
     async def _page(self, request: web.Request) -> web.Response:
@@ -175,19 +171,13 @@ def _number(request: web.Request, name: str) -> int:
         raise web.HTTPBadRequest(text=f"{name} is not a number.") from None
 
 
-async def serve(browser: Browser, host: str, port: int) -> None:
+def serve(browser: Browser, host: str, port: int) -> None:
     """Listens until interrupted. Raises OSError if it cannot listen there."""
     with socket.create_server((host, port)) as listening:
         port = listening.getsockname()[1]
         is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
         hosts = {f"{name}:{port}" for name in (host, "127.0.0.1", "localhost")} if is_local else None
-        runner = web.AppRunner(browser.app(hosts), access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listening).start()
-            print(f"http://{host}:{port}/  shows the runs; Ctrl-C stops", flush=True)
-            if not is_local:
-                print("warning: anyone who can reach this address can read the runs", file=sys.stderr, flush=True)
-            await asyncio.Event().wait()
-        finally:
-            await runner.cleanup()
+        print(f"http://{host}:{port}/  shows the runs; Ctrl-C stops", flush=True)
+        if not is_local:
+            print("warning: anyone who can reach this address can read the runs", file=sys.stderr, flush=True)
+        web.run_app(browser.app(hosts), sock=listening, access_log=None, shutdown_timeout=1.0, print=None)
