@@ -44,9 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with take_port(
             args.host, args.port
-        ) as listener:  # first, so that an error comes before the tokenizer is loaded
-            tokenizer = load_tokenizer(args.tokenizer)
-            asyncio.run(serve(args, tokenizer, listener))
+        ) as listener:  # first, to detect a taken port before the tokenizer is loaded
+            asyncio.run(serve(args, load_tokenizer(args.tokenizer), listener))
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -61,26 +60,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m token_router", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--port", type=whole_number(0, 65535), required=True, help="port to listen on; 0 picks a free one"
-    )
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="the model's folder")
-    parser.add_argument(
-        "--upstream", type=_url, nargs="+", action="extend", default=[], metavar="URL", help="first workers"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--port", type=whole_number(0, 65535), required=True, help="port to listen on; 0 picks a free one")
+    add("--tokenizer", type=Path, required=True, metavar="DIR", help="the model's folder")
+    add("--upstream", type=_url, nargs="+", action="extend", default=[], metavar="URL", help="first workers")
+    add(
         "--host",
         default="127.0.0.1",
         help="0.0.0.0 serves other machines too; there is no password (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--tool-call-format",
         type=_format_name,
         default="auto",
         metavar="NAME",
         help=f"how the model writes tool calls: {', '.join(FORMATS)} or sglang:NAME (default: by its template)",
     )
-    parser.add_argument(
+    add(
         "--max-tokens",
         type=whole_number(1, 10**12),
         default=20_000_000,
@@ -88,14 +84,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="maximum tokens to keep, about 20 bytes each; beyond it the least recently used are dropped. Each turn "
         f"counts as {2 * PIECE_TOKENS} extra tokens (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--max-body-mb",
         type=whole_number(1, 10**5),
         default=16,
         metavar="MB",
         help="maximum request size; parsing a large one delays the others (default: %(default)s)",
     )
-    parser.add_argument("--debug", action="store_true", help="log every request")
+    add("--debug", action="store_true", help="log every request")
     return parser.parse_args(argv)
 
 
@@ -107,24 +103,25 @@ def _format_name(name: str) -> str:
     return name
 
 
-def take_port(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, not listening yet."""
+def _url(text: str) -> str:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+        return worker_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def take_port(host: str, port: int) -> socket.socket:
+    """A listening socket; early connections wait in its backlog. Raises StartError if the address cannot be used."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
         raise StartError(f"cannot use --host {host} ({error}): set an address of this machine") from error
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        return socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG)
     except OSError as error:
-        listener.close()
-        raise _port_in_use(host, port, error) from error
-    return listener
-
-
-def _port_in_use(host: str, port: int, error: OSError) -> StartError:
-    return StartError(f"cannot use port {port} of {host} ({error}): stop what uses it, or set another --port")
+        raise StartError(
+            f"cannot use port {port} of {host} ({error}): stop what uses it, or set another --port"
+        ) from error
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -169,8 +166,6 @@ async def serve(args: argparse.Namespace, tokenizer: Any, listener: socket.socke
         host, port = listener.getsockname()[:2]
         print(f"token router: http://{host}:{port}, {len(workers)} workers", flush=True)
         await stop.wait()
-    except OSError as error:  # another process had bound the port too, and listened first
-        raise _port_in_use(args.host, args.port, error) from error
     finally:
         await runner.cleanup()
 
@@ -180,13 +175,6 @@ def _allow_open_files() -> None:
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _url(text: str) -> str:
-    try:
-        return worker_url(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

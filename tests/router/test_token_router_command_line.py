@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from router_fakes import TOKENIZER, hermes_tokenizer
 
-from token_router.__main__ import choose_tool_format, main, parse_args
+from token_router.__main__ import StartError, choose_tool_format, main, parse_args
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ def test_a_port_in_use_is_reported(tokenizer_folder: Path, capsys: pytest.Captur
     assert f"cannot use port {port} of 127.0.0.1" in error and "another --port" in error
 
 
-def test_a_port_that_another_process_listens_on_first_is_reported(
+def test_no_other_process_can_take_the_port_while_the_tokenizer_is_loaded(
     tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as other:
@@ -65,12 +65,13 @@ def test_a_port_that_another_process_listens_on_first_is_reported(
         other.bind(("127.0.0.1", 0))
 
         def load(_: Path) -> object:
-            other.listen()
-            return TOKENIZER
+            with pytest.raises(OSError, match="in use"):
+                other.listen()
+            raise StartError("the tokenizer was to be loaded")
 
         monkeypatch.setattr("token_router.__main__.load_tokenizer", load)
         port = str(other.getsockname()[1])
-        assert "cannot use port" in error_of(capsys, "--port", port, "--tokenizer", str(tokenizer_folder))
+        assert "to be loaded" in error_of(capsys, "--port", port, "--tokenizer", str(tokenizer_folder))
 
 
 def test_a_host_that_is_not_of_this_machine_is_reported(
