@@ -40,30 +40,30 @@ def create_app(
 
     app = web.Application(middlewares=[errors_as_json], client_max_size=max_body_bytes)
     app.cleanup_ctx.append(connections)
-    chat = ChatRoute(tokenizer, store, upstream, tool_format)
     retrieve = RetrieveRoutes(tokenizer, store)
-    app.router.add_post("/generate", GenerateRoute(tokenizer, store, upstream).generate)
-    app.router.add_post("/v1/chat/completions", chat.complete)
-    app.router.add_post("/retrieve_from_text", retrieve.from_text)
-    app.router.add_post("/retrieve_from_messages_template", retrieve.from_messages)
-    _add_worker_routes(app, WorkerRoutes(workers, store))
-    app.router.add_route("*", "/{path:.*}", pass_on)  # last: it matches everything
+    routes = WorkerRoutes(workers, store)
+    app.add_routes(
+        [
+            web.post("/generate", GenerateRoute(tokenizer, store, upstream).generate),
+            web.post("/v1/chat/completions", ChatRoute(tokenizer, store, upstream, tool_format).complete),
+            web.post("/retrieve_from_text", retrieve.from_text),
+            web.post("/retrieve_from_messages_template", retrieve.from_messages),
+            web.get("/health", routes.health),
+            web.post("/workers", routes.add),
+            web.get("/workers", routes.list),
+            web.delete("/workers/{id:.+}", routes.remove),
+            web.post("/add_worker", routes.add_by_query),
+            web.post("/remove_worker", routes.remove_by_query),
+            web.get("/list_workers", routes.list_urls),
+            web.route("*", "/{path:.*}", pass_on),  # last: it matches everything
+        ]
+    )
     return app
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """A runner that cancels a generation when its caller hangs up, and passes on bodies still compressed."""
     return web.AppRunner(app, handler_cancellation=True, auto_decompress=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
-
-
-def _add_worker_routes(app: web.Application, routes: "WorkerRoutes") -> None:
-    app.router.add_get("/health", routes.health)
-    app.router.add_post("/workers", routes.add)
-    app.router.add_get("/workers", routes.list)
-    app.router.add_delete("/workers/{id:.+}", routes.remove)
-    app.router.add_post("/add_worker", routes.add_by_query)
-    app.router.add_post("/remove_worker", routes.remove_by_query)
-    app.router.add_get("/list_workers", routes.list_urls)
 
 
 class WorkerRoutes:

@@ -6,14 +6,15 @@ from typing import Any
 
 from aiohttp import web
 
+from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, render_prompt, strip_end
 from search_rollout.protocols.tool_formats import ToolFormat
 from token_router.completion import assistant_message, completion
 from token_router.conversation import Conversation, next_key, parse_conversation, parse_message, template_errors
 from token_router.errors import ApiError, bad_request
-from token_router.json_body import json_object, refuse_streaming
+from token_router.json_body import json_object
 from token_router.openai_params import worker_fields
-from token_router.replies import UnusableReply, piece_of, read_reply
+from token_router.replies import piece_of, read_reply
 from token_router.token_trie import Path, Piece, TokenTrie
 from token_router.upstream import Upstream, generate_call, namespace_of
 
@@ -36,7 +37,6 @@ class ChatRoute:
     async def complete(self, request: web.Request) -> web.Response:
         """POST /v1/chat/completions."""
         body = await json_object(request)
-        refuse_streaming(body)
         conversation, fields = parse_conversation(body), worker_fields(body)
         form = self._form().with_tools(conversation.tools) if conversation.tools else None
         keys = conversation.keys(namespace_of(request))
@@ -44,10 +44,10 @@ class ChatRoute:
         ids = prompt.ids()
         answer = await self._upstream.fetch(generate_call(request, json.dumps({"input_ids": ids, **fields}).encode()))
         if answer.status != 200:
-            return answer.response()
+            return answer
         try:
             reply = read_reply(answer.body)
-        except UnusableReply as error:
+        except EngineError as error:
             raise ApiError(502, "bad_reply", f"The worker's reply cannot be used: {error}") from error
         text = decode(self._tokenizer, reply.ids)
         thinking = prompt.pieces[-1].text.rstrip().endswith("<think>")

@@ -12,20 +12,9 @@ from token_router.errors import bad_request
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Arguments that apply_chat_template keeps to itself; a caller's `chat_template` would even be executed here.
 RESERVED = {
-    "chat_template",
-    "conversation",
-    "messages",
-    "tools",
-    "add_generation_prompt",
-    "continue_final_message",
-    "tokenize",
-    "padding",
-    "truncation",
-    "max_length",
-    "return_tensors",
-    "return_dict",
-    "return_assistant_tokens_mask",
-    "tokenizer_kwargs",
+    *("chat_template", "conversation", "messages", "tools", "add_generation_prompt", "continue_final_message"),
+    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
 }
 
 

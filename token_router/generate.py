@@ -7,12 +7,13 @@ from typing import Any
 
 from aiohttp import web
 
+from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.chat_template import decode, encode
 from token_router.errors import bad_request
-from token_router.json_body import json_object, refuse_streaming
-from token_router.replies import UnusableReply, piece_of, read_reply
+from token_router.json_body import json_object
+from token_router.replies import piece_of, read_reply
 from token_router.token_trie import Path, Piece, TokenTrie
-from token_router.upstream import Answer, Upstream, generate_call, namespace_of
+from token_router.upstream import Upstream, generate_call, namespace_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ class GenerateRoute:
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """POST /generate."""
         body = await json_object(request)
-        refuse_streaming(body)
         raw = await request.read()
         prompt = self._prompt(namespace_of(request), body)
         if prompt is None:
@@ -46,7 +46,7 @@ class GenerateRoute:
         answer = await self._upstream.fetch(generate_call(request, raw))
         if answer.status == 200:
             self._keep(namespace_of(request), prompt, answer)
-        return answer.response()
+        return answer
 
     def _prompt(self, namespace: str, body: dict[str, Any]) -> Path | None:
         """The prompt as pieces; None if it is not one text or one list of ids: the request is then only relayed."""
@@ -75,10 +75,10 @@ class GenerateRoute:
         except (TypeError, OverflowError) as error:
             raise bad_request(f"input_ids must be a list of token ids: {error}") from error
 
-    def _keep(self, namespace: str, prompt: Path, answer: Answer) -> None:
+    def _keep(self, namespace: str, prompt: Path, answer: web.Response) -> None:
         try:
             reply = read_reply(answer.body)
-        except UnusableReply as error:
+        except EngineError as error:
             logger.warning("passed on a /generate reply without storing it: %s", error)
             return
         if reply.finish != "abort":

@@ -11,7 +11,7 @@ MAX_BRACKETS = 200_000  # parsing a million lists blocks all other requests for 
 
 
 async def json_object(request: web.Request) -> dict[str, Any]:
-    """The body's JSON object. Raises ApiError if the body is anything else."""
+    """The body's JSON object. Raises ApiError if the body is anything else, or asks for a stream."""
     raw = await request.read()
     if raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
         raise bad_request(f"The body has more than {MAX_BRACKETS} opening brackets.", "too_complex")
@@ -21,10 +21,6 @@ async def json_object(request: web.Request) -> dict[str, Any]:
         raise bad_request(f"The body is not JSON: {error}", "not_json") from error
     if not isinstance(body, dict):
         raise bad_request(f"The body must be a JSON object, not a {type(body).__name__}.", "not_an_object")
-    return body
-
-
-def refuse_streaming(body: dict[str, Any]) -> None:
-    """Raises ApiError if the caller asks for streaming."""
     if body.get("stream"):
         raise bad_request("The router does not stream; leave out `stream`.", "no_streaming")
+    return body

@@ -12,55 +12,31 @@ RENAMED = {
     "seed": "sampling_seed",
 }
 UNCHANGED = (
-    "temperature",
-    "top_p",
-    "stop",
-    "frequency_penalty",
-    "presence_penalty",
+    *("temperature", "top_p", "stop", "frequency_penalty", "presence_penalty"),
     # SGLang's own, beyond OpenAI's
-    "top_k",
-    "min_p",
-    "stop_token_ids",
-    "repetition_penalty",
-    "skip_special_tokens",
-    "no_stop_trim",
-    "spaces_between_special_tokens",
-    "ignore_eos",
-    "custom_params",
-    "regex",
-    "json_schema",
-    "ebnf",
+    *("top_k", "min_p", "stop_token_ids", "repetition_penalty", "skip_special_tokens", "no_stop_trim"),
+    *("spaces_between_special_tokens", "ignore_eos", "custom_params", "regex", "json_schema", "ebnf"),
 )
-# Fields that the router cannot pass on although they change the reply, each with the values that change nothing.
-REFUSED = {
-    "n": (1,),
-    "top_logprobs": (0,),
-    "tool_choice": ("auto",),
-    "response_format": ({"type": "text"},),
-}
+# Fields that the router cannot pass on although they change the reply, each with the value that changes nothing.
+REFUSED = {"n": 1, "top_logprobs": 0, "tool_choice": "auto", "response_format": {"type": "text"}}
 
 
 def worker_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The other fields of a worker's `/generate` request. Raises ApiError for a field that cannot be translated."""
-    fields: dict[str, Any] = {"sampling_params": sampling_params(body)}
-    if body.get("logprobs"):
-        fields["return_logprob"] = True
-    if "logprob_start_len" in body:
-        fields["logprob_start_len"] = body["logprob_start_len"]
-    return fields
-
-
-def sampling_params(body: Mapping[str, Any]) -> dict[str, Any]:
-    """SGLang's sampling parameters. Raises ApiError for a field that cannot be translated.
+    """The other fields of a worker's `/generate` request. Raises ApiError for a field that cannot be translated.
 
     If the caller sets no token limit, neither does the router: the default of SGLang's `/generate`, 128 tokens, would
     surprise a caller of chat completions.
     """
     for field, harmless in REFUSED.items():
-        if body.get(field) is not None and body[field] not in harmless:
-            raise bad_request(f"`{field}` is {body[field]!r}; the router supports only {harmless[0]!r}.", "unsupported")
+        if body.get(field) is not None and body[field] != harmless:
+            raise bad_request(f"`{field}` is {body[field]!r}; the router supports only {harmless!r}.", "unsupported")
     params: dict[str, Any] = {"max_new_tokens": None}
     for name in (*RENAMED, *UNCHANGED):
         if body.get(name) is not None:
             params[RENAMED.get(name, name)] = body[name]
-    return params
+    fields: dict[str, Any] = {"sampling_params": params}
+    if body.get("logprobs"):
+        fields["return_logprob"] = True
+    if "logprob_start_len" in body:
+        fields["logprob_start_len"] = body["logprob_start_len"]
+    return fields

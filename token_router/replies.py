@@ -2,21 +2,18 @@
 
 import json
 from array import array
+from typing import Any
 
 from search_rollout.engine.sglang_reply import EngineError, Reply, parse_reply
 from token_router.token_trie import Piece
 
 
-class UnusableReply(Exception):
-    """The reply cannot be stored; the message says why."""
-
-
-def read_reply(body: bytes) -> Reply:
-    """Parses the body of a worker's response. Raises UnusableReply if it is malformed or inconsistent."""
+def read_reply(body: Any) -> Reply:
+    """Parses the body of a worker's response. Raises EngineError if it is malformed or inconsistent."""
     try:
         return parse_reply(json.loads(body))
-    except (ValueError, RecursionError, EngineError) as error:
-        raise UnusableReply(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise EngineError(str(error)) from error
 
 
 def piece_of(reply: Reply, text: str) -> Piece:

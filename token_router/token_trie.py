@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from operator import attrgetter
 
 from token_router.prefix_map import K, PrefixMap
 
@@ -102,6 +103,9 @@ class _Node:
         return Path(tuple(reversed(pieces)))
 
 
+BY_TEXT, BY_IDS = attrgetter("by_text"), attrgetter("by_ids")  # a node's children, found by either
+
+
 class TokenTrie:
     """All trajectories, limited to `max_tokens`. A piece counts as its ids plus `piece_tokens`; above the limit, the
     least recently used paths lose their last pieces.
@@ -145,16 +149,16 @@ class TokenTrie:
         Paths that end in unsampled text are not worth finding: encoding the text again gives the same ids, or better
         ones if a short prompt happens to be a prefix of a longer one.
         """
-        return self._longest(namespace, text, _by_text)
+        return self._longest(namespace, text, BY_TEXT)
 
     def longest_by_ids(self, namespace: str, ids: Sequence[int]) -> Path:
         """The longest stored prefix of the ids that ends in a sampled piece; an empty path if there is none."""
-        return self._longest(namespace, array("i", ids), _by_ids)
+        return self._longest(namespace, array("i", ids), BY_IDS)
 
     def whole_text(self, namespace: str, text: str) -> Path | None:
         """The path that is exactly this text."""
         root = self._roots.get(namespace)
-        ends = [node for node, length in _matches(root, text, _by_text) if length == len(text)] if root else []
+        ends = [node for node, length in _matches(root, text, BY_TEXT) if length == len(text)] if root else []
         return self._found(max(ends, key=lambda node: node.stored_at, default=None))
 
     def by_key(self, key: str) -> Path | None:
@@ -208,14 +212,6 @@ class TokenTrie:
             del self._by_key[key]
         if parent.parent is None and not parent.by_text:
             del self._roots[node.namespace]
-
-
-def _by_text(node: _Node) -> PrefixMap[str, _Node]:
-    return node.by_text
-
-
-def _by_ids(node: _Node) -> "PrefixMap[array[int], _Node]":
-    return node.by_ids
 
 
 def _matches(root: _Node, whole: K, children: Callable[[_Node], PrefixMap[K, _Node]]) -> Iterator[tuple[_Node, int]]:

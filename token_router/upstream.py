@@ -26,15 +26,8 @@ KEEP_ALIVE_S = 2.0  # below uvicorn's 5 s, so that we never reuse a connection t
 _TROUBLE = (aiohttp.ClientError, OSError, asyncio.TimeoutError)  # what aiohttp raises when a worker fails
 
 _HOP_BY_HOP = {
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
+    *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"),
+    *("te", "trailer", "transfer-encoding", "upgrade"),
 }
 
 T = TypeVar("T")
@@ -48,18 +41,6 @@ class Call(NamedTuple):
     headers: CIMultiDict[str]
     body: bytes | None
     key: str  # requests with the same key go to the same worker
-
-
-class Answer(NamedTuple):
-    """A worker's whole answer."""
-
-    status: int
-    headers: CIMultiDict[str]
-    body: bytes
-
-    def response(self) -> web.Response:
-        """The response for the caller."""
-        return web.Response(status=self.status, headers=self.headers, body=self.body)
 
 
 class Upstream:
@@ -87,7 +68,7 @@ class Upstream:
             finally:
                 probing.cancel()
 
-    async def fetch(self, call: Call) -> Answer:
+    async def fetch(self, call: Call) -> web.Response:
         """A worker's whole answer, whatever its status. Raises ApiError if no worker gives one."""
         return await self._send(call, _read)
 
@@ -140,25 +121,20 @@ def same_call(request: web.Request, body: bytes) -> Call:
     headers = _end_to_end(request.headers)
     for name in ("Host", "Content-Length", "Expect"):
         headers.popall(name, None)
-    return Call(request.method, request.raw_path, headers, body if request.body_exists else None, routing_key(request))
+    key = request.headers.get(ROUTING_HEADER) or namespace_of(request)
+    return Call(request.method, request.raw_path, headers, body if request.body_exists else None, key)
 
 
 def generate_call(request: web.Request, body: bytes) -> Call:
     """A call to `/generate` for the caller; the router must be able to read its answer."""
-    headers = same_call(request, body).headers
-    headers["Content-Type"] = "application/json"
-    headers["Accept-Encoding"] = "identity"
-    return Call("POST", "/generate", headers, body, routing_key(request))
+    call = same_call(request, body)
+    call.headers.update({"Content-Type": "application/json", "Accept-Encoding": "identity"})
+    return call._replace(path="/generate")
 
 
 def namespace_of(request: web.Request) -> str:
     """The trajectory that the request belongs to."""
     return request.headers.get(TRAJECTORY_HEADER, "")
-
-
-def routing_key(request: web.Request) -> str:
-    """The key that keeps related requests on one worker."""
-    return request.headers.get(ROUTING_HEADER) or namespace_of(request)
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
@@ -168,10 +144,10 @@ def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
 
 
-async def _read(answer: aiohttp.ClientResponse) -> Answer:
+async def _read(answer: aiohttp.ClientResponse) -> web.Response:
     headers = _end_to_end(answer.headers)
     headers.popall("Content-Length", None)
-    return Answer(answer.status, headers, await answer.read())
+    return web.Response(status=answer.status, headers=headers, body=await answer.read())
 
 
 async def _stream(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
