@@ -1,9 +1,5 @@
 #!/usr/bin/env bash
 # Trains a model to search, Qwen2.5-3B unless set otherwise: slime's GRPO with Megatron and SGLang, as one Ray job.
-#
-#   SEARCH_BACKEND=local ./run_qwen2.5_3B.sh             with a retriever that runs already
-#   LLM_API_MODE=chat NUM_GPUS=4 ./run_qwen2.5_3B.sh --dry-run
-#
 # It starts Ray, submits the job, shows its log until it ends, and stops the Ray that it started. With RAY_ADDRESS it
 # joins a cluster and leaves it running. Ctrl-C ends the job. Nothing that was running before is touched.
 # Exit status: 0 if the job succeeded.
@@ -59,6 +55,8 @@ main() {
   fi
   run_preflight "$@"
   use_ray_token
+  RAY_PID=
+  JOB_RUNS=0
   clean_up_at_exit
   [[ -n "$RAY_ADDRESS" ]] || start_ray "${start[@]}"
   JOB_RUNS=1
@@ -86,7 +84,9 @@ report_missing() { # WORD: one line for each; exits unless there is none, or the
 check_settings() { # ARGUMENT …
   ((TENSOR_PARALLEL * CONTEXT_PARALLEL > 0 && NUM_GPUS % (TENSOR_PARALLEL * CONTEXT_PARALLEL) == 0)) ||
     die "NUM_GPUS=$NUM_GPUS cannot be shared by TENSOR_PARALLEL=$TENSOR_PARALLEL x CONTEXT_PARALLEL=$CONTEXT_PARALLEL: set them so that it can."
-  [[ -z "$OVER_SAMPLING_BATCH_SIZE" ]] || check_over_sampling
+  check_whole_numbers ${OVER_SAMPLING_BATCH_SIZE:+OVER_SAMPLING_BATCH_SIZE}
+  ((${OVER_SAMPLING_BATCH_SIZE:-$ROLLOUT_BATCH_SIZE} >= ROLLOUT_BATCH_SIZE)) ||
+    die "OVER_SAMPLING_BATCH_SIZE=$OVER_SAMPLING_BATCH_SIZE is less than ROLLOUT_BATCH_SIZE=$ROLLOUT_BATCH_SIZE: raise it, or unset it."
   case "$CORRECTION" in
     none) ;;
     tis | mis)
@@ -97,12 +97,6 @@ check_settings() { # ARGUMENT …
   esac
   [[ -z "$CUSTOM_CONFIG_PATH" || -f "$CUSTOM_CONFIG_PATH" ]] || die "there is no file '$CUSTOM_CONFIG_PATH': correct CUSTOM_CONFIG_PATH."
   ! is_on "$PREFLIGHT" || check_flags "$@"
-}
-
-check_over_sampling() {
-  check_whole_numbers OVER_SAMPLING_BATCH_SIZE
-  ((OVER_SAMPLING_BATCH_SIZE >= ROLLOUT_BATCH_SIZE)) ||
-    die "OVER_SAMPLING_BATCH_SIZE=$OVER_SAMPLING_BATCH_SIZE is less than ROLLOUT_BATCH_SIZE=$ROLLOUT_BATCH_SIZE: raise it, or unset it."
 }
 
 check_flags() { # ARGUMENT …: slime ignores a flag that no parser knows
@@ -356,15 +350,6 @@ avoid_proxies() { # for this node: Ray's dashboard, and at the node's own addres
 own_addresses() { echo "127.0.0.1 localhost $MASTER_ADDR $(hostname) $(hostname -I 2>/dev/null || true)"; }
 
 # --- the job ---
-
-clean_up_at_exit() {
-  RAY_PID=
-  JOB_RUNS=0
-  trap clean_up EXIT
-  trap 'exit 129' HUP
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
-}
 
 interruptible() { # COMMAND …: a slow one; bash handles signals only between commands, or in wait
   "$@" &

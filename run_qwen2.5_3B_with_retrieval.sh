@@ -1,10 +1,6 @@
 #!/usr/bin/env bash
 # Runs retriever and training in a tmux session: window 0 has the retriever, window 1 the training, and in router modes
 # window 2 the token router.
-#
-#   ./run_qwen2.5_3B_with_retrieval.sh            start all, wait for the retriever, attach
-#   ./run_qwen2.5_3B_with_retrieval.sh down       stop what was started, and nothing else
-#
 # Detaching (Ctrl-b d) keeps everything running. When one window's program ends, the others are stopped.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -120,10 +116,7 @@ up() {
   mkdir -p "$LOG_DIR"
   STAMP="$(date +%Y%m%d_%H%M%S)"
   WINDOW_PIDS=() # of the windows that this call has opened
-  trap clean_up EXIT
-  trap 'exit 129' HUP
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
+  clean_up_at_exit
   start_retriever
   start_router
   run_preflight "${TRAIN_ARGS[@]}"
@@ -136,8 +129,7 @@ clean_up() { # stops what this call started
   trap '' HUP INT TERM
   ((${#WINDOW_PIDS[@]})) || return 0
   say "stopping what was started"
-  tmux kill-session -t "=$TMUX_SESSION" 2>/dev/null || true # a window that has ended may have done so already
-  wait_for_end "${WINDOW_PIDS[@]}"
+  stop_session "${WINDOW_PIDS[@]}"
 }
 
 check_prerequisites() {
@@ -185,16 +177,13 @@ start_window() { # NAME INDEX LOG COMMAND …
   program=("$(command -v "$PYTHON")" -E "$HERE/launch/contain.py" --name "$name" --log "$log"
     --environment "$environment" --end-session "$TMUX_SESSION" --grace 90 "$@")
   program=("${program[@]/%;/\\;}") # a ; at an argument's end would end tmux's own command
-  if ((${#WINDOW_PIDS[@]})); then
-    pid="$(tmux new-window -P -F '#{pane_pid}' -t "=$TMUX_SESSION:$index" -n "$name" -c "$cwd" "${program[@]}")" ||
-      { rm -f "$environment" && die "the tmux session $TMUX_SESSION has ended (see $LOG_DIR)."; }
-    WINDOW_PIDS+=("$pid")
-    return
-  fi
-  pid="$(tmux new-session -P -F '#{pane_pid}' -d -s "$TMUX_SESSION" -x 200 -y 50 -n "$name" -c "$cwd" "${program[@]}" \; \
-    set-option -t "=$TMUX_SESSION:" @search_r1 "$here" \; set-option -t "=$TMUX_SESSION:" destroy-unattached off)" ||
-    { rm -f "$environment" && die "tmux could not start the session $TMUX_SESSION (see above)."; }
+  local new=(new-session -d -s "$TMUX_SESSION" -x 200 -y 50) options=(";" set-option -t "=$TMUX_SESSION:" @search_r1 "$here"
+    ";" set-option -t "=$TMUX_SESSION:" destroy-unattached off)
+  ((!${#WINDOW_PIDS[@]})) || new=(new-window -t "=$TMUX_SESSION:$index") options=()
+  pid="$(tmux "${new[@]}" -P -F '#{pane_pid}' -n "$name" -c "$cwd" "${program[@]}" "${options[@]}")" ||
+    { rm -f "$environment" && die "tmux could not open a window in the session $TMUX_SESSION (see above and $LOG_DIR)."; }
   WINDOW_PIDS+=("$pid")
+  ((${#WINDOW_PIDS[@]} == 1)) || return 0
   now="$(tmux display-message -p -t "=$TMUX_SESSION:" '#{window_index}' 2>/dev/null)" || return 0 # it ended at once
   [[ "$now" == "$index" ]] || tmux move-window -s "=$TMUX_SESSION:$now" -t "=$TMUX_SESSION:$index" # base-index is set
 }
@@ -288,19 +277,15 @@ down() {
     return
   fi
   check_session_is_ours
-  stop_session
+  local pids
+  mapfile -t pids < <(tmux list-panes -s -t "=$TMUX_SESSION:" -F '#{pane_pid}')
+  stop_session "${pids[@]}"
   say "stopped."
 }
 
-stop_session() { # waits until its programs end, which stop what they started
-  local pids
-  mapfile -t pids < <(tmux list-panes -s -t "=$TMUX_SESSION:" -F '#{pane_pid}')
-  tmux kill-session -t "=$TMUX_SESSION" 2>/dev/null || true
-  wait_for_end "${pids[@]}"
-}
-
-wait_for_end() { # PID …: processes that were sent a signal
+stop_session() { # PID …: its programs, which stop what they started
   local pid
+  tmux kill-session -t "=$TMUX_SESSION" 2>/dev/null || true # a window that has ended may have done so already
   for pid in "$@"; do
     timeout 150 tail --pid="$pid" -f -s 0.1 /dev/null || say "process $pid is still running."
   done

@@ -114,6 +114,13 @@ url_port() {
   fi
 }
 
+clean_up_at_exit() { # calls clean_up, however the script ends
+  trap clean_up EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+}
+
 run_preflight() { # gets the further arguments of train.py; prints what is wrong
   is_on "$PREFLIGHT" || return 0
   ours preflight -- "$@" || die "preflight found mistakes: correct them, or skip it with PREFLIGHT=0."

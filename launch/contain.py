@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)  # before any fork
@@ -31,15 +31,16 @@ KILL_TIMEOUT_S = 30.0  # a process that is stuck in a broken device or file serv
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
-    received = listen_for_signals()
+    received: list[int] = []
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: received.append(number))
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # adopts descendants whose parent ends
-    environment = read_environment(args.environment) if args.environment else None
-    command = args.command
     if args.log is None:
-        status = contain(command, received, args.grace, environment)
+        status = contain(args, received)
     else:
         log = Log(args.log)
-        status = contain_with_log(command, received, args.grace, environment, log)
+        with log.pipe() as output:
+            status = contain(args, received, output)
         how = f"exit status {status}" if not received else f"stopped by {signal.Signals(received[0]).name}"
         log.write(f"== {args.name} ended at {time.strftime('%F %T')}: {how} ==\n".encode())
     if args.end_session:
@@ -67,14 +68,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def listen_for_signals() -> list[int]:
-    """Returns a list that collects the stop signals received from now on."""
-    received: list[int] = []
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: received.append(number))
-    return received
-
-
 def prctl(option: int, value: int) -> None:
     """The system call of this name. Raises OSError."""
     if LIBC.prctl(option, value, 0, 0, 0) != 0:
@@ -86,25 +79,6 @@ def read_environment(path: Path) -> dict[bytes, bytes]:
     entries = path.read_bytes().split(b"\0")
     path.unlink()
     return dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
-
-
-def contain_with_log(
-    command: Sequence[str], received: list[int], grace_s: float, environment: dict[bytes, bytes] | None, log: "Log"
-) -> int:
-    """Like `contain`, with the output copied to the log and stdout."""
-    reading, writing = os.pipe()
-
-    def copy() -> None:
-        while chunk := os.read(reading, 65536):
-            log.write(chunk)
-
-    copying = threading.Thread(target=copy)
-    copying.start()
-    try:
-        return contain(command, received, grace_s, environment, output=writing)
-    finally:
-        os.close(writing)
-        copying.join(timeout=LEFTOVER_GRACE_S)
 
 
 class Log:
@@ -131,14 +105,25 @@ class Log:
         while chunk:
             chunk = chunk[os.write(file, chunk) :]
 
+    @contextlib.contextmanager
+    def pipe(self) -> Iterator[int]:
+        """A file descriptor for a command's output, all of which is copied here."""
+        reading, writing = os.pipe()
 
-def contain(
-    command: Sequence[str],
-    received: list[int],
-    grace_s: float,
-    environment: dict[bytes, bytes] | None = None,
-    output: int | None = None,
-) -> int:
+        def copy() -> None:
+            while chunk := os.read(reading, 65536):
+                self.write(chunk)
+
+        copying = threading.Thread(target=copy)
+        copying.start()
+        try:
+            yield writing
+        finally:
+            os.close(writing)
+            copying.join(timeout=LEFTOVER_GRACE_S)
+
+
+def contain(args: argparse.Namespace, received: list[int], output: int | None = None) -> int:
     """Runs the command until it ends or a signal is received; stops its descendants; returns the exit status."""
     parent = os.getpid()
 
@@ -149,8 +134,8 @@ def contain(
 
     try:
         child = subprocess.Popen(
-            command,
-            env=environment,
+            args.command,
+            env=read_environment(args.environment) if args.environment else None,
             stdin=subprocess.DEVNULL if output is not None else None,
             stdout=output,
             stderr=output,
@@ -158,7 +143,7 @@ def contain(
             preexec_fn=end_with_parent,
         )
     except OSError as error:
-        message = f"error: cannot run {command[0]}: {error.strerror}\n".encode()
+        message = f"error: cannot run {args.command[0]}: {error.strerror}\n".encode()
         os.write(output if output is not None else sys.stderr.fileno(), message)
         return 127
     while child.poll() is None and not received:
@@ -166,7 +151,7 @@ def contain(
         time.sleep(POLL_S)
     if child.poll() is None:
         child.terminate()
-        if not wait_until(lambda: child.poll() is not None, grace_s):
+        if not wait_until(lambda: child.poll() is not None, args.grace):
             child.kill()
             child.wait()
     stop_descendants(child)
@@ -183,17 +168,19 @@ def stop_descendants(child: subprocess.Popen) -> None:
         reap_orphans(child)
         return not descendants()
 
-    for pid in descendants():
-        send(pid, signal.SIGTERM)
-    if wait_until(gone, LEFTOVER_GRACE_S):
-        return
-
     def killed() -> bool:  # called repeatedly: a process may start another before it dies
-        for pid in descendants():
-            send(pid, signal.SIGKILL)
+        signal_all(signal.SIGKILL)
         return gone()
 
-    wait_until(killed, KILL_TIMEOUT_S)
+    signal_all(signal.SIGTERM)
+    if not wait_until(gone, LEFTOVER_GRACE_S):
+        wait_until(killed, KILL_TIMEOUT_S)
+
+
+def signal_all(number: int) -> None:
+    for pid in descendants():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def descendants() -> list[int]:
@@ -227,11 +214,6 @@ def reap_orphans(child: subprocess.Popen) -> None:
         if ended is None or ended.si_pid == child.pid:
             return
         os.waitpid(ended.si_pid, 0)
-
-
-def send(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def wait_until(done: Callable[[], bool], timeout_s: float) -> bool:

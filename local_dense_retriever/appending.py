@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 from local_dense_retriever import embedding
 from local_dense_retriever.corpus import Corpus, offsets_path
-from local_dense_retriever.downloaded import accept_size, index_file, partial
-from local_dense_retriever.embedding import PartialEmbeddings, embed, lock, progress_note
+from local_dense_retriever.downloaded import accept_size, index_file
+from local_dense_retriever.embedding import PartialEmbeddings, embed, fill, load_named_encoder, progress_note
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.files import beside, lock, partial, sync
 from local_dense_retriever.flat_file import HEADER, FlatFile, read_flat_header
 from local_dense_retriever.index_note import IndexNote, read_note, write_note
 
@@ -85,7 +86,7 @@ def only_append_to(corpus_path: Path) -> Iterator[IO[bytes]]:
 
 
 def longer_path(corpus_path: Path) -> Path:
-    return corpus_path.with_name(corpus_path.name + ".appended")
+    return beside(corpus_path, ".appended")
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------------
@@ -219,23 +220,19 @@ def write_longer(corpus: Corpus, more: Corpus, copy: IO[bytes]) -> Corpus:
     with more.path.open("rb") as new:
         new.seek(more.start(0))
         shutil.copyfileobj(new, copy, COPY_BYTES)
-    copy.flush()
-    os.fsync(copy.fileno())
+    sync(copy)
     return Corpus(longer_path(corpus.path))
 
 
 def extend(args: argparse.Namespace, old: FlatFile, longer: Corpus, corpus_path: Path) -> None:
     """Builds the index of the longer corpus and renames both files to their final names."""
-    print(f"encoding with {args.retriever_model}", flush=True)
-    from local_dense_retriever.devices import gpus  # imported late: the checks above need no torch or onnxruntime
-    from local_dense_retriever.encoder import load_encoder
-
-    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
+    encoder, note = load_named_encoder(args, longer)
     check_known_rows(encoder, old, longer)
-    note = IndexNote(longer.digest, len(longer), encoder.dim, args.retriever_name, args.retriever_model, "Flat")
     with PartialEmbeddings(old.path, note) as unfinished:
-        copy_rows(old, unfinished)
-        embed(longer, encoder, unfinished, gpus(), args)
+        # The old vectors up to the last chunk border; after it, the new passages change the batches.
+        stop = old.rows // embedding.CHUNK_ROWS * embedding.CHUNK_ROWS
+        fill(unfinished, old.blocks(unfinished.rows_done, stop, COPY_ROWS), stop)
+        embed(longer, encoder, unfinished, args)
         flat = unfinished.finish()
         if longer.path != corpus_path:
             os.replace(longer.path, corpus_path)
@@ -244,18 +241,6 @@ def extend(args: argparse.Namespace, old: FlatFile, longer: Corpus, corpus_path:
         write_note(old.path, note)  # a server cannot mistake the old index for the new one: it has fewer rows
         os.replace(flat.path, old.path)
         unfinished.forget()
-
-
-def copy_rows(old: FlatFile, unfinished: PartialEmbeddings) -> None:
-    """Copies the old vectors up to the last chunk border; after it, the new passages change the batches."""
-    stop = old.rows // embedding.CHUNK_ROWS * embedding.CHUNK_ROWS
-    with tqdm(
-        total=stop, initial=min(unfinished.rows_done, stop), unit=" vectors", desc="copying", delay=2
-    ) as progress:
-        for start in range(unfinished.rows_done, stop, COPY_ROWS):
-            vectors = old.read(start, min(start + COPY_ROWS, stop))
-            unfinished.append(vectors)
-            progress.update(len(vectors))
 
 
 def tidy(corpus_path: Path, index_path: Path) -> None:

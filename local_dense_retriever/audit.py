@@ -4,18 +4,12 @@
 
 For each set it prints
 
-    answer in a passage   share of questions with a gold answer, normalised as for exact match, in some passage. It is
-                          a hint, not a bound: a passage may mention "Paris" by chance, and a model may know or work
-                          out what no passage says. Yes/no questions are skipped.
+    answer in a passage   share of questions with a gold answer, normalised as for exact match, in some passage: a hint
     all needed pages      share of questions for which the corpus has every page that their row names. If all rows name
-                          their pages, exact match by reading those pages cannot exceed this share; anything above it
-                          comes from other passages, from memory or from luck.
+                          their pages, exact match by reading those pages cannot exceed this share
 
-A page counts as present if one passage has its title, even if the sentence that matters is missing.
-
-FlashRAG's HotpotQA, 2Wiki and MuSiQue rows name their pages, and so do the demo's. The corpus is read once, line by
-line. The result is stored beside it as <corpus>.audit.json: the same audit is never repeated, and the server,
-preflight and evaluations report it.
+README.md in this folder says how to read them. The corpus is read once, line by line. The result is stored beside it as
+<corpus>.audit.json: the same audit is never repeated, and the server, preflight and evaluations report it.
 """
 
 import argparse
@@ -34,7 +28,7 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 
 from local_dense_retriever.audit_note import SetAudit, audit_path, read_audits, sentence, share, write_audits
 from local_dense_retriever.corpus import Corpus, Passage
-from local_dense_retriever.errors import InputError
+from local_dense_retriever.errors import InputError, run_command
 from local_dense_retriever.gold_pages import Asked, Page, read_asked, title_key
 from qa_em_format import normalize_answer
 
@@ -43,22 +37,6 @@ SHOWN = 5  # missing pages printed per set
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    args = parse_args(argv)
-    try:
-        audits = audit(Corpus(args.corpus_path), args.data)
-        print(table(audits))
-        if args.missing:
-            write_missing(args.missing, audits)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: this audit was not saved", file=sys.stderr)
-        return 130
-    return 0
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
     parser.add_argument(
@@ -72,7 +50,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--missing", type=Path, metavar="FILE", help="write everything that is missing to this file, as JSON lines"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+
+    def report() -> None:
+        audits = audit(Corpus(args.corpus_path), args.data)
+        print(table(audits))
+        if args.missing:
+            write_missing(args.missing, audits)
+
+    return run_command(report, interrupted="this audit was not saved")
 
 
 def audit(corpus: Corpus, files: Iterable[Path]) -> list[SetAudit]:
@@ -84,7 +70,11 @@ def audit(corpus: Corpus, files: Iterable[Path]) -> list[SetAudit]:
     if not by_set:
         raise InputError("the files given to --data have no questions")
     known = {audit.name: audit for audit in read_audits(corpus)}
-    new = {name: questions for name, questions in by_set.items() if not _is_known(known.get(name), questions)}
+    new = {
+        name: questions
+        for name, questions in by_set.items()
+        if name not in known or known[name].asked != digest(questions)
+    }
     if new:
         found = Search(question for questions in new.values() for question in questions)
         for passage in tqdm(corpus, total=len(corpus), unit=" passages", desc=f"reading {corpus.path.name}", delay=2):
@@ -94,10 +84,6 @@ def audit(corpus: Corpus, files: Iterable[Path]) -> list[SetAudit]:
     else:
         print(f"this corpus was audited before: {audit_path(corpus.path)}")
     return [known[name] for name in by_set]
-
-
-def _is_known(audit: SetAudit | None, questions: Sequence[Asked]) -> bool:
-    return audit is not None and audit.asked == digest(questions)
 
 
 def digest(questions: Sequence[Asked]) -> str:

@@ -4,11 +4,11 @@ The note holds the corpus's digest and is valid for that corpus only.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.files import beside, write_json
 
 
 class SetAudit(NamedTuple):
@@ -48,7 +48,7 @@ def sentence(audit: SetAudit) -> str:
 
 
 def audit_path(corpus: Path) -> Path:
-    return corpus.with_name(corpus.name + ".audit.json")
+    return beside(corpus, ".audit.json")
 
 
 def read_audits(corpus: Corpus) -> list[SetAudit]:
@@ -61,8 +61,4 @@ def read_audits(corpus: Corpus) -> list[SetAudit]:
 
 
 def write_audits(corpus: Corpus, audits: list[SetAudit]) -> None:
-    path = audit_path(corpus.path)
-    temporary = path.with_name(path.name + ".tmp")
-    note = {"corpus": corpus.digest, "sets": [audit._asdict() for audit in audits]}
-    temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(audit_path(corpus.path), {"corpus": corpus.digest, "sets": [audit._asdict() for audit in audits]})

@@ -11,8 +11,8 @@ from pathlib import Path
 import bm25s
 import numpy as np
 
-from local_dense_retriever.downloaded import partial
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.files import partial
 from local_dense_retriever.searcher import About, Found, pad
 
 PARAMS_FILE = "params.index.json"  # written by bm25s

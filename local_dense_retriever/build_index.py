@@ -25,8 +25,8 @@ if not __package__:  # started by path: Python then looks for modules in this fo
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from local_dense_retriever.corpus import Corpus
-from local_dense_retriever.embedding import PartialEmbeddings, embed
-from local_dense_retriever.errors import InputError, run_resumable
+from local_dense_retriever.embedding import PartialEmbeddings, embed, load_named_encoder
+from local_dense_retriever.errors import InputError, needing, run_command
 from local_dense_retriever.flat_file import FlatFile, require_flat
 from local_dense_retriever.index_note import IndexNote, publish, read_note, write_note
 from local_dense_retriever.loading import add_encoder_arguments, add_milvus_arguments
@@ -35,7 +35,7 @@ from local_dense_retriever.loading import add_encoder_arguments, add_milvus_argu
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
-    return run_resumable(lambda: build(args))
+    return run_command(lambda: build(args))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -102,16 +102,9 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
 
         check_factory(args.index_type)
     corpus = Corpus(args.corpus_path)
-    print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
-    from local_dense_retriever.devices import gpus  # imported late: the checks above need no torch or onnxruntime
-    from local_dense_retriever.encoder import load_encoder
-
-    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
-    note = IndexNote(
-        corpus.digest, len(corpus), encoder.dim, args.retriever_name, args.retriever_model, args.index_type
-    )
+    encoder, note = load_named_encoder(args, corpus)
     with PartialEmbeddings(index_path, note) as partial:
-        embed(corpus, encoder, partial, gpus(), args)
+        embed(corpus, encoder, partial, args)
         flat = partial.finish()
         if args.index_type == "Flat":
             publish(flat.path, index_path, note)
@@ -137,10 +130,8 @@ def convert(args: argparse.Namespace, index_path: Path) -> None:
 
 def build_words(args: argparse.Namespace, index_path: Path) -> None:
     """Builds a BM25 index."""
-    try:
+    with needing("--index_type BM25", install="bm25s"):
         from local_dense_retriever.bm25 import build_bm25, check_replaceable
-    except ImportError as error:
-        raise InputError("--index_type BM25 needs the package bm25s: pip install bm25s") from error
     check_replaceable(index_path)
     corpus = Corpus(args.corpus_path)
     print(f"counting the words of {corpus.path}", flush=True)

@@ -5,15 +5,14 @@ A line has one of two forms; the second is converted to the first:
     {"id": "7", "contents": "\\"Title\\"\\ntext"}        as in Search-R1's wiki-18
     {"id": "7", "title": "Title", "text": "text"}
 
-The file `<corpus>.offsets` beside it holds the offset of each passage. It is written once, after checking every line.
-Both files are memory-mapped, so opening a corpus of any size takes hardly any time or memory.
+The file `<corpus>.offsets` beside it, in NumPy's format, holds the offset of each passage. It is written once, after
+checking every line. Both files are memory-mapped, so opening a corpus of any size takes hardly any time or memory.
 """
 
 import hashlib
 import json
 import mmap
 import os
-import struct
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
@@ -24,13 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from local_dense_retriever.downloaded import blocks
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.files import beside, blocks, sync
 
-# Magic, size and time of change (ns) of the corpus, its passages N, a digest of its bytes. (N + 1) int64 follow.
-HEADER = struct.Struct("<8sqqq16s")
 DIGEST_BYTES = 16
-MAGIC = b"offsets2"  # change it whenever the check of a line becomes stricter
+VERSION = 3  # of the sidecar; change it whenever the check of a line becomes stricter
 JSON_SPACE = b" \t\r\n"  # bytes.strip() also strips characters that the JSON parser rejects
 
 
@@ -98,22 +95,19 @@ class Offsets(NamedTuple):
 
 
 def offsets_path(corpus: Path) -> Path:
-    return corpus.with_name(corpus.name + ".offsets")
+    return beside(corpus, ".offsets")
 
 
 def read_offsets(corpus: Path) -> Offsets | None:
     """The sidecar, mapped; None if it is missing or does not match the corpus's current state."""
-    path, now = offsets_path(corpus), corpus.stat()
+    now = corpus.stat()
     try:
-        with path.open("rb") as file:
-            magic, size, changed_ns, count, digest = HEADER.unpack(file.read(HEADER.size))
-        if (magic, size, changed_ns) != (MAGIC, now.st_size, now.st_mtime_ns):
-            return None
-        if path.stat().st_size != HEADER.size + (count + 1) * 8:
-            return None
-        return Offsets(np.memmap(path, np.int64, "r", HEADER.size, (count + 1,)), digest.hex())
-    except (OSError, struct.error):
+        saved = np.load(offsets_path(corpus), mmap_mode="r")
+    except (OSError, ValueError, EOFError):
         return None
+    if saved[:3].tolist() != [VERSION, now.st_size, now.st_mtime_ns]:
+        return None
+    return Offsets(saved[5:], saved[3:5].tobytes().hex())
 
 
 def build_offsets(corpus: Path) -> Offsets:
@@ -145,15 +139,12 @@ def build_offsets(corpus: Path) -> Offsets:
 
 def _write_offsets(corpus: Path, offsets: Offsets, before: os.stat_result) -> None:
     path = offsets_path(corpus)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    count = len(offsets.starts) - 1
-    header = HEADER.pack(MAGIC, before.st_size, before.st_mtime_ns, count, bytes.fromhex(offsets.digest))
+    temporary = beside(path, f".{os.getpid()}.tmp")
+    digest = np.frombuffer(bytes.fromhex(offsets.digest), np.int64)
     try:
         with temporary.open("wb") as file:
-            file.write(header)
-            file.write(offsets.starts.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+            np.save(file, np.concatenate([[VERSION, before.st_size, before.st_mtime_ns], digest, offsets.starts]))
+            sync(file)
         os.replace(temporary, path)
     except OSError as error:  # such as a read-only folder: not fatal, but every start is as slow as this one
         temporary.unlink(missing_ok=True)

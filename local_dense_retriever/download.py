@@ -10,7 +10,6 @@ interrupted download. HF_ENDPOINT sets another hub, HF_TOKEN its key.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import http.client
 import json
@@ -22,15 +21,16 @@ import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from tqdm import tqdm
 
 if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from local_dense_retriever.downloaded import NOTE_FILE, Piece, blocks, damage, parse_note, partial
-from local_dense_retriever.errors import InputError, run_resumable
+from local_dense_retriever.downloaded import NOTE_FILE, Piece, damage, parse_note
+from local_dense_retriever.errors import InputError, run_command
+from local_dense_retriever.files import blocks, lock, partial, sync
 
 INDEX_FILE, PART_PREFIX = "e5_Flat.index", "part_"
 CORPUS_FILE, PACKED_FILE = "wiki-18.jsonl", "wiki-18.jsonl.gz"
@@ -49,23 +49,17 @@ class RemoteFile(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
-    return run_resumable(lambda: download(args))
+    return run_command(lambda: download(args))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Download the corpus and index of wiki-18, 79 GB.")
-    parser.add_argument("--save_path", required=True, help="folder for wiki-18.jsonl and e5_Flat.index")
-    parser.add_argument(
-        "--repo_id",
-        default="PeterJinGo/wiki-18-e5-index",
-        help="data set with the index in files part_* (default: PeterJinGo/wiki-18-e5-index)",
-    )
-    parser.add_argument(
-        "--corpus_repo_id",
-        default="PeterJinGo/wiki-18-corpus",
-        help="data set with wiki-18.jsonl.gz (default: PeterJinGo/wiki-18-corpus)",
-    )
-    parser.add_argument("--verify", action="store_true", help="check the SHA-256 sums of files already complete")
+    add = parser.add_argument
+    add("--save_path", required=True, help="folder for wiki-18.jsonl and e5_Flat.index")
+    index, corpus = "PeterJinGo/wiki-18-e5-index", "PeterJinGo/wiki-18-corpus"
+    add("--repo_id", default=index, help=f"data set with the index in files part_* (default: {index})")
+    add("--corpus_repo_id", default=corpus, help=f"data set with wiki-18.jsonl.gz (default: {corpus})")
+    add("--verify", action="store_true", help="check the SHA-256 sums of files already complete")
     return parser.parse_args(argv)
 
 
@@ -74,7 +68,10 @@ def download(args: argparse.Namespace) -> None:
     folder = Path(args.save_path)
     folder.mkdir(parents=True, exist_ok=True)
     corpus, index = folder / CORPUS_FILE, folder / INDEX_FILE
-    with Note(folder) as note:
+    with (folder / NOTE_FILE).open("a+", encoding="utf-8") as file:
+        if not lock(file, folder / NOTE_FILE):
+            raise InputError(f"another download.py is writing to {folder}: let it finish, or stop it")
+        note = Note(file)
         inner = make_folder(index)
         if not is_whole(corpus, note, args.verify):
             corpus.unlink(missing_ok=True)
@@ -87,31 +84,19 @@ def download(args: argparse.Namespace) -> None:
 
 
 class Note:
-    """The file download.json. While it is open, it locks the folder against other download.py processes."""
+    """The open file download.json, whose lock keeps other download.py processes out of the folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / NOTE_FILE).open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
-        except BlockingIOError as error:
-            self._file.close()
-            raise InputError(f"another download.py is writing to {folder}: let it finish, or stop it") from error
-        self._file.seek(0)
-        self.pieces = parse_note(self._file.read())
-
-    def __enter__(self) -> Note:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        file.seek(0)
+        self.pieces = parse_note(file.read())
 
     def add(self, name: str, pieces: list[Piece]) -> None:
         """Notes a file's pieces. Call it before renaming the file: a note for a missing file is harmless."""
         self.pieces[name] = pieces
         self._file.truncate(0)
         json.dump(self.pieces, self._file, indent=1)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync(self._file)
 
 
 def is_whole(file: Path, note: Note, sums: bool) -> bool:
@@ -151,8 +136,7 @@ def download_unpacked(remote: RemoteFile, target: Path, note: Note) -> None:
         except (zlib.error, EOFError, DamagedError) as error:
             file.truncate(0)
             raise InputError(f"{remote.url} cannot be unpacked ({error}): run the same command again") from error
-        out.flush()
-        os.fsync(out.fileno())
+        sync(out)
     note.add(target.name, [Piece(size, digest.hexdigest())])
     os.replace(unpacked, target)
     packed.unlink()
@@ -219,8 +203,7 @@ def complete(
         digest.update(block)
         progress.update(len(block))
         yield block
-    file.flush()
-    os.fsync(file.fileno())
+    sync(file)
     if remote.sha256 and digest.hexdigest() != remote.sha256:
         raise DamagedError(from_disk=have > 0)
 
@@ -237,7 +220,6 @@ def find_files(repo_id: str, prefix: str) -> list[RemoteFile]:
     endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
     if not endpoint.startswith(("http://", "https://")):
         raise InputError(f"HF_ENDPOINT is {endpoint!r}: give a URL that begins with https://, or unset it")
-    listing = _get_json(f"{endpoint}/api/datasets/{repo_id}/tree/main", repo_id)
     found = [
         RemoteFile(
             name := str(entry["path"]),
@@ -245,7 +227,7 @@ def find_files(repo_id: str, prefix: str) -> list[RemoteFile]:
             int(entry["size"]),
             entry.get("lfs", {}).get("oid"),
         )
-        for entry in listing
+        for entry in _get_json(f"{endpoint}/api/datasets/{repo_id}/tree/main")
         if entry["type"] == "file" and entry["path"].startswith(prefix)
     ]
     if not found:
@@ -253,52 +235,41 @@ def find_files(repo_id: str, prefix: str) -> list[RemoteFile]:
     return sorted(found)
 
 
+def _get_json(url: str) -> list[dict[str, Any]]:
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            with _open(url) as reply:
+                return json.loads(reply.read())
+        except (http.client.HTTPException, OSError) as error:
+            _wait_or_raise(url, error, tries)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{url} does not answer with JSON: check HF_ENDPOINT") from error
+
+
 def fetch(remote: RemoteFile, start: int) -> Iterator[bytes]:
     """The bytes from `start` to the end; reconnects if the connection breaks."""
-    waits = _waits()
+    tries = 0  # since the last progress
     while start < remote.size:
-        before, problem = start, "the connection ended early"
+        problem: Exception = EOFError("the connection ended early")
+        tries += 1
         try:
             with _open(remote.url, start) as reply:
                 if reply.status != 206 and start:
                     raise InputError(f"{remote.url} answers {reply.status} to a request for its bytes from {start} on")
                 while start < remote.size and (block := reply.read1(BLOCK_BYTES)[: remote.size - start]):
                     start += len(block)
+                    tries = 1
                     yield block
-        except (TransientError, http.client.HTTPException, OSError) as error:
-            problem = str(error) or type(error).__name__
-        if start > before:
-            waits = _waits()  # there was progress: start counting tries again
+        except (http.client.HTTPException, OSError) as error:
+            problem = error
         if start < remote.size:
-            _wait_or_raise(remote.url, problem, next(waits))
-
-
-def _get_json(url: str, repo_id: str) -> list[dict[str, Any]]:
-    for wait_s in _waits():
-        try:
-            with _open(url) as reply:
-                return json.loads(reply.read())
-        except _RefusedError as error:
-            raise InputError(
-                f"{error}: check the name of the data set {repo_id}, and if it is private set HF_TOKEN"
-            ) from error
-        except (TransientError, http.client.HTTPException, OSError) as error:
-            _wait_or_raise(url, str(error), wait_s)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{url} does not answer with JSON: check HF_ENDPOINT") from error
-    raise AssertionError("unreachable: the last wait raises")
-
-
-class TransientError(Exception):
-    """Another try may help."""
-
-
-class _RefusedError(InputError):
-    """The hub refuses the request."""
+            _wait_or_raise(remote.url, problem, tries)
 
 
 def _open(url: str, start: int | None = None) -> http.client.HTTPResponse:
-    """A successful reply, from byte `start` on. Raises TransientError, OSError or InputError."""
+    """A successful reply, from byte `start` on. Raises InputError, or another exception if a new try may help."""
     headers = {} if start is None else {"Accept-Encoding": "identity", "Range": f"bytes={start}-"}
     try:
         request = urllib.request.Request(url, headers=headers)
@@ -306,12 +277,12 @@ def _open(url: str, start: int | None = None) -> http.client.HTTPResponse:
             request.add_unredirected_header("Authorization", f"Bearer {token}")  # not sent to the host it redirects to
         return urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        with error:
-            if error.code >= 500 or error.code == 429:
-                raise TransientError(f"status {error.code}") from error
-            raise _RefusedError(f"{url} answers {error.code}") from error
-    except urllib.error.URLError as error:
-        raise TransientError(str(error.reason)) from error
+        error.close()
+        if error.code >= 500 or error.code == 429:
+            raise ConnectionError(f"status {error.code}") from error
+        raise InputError(
+            f"{url} answers {error.code}: check the name of the data set, and if it is private set HF_TOKEN"
+        ) from error
     except ValueError as error:
         raise InputError(f"{url} is not a URL: check HF_ENDPOINT") from error
 
@@ -324,19 +295,13 @@ def _token() -> str:
     return token
 
 
-def _waits() -> Iterator[float | None]:
-    """Seconds before each further try; None: no more."""
-    for number in range(TRIES - 1):
-        yield FIRST_WAIT_S * 2**number
-    yield None
-
-
-def _wait_or_raise(url: str, problem: str, wait_s: float | None) -> None:
-    if wait_s is None:
+def _wait_or_raise(url: str, problem: Exception, tries: int) -> None:
+    if tries == TRIES:
+        reason = getattr(problem, "reason", None) or str(problem) or type(problem).__name__
         raise InputError(
-            f"{url} cannot be read ({problem}): check the network and HF_ENDPOINT, then run the same command again"
+            f"{url} cannot be read ({reason}): check the network and HF_ENDPOINT, then run the same command again"
         )
-    time.sleep(wait_s)
+    time.sleep(FIRST_WAIT_S * 2 ** (tries - 1))
 
 
 if __name__ == "__main__":

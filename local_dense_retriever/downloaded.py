@@ -10,15 +10,13 @@ with `cat part_* > e5_Flat.index`: that would truncate a file, but fails on a fo
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.files import blocks, partial, write_json
 
 NOTE_FILE = "download.json"
-BLOCK_BYTES = 1 << 20
 AGAIN = "run download.py again, which fetches what is missing"
 
 
@@ -27,11 +25,6 @@ class Piece(NamedTuple):
 
     size: int
     sha256: str | None
-
-
-def partial(path: Path) -> Path:
-    """The name of a file until it is complete."""
-    return path.with_name(path.name + ".partial")
 
 
 def index_file(path: str | Path) -> Path:
@@ -90,16 +83,7 @@ def accept_size(path: Path) -> None:
         pieces = parse_note(note.read_text(encoding="utf-8")) if note.is_file() else {}
         size = path.stat().st_size
         if path.name in pieces and sum(piece.size for piece in pieces[path.name]) != size:
-            temporary = note.with_name(note.name + ".tmp")
-            temporary.write_text(json.dumps({**pieces, path.name: [Piece(size, None)]}, indent=1), encoding="utf-8")
-            os.replace(temporary, note)
-
-
-def blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """The next `size` bytes of a file; fewer if it ends before."""
-    while size > 0 and (block := file.read(min(BLOCK_BYTES, size))):
-        size -= len(block)
-        yield block
+            write_json(note, {**pieces, path.name: [Piece(size, None)]})
 
 
 def _sha256(file: BinaryIO, size: int) -> str:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from local_dense_retriever.corpus import Corpus
-from local_dense_retriever.downloaded import partial
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.files import beside, lock, partial, sync, write_json
 from local_dense_retriever.flat_file import HEADER, FlatFile, write_flat_header
 from local_dense_retriever.index_note import IndexNote
 
@@ -35,17 +34,7 @@ CHUNK_ROWS = 1024
 
 def progress_note(index_path: Path) -> Path:
     """The file that counts the rows of an unfinished index."""
-    return index_path.with_name(index_path.name + ".partial.json")
-
-
-def lock(file: IO[bytes], path: Path) -> bool:
-    """Locks an unfinished file, opened at `path`; False if another process holds it or has finished it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
-        # Since the file was opened, another process may have finished it and given it its final name.
-        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
-    except (BlockingIOError, FileNotFoundError):
-        return False
+    return beside(index_path, ".partial.json")
 
 
 class GrowingIndex(Protocol):
@@ -106,15 +95,9 @@ class PartialEmbeddings:
     def append(self, vectors: NDArray[np.float32]) -> None:
         """Appends (B, D) float32 rows. The rows reach the disk before the note that counts them."""
         self._file.write(vectors.astype(np.float32, copy=False).tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync(self._file)
         self.rows_done += len(vectors)
-        temporary = self._note_path.with_name(self._note_path.name + ".tmp")
-        with temporary.open("w") as note:
-            json.dump({"source": self._source._asdict(), "rows_done": self.rows_done}, note, indent=1)
-            note.flush()
-            os.fsync(note.fileno())
-        os.replace(temporary, self._note_path)
+        write_json(self._note_path, {"source": self._source._asdict(), "rows_done": self.rows_done})
 
     def finish(self) -> FlatFile:
         """The completed file: a flat index."""
@@ -126,33 +109,49 @@ class PartialEmbeddings:
         self._note_path.unlink()
 
 
-def embed(
-    corpus: Corpus,
-    encoder: Encoder,
-    done: GrowingIndex,
-    devices: Sequence[str] = (),
-    args: argparse.Namespace | None = None,
-) -> None:
+def load_named_encoder(args: argparse.Namespace, corpus: Corpus) -> tuple[Encoder, IndexNote]:
+    """The encoder that `args` name, and the note of an index of the corpus that is made with it."""
+    from local_dense_retriever.encoder import load_encoder  # imported late: checks before this need no torch
+
+    print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
+    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
+    named = (args.retriever_name, args.retriever_model, args.index_type)
+    return encoder, IndexNote(corpus.digest, len(corpus), encoder.dim, *named)
+
+
+def embed(corpus: Corpus, encoder: Encoder, done: GrowingIndex, args: argparse.Namespace | None = None) -> None:
     """Encodes the passages missing from `done`, chunk by chunk.
 
-    With several devices, one process per device loads the corpus and the encoder named in `args`. Raises InputError if
-    the encoder returns NaN for a passage, which no search would find.
+    With several GPUs, one process per GPU loads the corpus and the encoder named in `args`. Raises InputError if the
+    encoder returns NaN for a passage, which no search would find.
     """
+    from local_dense_retriever.devices import gpus
+
     starts = range(done.rows_done, len(corpus), CHUNK_ROWS)
     chunks = [range(start, min(start + CHUNK_ROWS, len(corpus))) for start in starts]
-    if len(devices) > 1 and args is not None:
+    if args is not None and len(devices := gpus()) > 1:
         encoded = _encode_on(devices, chunks, corpus.path, args)
     else:
         encoded = (encode_chunk(corpus, encoder, rows) for rows in chunks)
-    with tqdm(total=len(corpus), initial=done.rows_done, unit=" passages") as progress:
-        for vectors in encoded:
-            if not (finite := np.isfinite(vectors).all(axis=1)).all():
-                number = done.rows_done + int(finite.argmin()) + 1
-                raise InputError(
-                    f"the encoder returns NaN for passage number {number} of the corpus: correct that passage"
-                )
+    fill(done, finite(encoded, done.rows_done), len(corpus))
+
+
+def fill(done: GrowingIndex, blocks: Iterable[NDArray[np.float32]], total: int) -> None:
+    """Appends blocks of rows to `done`, until it has `total`."""
+    with tqdm(total=total, initial=min(done.rows_done, total), unit=" passages", delay=1) as progress:
+        for vectors in blocks:
             done.append(vectors)
             progress.update(len(vectors))
+
+
+def finite(blocks: Iterable[NDArray[np.float32]], first: int) -> Iterator[NDArray[np.float32]]:
+    """The same blocks, of which `first` is the first row. Raises InputError for a row with NaN."""
+    for vectors in blocks:
+        if not (is_finite := np.isfinite(vectors).all(axis=1)).all():
+            number = first + int(is_finite.argmin()) + 1
+            raise InputError(f"the encoder returns NaN for passage number {number} of the corpus: correct that passage")
+        first += len(vectors)
+        yield vectors
 
 
 def encode_chunk(corpus: Corpus, encoder: Encoder, rows: range) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from local_dense_retriever.devices import gpus
-from local_dense_retriever.errors import InputError
+from local_dense_retriever.errors import InputError, needing
 
 MAX_QUERY_TOKENS = 256
 MAX_PASSAGE_TOKENS = 256  # a wiki-18 passage is 100 words
@@ -60,17 +60,22 @@ class Encoder(ABC):
 
     def _encode(self, texts: list[str], max_tokens: int) -> NDArray[np.float32]:
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
-        # Batches of similar lengths need little padding. The longest come first, so that a batch too large for memory
-        # fails at the start and not at the end.
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
-        for start in range(0, len(texts), self._batch_size):
-            rows = by_length[start : start + self._batch_size]
+        for rows in batches(list(map(len, texts)), self._batch_size):
             vectors[rows] = self._encode_batch([texts[i] for i in rows], max_tokens)
         return vectors
 
     @abstractmethod
     def _encode_batch(self, texts: list[str], max_tokens: int) -> NDArray[np.float32]:
         """-> (B, D) float32, rows L2-normalised. Longer texts are cut to `max_tokens`."""
+
+
+def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The texts of these lengths by their positions, `size` at a time: similar lengths together, for little padding.
+
+    The longest come first, so that a batch too large for memory fails at the start and not at the end.
+    """
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    return (by_length[start : start + size] for start in range(0, len(lengths), size))
 
 
 def load_encoder(name: str, model: str, *, batch_size: int | None = None, device: str | None = None) -> Encoder:
@@ -83,13 +88,9 @@ def load_encoder(name: str, model: str, *, batch_size: int | None = None, device
         from local_dense_retriever.onnx_encoder import OnnxEncoder
 
         return OnnxEncoder(name, folder, batch_size)
-    try:
+    remedy = f"torch transformers, or on a CPU onnxruntime tokenizers with a --retriever_model that has {ONNX_FILES[0]}"
+    with needing(f"the encoder {model}", install=remedy):
         from local_dense_retriever.torch_encoder import TorchEncoder
-    except ImportError as error:
-        raise InputError(
-            f"cannot load the encoder {model} without the package {error.name}: pip install torch transformers, or on "
-            f"a CPU onnxruntime tokenizers with a --retriever_model that has {ONNX_FILES[0]}"
-        ) from error
     return TorchEncoder(name, model, batch_size, device)
 
 

@@ -7,7 +7,7 @@ all vectors first. That shifts all scores of a query equally, so no ranking chan
 where half precision is finest.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +108,10 @@ class ExactIndex:
             except (torch.OutOfMemoryError, RuntimeError) as error:  # RuntimeError: the CPU's allocator
                 size = (stop - start) * self.dim * 2 / 1e9
                 raise InputError(f"{device} has no {size:.1f} GB free for {self.path}: {REMEDY}") from error
-            for first, block in blocks(self._file, start, stop):
-                part[first - start : first - start + len(block)] = self._centred(block)
+            filled = 0
+            for block in self._file.blocks(start, stop, max(1, BLOCK_BYTES // (self.dim * 4))):
+                part[filled : filled + len(block)] = self._centred(block)
+                filled += len(block)
             parts.append((start, part))
         return parts
 
@@ -150,13 +152,6 @@ def coarse_search(
 def half_dtype(device: torch.device) -> torch.dtype:
     """fp16 on a GPU, bf16 on a CPU: correct on all CPUs, and fast on those with bf16 instructions."""
     return torch.float16 if device.type == "cuda" else torch.bfloat16
-
-
-def blocks(file: FlatFile, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The rows from start to stop, as (first row, (R, D) float32) of bounded size."""
-    step = max(1, BLOCK_BYTES // (file.dim * 4))
-    for first in range(start, stop, step):
-        yield first, file.read(first, min(first + step, stop))
 
 
 def _mean(file: FlatFile) -> NDArray[np.float32]:

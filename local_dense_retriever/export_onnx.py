@@ -17,7 +17,7 @@ if not __package__:  # started by path: Python then looks for modules in this fo
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from local_dense_retriever.encoder import ONNX_FILES
-from local_dense_retriever.errors import InputError
+from local_dense_retriever.errors import InputError, needing, run_command
 
 TEXTS = ["Who wrote Faust?", "The Rhine"]
 MAX_DIFFERENCE = 1e-3  # between a token's states in torch and onnxruntime
@@ -28,27 +28,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="Hugging Face folder of an encoder: config, tokenizer and weights")
     args = parser.parse_args(argv)
-    try:
-        print(f"wrote {export(args.folder)}")
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: print(f"wrote {export(args.folder)}"))
 
 
 def export(folder: Path) -> Path:
     """Writes the file and returns its path. Raises InputError if this model cannot be exported."""
-    try:
+    with needing(f"making {ONNX_FILES[0]}", install="torch transformers onnx onnxruntime"):
         import onnx  # noqa: F401  torch needs it to export
         import onnxruntime
         import torch
 
         from local_dense_retriever.torch_encoder import TokenStates, load_model
-    except ImportError as error:
-        raise InputError(
-            f"making {ONNX_FILES[0]} needs the package {error.name}: pip install torch transformers onnx onnxruntime"
-        ) from error
-    tokenizer, model = load_model(str(folder), attn_implementation="eager")  # onnxruntime optimises this pattern
+    tokenizer, model, _ = load_model(str(folder), attn_implementation="eager")  # onnxruntime optimises this pattern
     batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))
     path = folder / ONNX_FILES[0]
     path.parent.mkdir(exist_ok=True)

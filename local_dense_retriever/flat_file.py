@@ -10,6 +10,7 @@ So a builder can append vectors to the file without a second copy on disk, and e
 
 import mmap
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -38,6 +39,10 @@ class FlatFile(NamedTuple):
         count = (stop - start) * self.dim
         offset = HEADER.size + start * self.dim * 4
         return np.fromfile(self.path, np.float32, count, offset=offset).reshape(-1, self.dim)
+
+    def blocks(self, start: int, stop: int, step: int) -> Iterator[NDArray[np.float32]]:
+        """Reads the rows from start to stop, `step` at a time."""
+        return (self.read(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 def forget_pages(mapped: NDArray[np.float32]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from local_dense_retriever.errors import InputError
+from local_dense_retriever.errors import InputError, needing
 from qa_em_format import gold_answers, normalize_answer
 
 GOLDS = ("golden_answers", "answers", "reward_model")
@@ -94,10 +94,8 @@ def _rows(file: Path) -> Iterator[Any]:
 
 
 def _parquet_rows(file: Path) -> Iterator[Any]:
-    try:
+    with needing(str(file), install="pyarrow"):
         from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise InputError(f"{file} needs the package pyarrow: pip install pyarrow") from error
     with ParquetFile(file) as table:
         for batch in table.iter_batches(1000):
             yield from batch.to_pylist()

@@ -38,8 +38,7 @@ def write_converted(flat: FlatFile, path: Path, index_type: str) -> None:
     except RuntimeError as error:
         raise _refusal(index_type, error) from error
     with tqdm(total=flat.rows, unit=" vectors", desc=index_type) as progress:
-        for start in range(0, flat.rows, ADD_ROWS):
-            block = flat.read(start, min(start + ADD_ROWS, flat.rows))
+        for block in flat.blocks(0, flat.rows, ADD_ROWS):
             index.add(block)
             progress.update(len(block))
     try:

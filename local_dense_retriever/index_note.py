@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from local_dense_retriever.corpus import Corpus
-from local_dense_retriever.downloaded import partial
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.files import beside, partial, write_json
 
 
 class IndexNote(NamedTuple):
@@ -25,14 +25,11 @@ class IndexNote(NamedTuple):
 
 
 def note_path(index_path: Path) -> Path:
-    return index_path.with_name(index_path.name + ".json")
+    return beside(index_path, ".json")
 
 
 def write_note(index_path: Path, note: IndexNote) -> None:
-    path = note_path(index_path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(note._asdict(), indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(note_path(index_path), note._asdict())
 
 
 def read_note(index_path: Path) -> IndexNote | None:

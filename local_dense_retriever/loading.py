@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.downloaded import index_file
-from local_dense_retriever.errors import InputError
+from local_dense_retriever.errors import InputError, needing
 from local_dense_retriever.index_note import check_belongs, check_note
 from local_dense_retriever.retriever import Retriever
 
@@ -17,16 +17,15 @@ if TYPE_CHECKING:  # torch and FAISS take seconds to import: only when something
     from local_dense_retriever.reranker import Reranker
     from local_dense_retriever.searcher import DenseSearcher, Searcher, VectorIndex
 
+FILE_FLAGS = ("faiss_gpu", "in_memory", "rescore_path")  # for a FAISS file only
+FAISS_FLAGS = (*FILE_FLAGS, "nprobe", "ef_search")  # not for exact search
 BACKENDS = ("auto", "exact", "faiss", "milvus", "bm25", "hybrid")
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--retriever_name", default="e5", help="prefixes and pooling: e5, bge or minilm (default: e5)")
-    parser.add_argument(
-        "--retriever_model",
-        default="intfloat/e5-base-v2",
-        help="model folder, or name on the Hugging Face hub (default: intfloat/e5-base-v2)",
-    )
+    add, model = parser.add_argument, "intfloat/e5-base-v2"
+    add("--retriever_name", default="e5", help="prefixes and pooling: e5, bge or minilm (default: e5)")
+    add("--retriever_model", default=model, help=f"model folder, or name on the Hugging Face hub (default: {model})")
 
 
 def add_milvus_arguments(parser: argparse.ArgumentParser, uri_group: argparse._ActionsContainer | None = None) -> None:
@@ -42,25 +41,26 @@ def add_milvus_arguments(parser: argparse.ArgumentParser, uri_group: argparse._A
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that load_retriever() reads."""
-    parser.add_argument("--index_path", help="FAISS index file, or folder of a BM25 index; one row per passage")
+    add = parser.add_argument
+    add("--index_path", help="FAISS index file, or folder of a BM25 index; one row per passage")
     add_milvus_arguments(parser)
-    parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
+    add("--corpus_path", required=True, help="jsonl file, one passage a line")
     add_encoder_arguments(parser)
-    parser.add_argument(
+    add(
         "--index_backend",
         choices=BACKENDS,
         default="auto",
         help="exact: flat index, with torch; faiss: any FAISS file; milvus: --milvus_uri; bm25: words; hybrid: vectors "
         "combined with --bm25_path; auto: chosen by the other flags (default: auto)",
     )
-    parser.add_argument("--bm25_path", help="folder of a BM25 index, for --index_backend hybrid")
-    parser.add_argument("--faiss_gpu", action="store_true", help="FAISS keeps the index in fp16 on all visible GPUs")
-    parser.add_argument("--in_memory", action="store_true", help="FAISS reads the file instead of mapping it")
-    parser.add_argument("--rescore_path", help="flat index that rescores the hits of a compressed one")
-    parser.add_argument("--nprobe", type=int, help="lists of an IVF index to search (default: the file's, mostly 1)")
-    parser.add_argument("--ef_search", type=int, help="breadth of the search in an HNSW index (default: the file's)")
-    parser.add_argument("--reranker", help="cross-encoder that reranks the hits: model folder or name")
-    parser.add_argument("--rerank_depth", type=int, default=32, help="passages per query to rerank (default: 32)")
+    add("--bm25_path", help="folder of a BM25 index, for --index_backend hybrid")
+    add("--faiss_gpu", action="store_true", help="FAISS keeps the index in fp16 on all visible GPUs")
+    add("--in_memory", action="store_true", help="FAISS reads the file instead of mapping it")
+    add("--rescore_path", help="flat index that rescores the hits of a compressed one")
+    add("--nprobe", type=int, help="lists of an IVF index to search (default: the file's, mostly 1)")
+    add("--ef_search", type=int, help="breadth of the search in an HNSW index (default: the file's)")
+    add("--reranker", help="cross-encoder that reranks the hits: model folder or name")
+    add("--rerank_depth", type=int, default=32, help="passages per query to rerank (default: 32)")
 
 
 def load_retriever(args: argparse.Namespace, report: Callable[[str], None]) -> Retriever:
@@ -111,7 +111,7 @@ def choose_backend(args: argparse.Namespace, index_path: Path | None) -> str:
         raise InputError("hybrid search needs --bm25_path too: make one with build_index.py --index_type BM25")
     if backend != "hybrid" and args.bm25_path:
         raise InputError(f"--bm25_path is for hybrid search, and --index_backend is {backend}: leave one of them out")
-    flag = _for_files_only(args) if index_path is None else _for_faiss_only(args) if backend == "exact" else None
+    flag = _given(args, FILE_FLAGS) if index_path is None else _given(args, FAISS_FLAGS) if backend == "exact" else None
     if flag:
         raise InputError(f"{flag} is for FAISS: leave it out, or give --index_backend faiss")
     return backend
@@ -123,21 +123,14 @@ def _vector_backend(args: argparse.Namespace, index_path: Path | None) -> str:
     from local_dense_retriever.devices import fast_in_half_precision
     from local_dense_retriever.flat_file import read_flat_header
 
-    if _for_faiss_only(args) or read_flat_header(index_path) is None or not fast_in_half_precision():
+    if _given(args, FAISS_FLAGS) or read_flat_header(index_path) is None or not fast_in_half_precision():
         return "faiss"
     return "exact"
 
 
-def _for_files_only(args: argparse.Namespace) -> str | None:
-    """The first given flag that applies only to a FAISS file."""
-    given = {"--faiss_gpu": args.faiss_gpu, "--in_memory": args.in_memory, "--rescore_path": args.rescore_path}
-    return next((flag for flag, is_given in given.items() if is_given), None)
-
-
-def _for_faiss_only(args: argparse.Namespace) -> str | None:
-    """The first given flag that exact search does not support."""
-    given = {"--nprobe": args.nprobe is not None, "--ef_search": args.ef_search is not None}
-    return _for_files_only(args) or next((flag for flag, is_given in given.items() if is_given), None)
+def _given(args: argparse.Namespace, names: Sequence[str]) -> str | None:
+    """The first of these flags that is given."""
+    return next((f"--{name}" for name in names if getattr(args, name) not in (None, False)), None)
 
 
 def _load_searcher(args: argparse.Namespace, backend: str, corpus: Corpus, report: Callable[[str], None]) -> Searcher:
@@ -145,7 +138,7 @@ def _load_searcher(args: argparse.Namespace, backend: str, corpus: Corpus, repor
         return _load_bm25(args.index_path, report)
     if backend != "hybrid":
         return _load_dense(args, backend, corpus, report)
-    from local_dense_retriever.hybrid import HybridSearcher
+    from local_dense_retriever.searcher import HybridSearcher
 
     dense = _load_dense(args, _vector_backend(args, _index_path(args)), corpus, report)
     return HybridSearcher(dense, _load_bm25(args.bm25_path, report))
@@ -153,10 +146,8 @@ def _load_searcher(args: argparse.Namespace, backend: str, corpus: Corpus, repor
 
 def _load_bm25(path: str, report: Callable[[str], None]) -> Searcher:
     report(f"the index {path}")
-    try:
+    with needing("BM25", install="bm25s"):
         from local_dense_retriever.bm25 import Bm25Searcher
-    except ImportError as error:
-        raise InputError("BM25 needs the package bm25s: pip install bm25s") from error
     return Bm25Searcher(path)
 
 
@@ -205,8 +196,6 @@ def _load_reranker(args: argparse.Namespace, report: Callable[[str], None]) -> R
     if not args.reranker:
         return None
     report(f"the reranker {args.reranker}")
-    try:
+    with needing("--reranker", install="torch transformers"):
         from local_dense_retriever.reranker import CrossEncoder, Reranker
-    except ImportError as error:
-        raise InputError(f"--reranker needs the package {error.name}: pip install torch transformers") from error
     return Reranker(CrossEncoder(args.reranker), args.rerank_depth)

@@ -1,6 +1,5 @@
 """The figures of GET /metrics, in Prometheus's text format; nothing is counted without prometheus-client."""
 
-from functools import partial
 from typing import Any
 
 try:
@@ -13,43 +12,36 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Uncounted:
-    """A counter, gauge or histogram that does nothing."""
+    """A counter, gauge or histogram that does nothing, whatever is called."""
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-    def labels(self, *_: Any) -> "Uncounted":
-        return self
-
-    def inc(self, amount: float = 1) -> None: ...
-    def set(self, value: float) -> None: ...
-    def observe(self, amount: float) -> None: ...
-    def set_function(self, function: Any) -> None: ...
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: self
 
 
 class Metrics:
     """The figures of one server, in their own registry."""
 
     def __init__(self) -> None:
-        counter: Any = Uncounted
-        gauge: Any = Uncounted
-        histogram: Any = Uncounted
         if prometheus_client:
-            registry = self._registry = prometheus_client.CollectorRegistry()
-            prometheus_client.ProcessCollector(registry=registry)  # resident memory, CPU seconds, open files
-            counter = partial(prometheus_client.Counter, namespace="retriever", registry=registry)
-            gauge = partial(prometheus_client.Gauge, namespace="retriever", registry=registry)
-            histogram = partial(prometheus_client.Histogram, namespace="retriever", registry=registry)
+            self._registry = prometheus_client.CollectorRegistry()
+            prometheus_client.ProcessCollector(registry=self._registry)  # resident memory, CPU seconds, open files
 
-        self.requests = counter("requests", "Requests to /retrieve, by status", ["status"])
-        self.request_seconds = histogram("request_seconds", "Seconds from request to reply", buckets=SECONDS)
-        self.queries = counter("queries", "Queries: cached, joined to an equal one, or queued", ["how"])
+        def new(kind: str, *named: Any, **options: Any) -> Any:
+            if prometheus_client is None:
+                return Uncounted()
+            return getattr(prometheus_client, kind)(*named, namespace="retriever", registry=self._registry, **options)
+
+        self.requests = new("Counter", "requests", "Requests to /retrieve, by status", ["status"])
+        self.request_seconds = new("Histogram", "request_seconds", "Seconds from request to reply", buckets=SECONDS)
+        self.queries = new("Counter", "queries", "Queries: cached, joined to an equal one, or queued", ["how"])
         for how in ("cached", "joined", "queued"):
             self.queries.labels(how)  # start at 0, which rates need
-        self.queue = gauge("queue_queries", "Distinct queries that wait for a batch")
-        self.batch_queries = histogram("batch_queries", "Queries per batch", buckets=SIZES)
-        self.batch_seconds = histogram("batch_seconds", "Seconds to encode and search a batch", buckets=SECONDS)
-        self.cache = gauge("cache_queries", "Queries with cached hits")
-        self._index = gauge("index", "The index: rows, dimension, bytes", ["what"])
-        self._ready = gauge("ready", "1 when everything is loaded")
+        self.queue = new("Gauge", "queue_queries", "Distinct queries that wait for a batch")
+        self.batch_queries = new("Histogram", "batch_queries", "Queries per batch", buckets=SIZES)
+        self.batch_seconds = new("Histogram", "batch_seconds", "Seconds to encode and search a batch", buckets=SECONDS)
+        self.cache = new("Gauge", "cache_queries", "Queries with cached hits")
+        self._index = new("Gauge", "index", "The index: rows, dimension, bytes", ["what"])
+        self._ready = new("Gauge", "ready", "1 when everything is loaded")
 
     def describe_index(self, about: dict[str, str | int]) -> None:
         """Records the numbers in `Retriever.describe()` and marks the server as ready."""

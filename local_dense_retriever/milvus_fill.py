@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from local_dense_retriever import embedding
 from local_dense_retriever.corpus import Corpus
@@ -44,26 +43,16 @@ def _copy(args: argparse.Namespace) -> None:
     flat = require_flat(args.from_index, "--from_index")
     note = read_note(flat.path) or IndexNote("", flat.rows, flat.dim, "", "", "")
     rows = Filling(args, note._replace(index_type=args.index_type))
-    with tqdm(total=flat.rows, initial=rows.rows_done, unit=" passages") as progress:
-        for start in range(rows.rows_done, flat.rows, embedding.CHUNK_ROWS):
-            stop = min(start + embedding.CHUNK_ROWS, flat.rows)
-            rows.append(flat.read(start, stop))
-            progress.update(stop - start)
+    blocks = flat.blocks(rows.rows_done, flat.rows, embedding.CHUNK_ROWS)
+    embedding.fill(rows, embedding.finite(blocks, rows.rows_done), flat.rows)
     rows.finish()
 
 
 def _encode(args: argparse.Namespace) -> None:
     corpus = Corpus(args.corpus_path)
-    from local_dense_retriever.devices import gpus  # imported late: the checks above need no torch or onnxruntime
-    from local_dense_retriever.encoder import load_encoder
-
-    encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
-    note = IndexNote(
-        corpus.digest, len(corpus), encoder.dim, args.retriever_name, args.retriever_model, args.index_type
-    )
+    encoder, note = embedding.load_named_encoder(args, corpus)
     rows = Filling(args, note)
-    print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
-    embedding.embed(corpus, encoder, rows, gpus(), args)
+    embedding.embed(corpus, encoder, rows, args)
     rows.finish()
 
 
@@ -128,12 +117,7 @@ class Filling:
             raise
 
     def append(self, vectors: NDArray[np.float32]) -> None:
-        """Writes (B, D) float32 rows. Raises InputError if a row is not finite, or if Milvus does not answer."""
-        if not (finite := np.isfinite(vectors).all(axis=1)).all():
-            row = self.rows_done + int(finite.argmin())
-            raise InputError(
-                f"the encoder returns NaN for passage number {row + 1} of the corpus: correct that passage"
-            )
+        """Writes (B, D) float32 rows. Raises InputError if Milvus does not answer."""
         entities = [{"row": row, "vector": vector} for row, vector in enumerate(vectors, start=self.rows_done)]
         with named_errors(self._path):
             self._client.upsert(self._name, entities, timeout=WRITE_TIMEOUT_S)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from local_dense_retriever.errors import InputError
+from local_dense_retriever.errors import InputError, needing
 from local_dense_retriever.index_note import IndexNote
 from local_dense_retriever.rescored_index import best
 from local_dense_retriever.searcher import About, Found, UnavailableError
@@ -125,10 +125,8 @@ def connect(uri: str) -> MilvusClient:
     token = os.environ.get(TOKEN_VARIABLE, "").strip()  # a token read from a file ends in a newline
     if not (token.isprintable() and token.isascii()):
         raise InputError(f"{TOKEN_VARIABLE} has an invalid character: set it again")
-    try:
+    with needing("Milvus", install="pymilvus"):
         from pymilvus import MilvusClient
-    except ImportError as error:
-        raise InputError("Milvus needs the package pymilvus: pip install pymilvus") from error
     for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the exceptions say the same more briefly
     with named_errors(uri):

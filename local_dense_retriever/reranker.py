@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from local_dense_retriever.devices import visible_devices
+from local_dense_retriever.encoder import batches
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.retriever import Hit
+from local_dense_retriever.torch_encoder import load_model, to_device
 
 MAX_PAIR_TOKENS = 512
 BATCH_PAIRS = 32
@@ -28,39 +30,25 @@ class CrossEncoder:
         """
         self.name = model
         self._device = torch.device(device) if device else visible_devices()[0]
-        transformers_logging.disable_progress_bar()
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # else it lists missing and surplus weights
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
-            self._model, loaded = AutoModelForSequenceClassification.from_pretrained(model, output_loading_info=True)
-        except Exception as error:  # whatever transformers, tokenizers and safetensors raise
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(
-                f"cannot load --reranker {model} ({reason}): give a folder with config.json, tokenizer and weights, or "
-                "a name on the Hugging Face hub"
-            ) from error
+            self._tokenizer, self._model, missing = load_model(model, AutoModelForSequenceClassification, "--reranker")
         finally:
             transformers_logging.set_verbosity(verbosity)
         config = self._model.config
-        if loaded["missing_keys"]:  # transformers initialises them at random
+        if missing:  # transformers initialises them at random
             raise InputError(f"--reranker {model} is not a cross-encoder: its weights have no classification head")
         if config.num_labels > 2:
             raise InputError(f"--reranker {model} has {config.num_labels} classes: a cross-encoder has 1 or 2")
-        if len(self._tokenizer) < config.vocab_size / 2:  # transformers also makes one up if its files are missing
-            raise InputError(f"--reranker {model} lacks its tokenizer: copy tokenizer.json or vocab.txt too")
         positions = getattr(config, "max_position_embeddings", MAX_PAIR_TOKENS)
         self._max_tokens = min(MAX_PAIR_TOKENS, self._tokenizer.model_max_length, positions)
-        self._model.to(device=self._device, dtype=torch.float16 if self._device.type == "cuda" else torch.float32)
-        self._model.eval()
+        to_device(self._model, self._device)
 
     def logits(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """(N,), one per pair of query and passage: larger is a better match; -inf if the model returns NaN."""
         logits = np.empty(len(pairs))
-        # Batches of similar lengths need little padding; the longest come first, as in Encoder.
-        by_length = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])), reverse=True)
-        for start in range(0, len(pairs), BATCH_PAIRS):
-            rows = by_length[start : start + BATCH_PAIRS]
+        for rows in batches([sum(map(len, pair)) for pair in pairs], BATCH_PAIRS):
             logits[rows] = self._batch_logits([pairs[i] for i in rows])
         return np.where(np.isnan(logits), -np.inf, logits)
 

@@ -36,14 +36,15 @@ LISTEN_BACKLOG = 2048  # connections waiting to be accepted; a rollout opens hun
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that we never close one in use
 STOP_TIMEOUT_S = 30  # to answer the queued queries
 
-RANGES = {  # flag: smallest and largest value
-    "topk": (1, MAX_TOPK),
-    "max_batch": (1, 4096),
-    "max_queue": (MAX_QUERIES, 10**6),  # a request must fit
-    "batch_window_ms": (0, 1000),
-    "cache_size": (0, 10**8),
-    "port": (0, 65535),
-}
+FLAGS = (  # name, default, smallest and largest value, help
+    ("topk", 3, 1, MAX_TOPK, "passages per query, unless the request says otherwise"),
+    ("max_batch", Limits.max_batch, 1, 4096, "distinct queries searched at once"),
+    ("batch_window_ms", 1000 * Limits.window_s, 0, 1000, "how long a query waits for others while the server is idle"),
+    # A request must fit into the queue.
+    ("max_queue", Limits.max_queue, MAX_QUERIES, 10**6, "maximum distinct queries waiting; further requests get 503"),
+    ("cache_size", Limits.cache_size, 0, 10**8, "queries to cache, about 3 kB each at topk 3; 0 disables the cache"),
+    ("port", 8000, 0, 65535, "port to listen on; 0 picks a free one"),
+)
 
 
 def run() -> NoReturn:
@@ -71,30 +72,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    limits = Limits()
     parser = argparse.ArgumentParser(
         description="Serve an index and its corpus over HTTP.",
         epilog=f"If {API_KEY_VARIABLE} is set, /retrieve requires that key as a bearer token.",
     )
     add_index_arguments(parser)
-
-    def add(flag: str, default: int | float | str, text: str) -> None:
-        parser.add_argument(flag, type=type(default), default=default, help=f"{text} (default: {default})")
-
-    add("--topk", 3, "passages per query, unless the request says otherwise")
-    add("--max_batch", limits.max_batch, "distinct queries searched at once")
-    add("--batch_window_ms", 1000 * limits.window_s, "how long a query waits for others while the server is idle")
-    add("--max_queue", limits.max_queue, "maximum distinct queries waiting; further requests get 503")
-    add("--cache_size", limits.cache_size, "queries to cache, about 3 kB each at topk 3; 0 disables the cache")
-    add("--port", 8000, "port to listen on; 0 picks a free one")
-    add("--host", "127.0.0.1", "address to listen on; 0.0.0.0 serves other machines too")
+    for name, default, _, _, text in FLAGS:
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} (default: {default})")
+    host = "address to listen on; 0.0.0.0 serves other machines too (default: 127.0.0.1)"
+    parser.add_argument("--host", default="127.0.0.1", help=host)
     return parser.parse_args(argv)
 
 
 def check_ranges(args: argparse.Namespace) -> None:
-    for flag, (least, most) in RANGES.items():
-        if not least <= (value := getattr(args, flag)) <= most:
-            raise InputError(f"--{flag} is {value}; it must be between {least} and {most}")
+    for name, _, least, most, _ in FLAGS:
+        if not least <= (value := getattr(args, name)) <= most:
+            raise InputError(f"--{name} is {value}; it must be between {least} and {most}")
 
 
 def take_port(host: str, port: int) -> socket.socket:

@@ -48,10 +48,8 @@ class TorchEncoder(Encoder):
         """
         super().__init__(name, batch_size)
         self._device = torch.device(device) if device else visible_devices()[0]
-        self._tokenizer, self._model = load_model(model)
-        usual = torch.float16 if self._device.type == "cuda" else torch.float32
-        self._model.to(device=self._device, dtype=dtype or usual)
-        self._model.eval()
+        self._tokenizer, self._model, _ = load_model(model)
+        to_device(self._model, self._device, dtype)
         self.dim = self._model.config.hidden_size
 
     @torch.inference_mode()
@@ -63,25 +61,36 @@ class TorchEncoder(Encoder):
         return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 
 
-def load_model(model: str, **options: Any) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and weights; `options` are from_pretrained's. Raises InputError, in one sentence, if one is wrong."""
+def load_model(
+    model: str, kind: Any = AutoModel, what: str = "the encoder --retriever_model", **options: Any
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[str]]:
+    """Tokenizer, weights, and the names of weights that are missing; `options` are from_pretrained's.
+
+    Raises InputError, in one sentence, if the model cannot be loaded.
+    """
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
-        weights = AutoModel.from_pretrained(model, **options)
+        weights, found = kind.from_pretrained(model, output_loading_info=True, **options)
     except Exception as error:  # OSError, ValueError, safetensors' own, …, depending on the bad file
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"cannot load the encoder --retriever_model {model} ({reason}): "
-            "give a folder with config.json, tokenizer and weights, or a name on the Hugging Face hub"
+            f"cannot load {what} {model} ({reason}): give a folder with config.json, tokenizer and weights, or a name "
+            "on the Hugging Face hub"
         ) from error
     # Without tokenizer files transformers raises no error, but returns a tokenizer of a few special tokens.
     if len(tokenizer) < weights.config.vocab_size / 2:
         raise InputError(
-            f"the tokenizer of --retriever_model {model} knows {len(tokenizer)} of the model's "
-            f"{weights.config.vocab_size} tokens: copy the model's tokenizer files too (tokenizer.json, vocab.txt)"
+            f"the tokenizer of {what} {model} knows {len(tokenizer)} of the model's {weights.config.vocab_size} "
+            "tokens: copy the model's tokenizer files too (tokenizer.json, vocab.txt)"
         )
-    return tokenizer, weights
+    return tokenizer, weights, list(found["missing_keys"])
+
+
+def to_device(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    """Moves a model there to be used, without a dtype in fp16 on a GPU and in float32 on a CPU."""
+    model.to(device=device, dtype=dtype or (torch.float16 if device.type == "cuda" else torch.float32))
+    model.eval()
 
 
 class TokenStates(torch.nn.Module):

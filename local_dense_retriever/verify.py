@@ -13,7 +13,7 @@ import copy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,10 +22,9 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.downloaded import index_file
-from local_dense_retriever.errors import InputError
-from local_dense_retriever.flat_file import FlatFile, read_flat_header, require_flat
+from local_dense_retriever.errors import InputError, run_command
+from local_dense_retriever.flat_file import read_flat_header, require_flat
 from local_dense_retriever.loading import add_index_arguments, load_retriever
-from local_dense_retriever.searcher import UnavailableError
 
 if TYPE_CHECKING:
     from local_dense_retriever.encoder import Encoder
@@ -37,42 +36,25 @@ LEAST_FOUND = 0.9  # share of passages found by their own text; duplicates hide 
 LEAST_RECALL = 0.9
 
 
-class Check(NamedTuple):
-    text: str
-    held: bool
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    args = parse_args(argv)
-    failed = False
-    try:
-        for check in verify(args):
-            print(f"{'ok  ' if check.held else 'FAIL'} {check.text}", flush=True)
-            failed |= not check.held
-    except (InputError, OSError, UnavailableError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return int(failed)
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check an index against its corpus, its encoder and exact search.")
     add_index_arguments(parser)
     parser.add_argument("--flat_index", help="flat index of the same vectors: exact search in it is the reference")
     parser.add_argument("--queries_path", help="text file, one query per line (default: passages of the corpus)")
     parser.add_argument("--sample", type=int, default=200, help="passages and queries to try (default: 200)")
     parser.add_argument("--topk", type=int, default=3, help="the k of recall@k (default: 3)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    return run_command(lambda: int(not all(list(verify(args)))))  # a list: after a check that fails, the others run too
 
 
-def verify(args: argparse.Namespace) -> Iterator[Check]:
-    """Runs the checks one by one. Raises InputError if the files cannot be loaded together."""
+def verify(args: argparse.Namespace) -> Iterator[bool]:
+    """Runs the checks one by one: does it hold? Raises InputError if the files cannot be loaded together."""
     if args.sample < 1 or args.topk < 1:
         raise InputError("--sample and --topk must be at least 1")
-    retriever = load_retriever(args, lambda what: print(f"loading {what}", flush=True))
+    retriever = _load(args)
     about = retriever.describe()
-    yield Check(f"{about['rows']} rows, as many as the corpus has passages; {about['backend']}", True)
+    yield said(True, f"{about['rows']} rows, as many as the corpus has passages; {about['backend']}")
 
     corpus = Corpus(args.corpus_path)
     rows = np.random.default_rng(0).choice(len(corpus), min(args.sample, len(corpus)), replace=False)
@@ -90,6 +72,15 @@ def verify(args: argparse.Namespace) -> Iterator[Check]:
         print("recall is not measured: give --flat_index to compare with exact search")
 
 
+def said(held: bool, text: str) -> bool:
+    print(f"{'ok  ' if held else 'FAIL'} {text}", flush=True)
+    return held
+
+
+def _load(args: argparse.Namespace) -> Retriever:
+    return load_retriever(args, lambda what: print(f"loading {what}", flush=True))
+
+
 def stored_rows(args: argparse.Namespace, rows: np.ndarray) -> np.ndarray | None:
     """(N, D) float32, the vectors of these rows; None if no uncompressed copy is available."""
     if args.milvus_uri:
@@ -97,46 +88,41 @@ def stored_rows(args: argparse.Namespace, rows: np.ndarray) -> np.ndarray | None
 
         return MilvusIndex(args.milvus_uri, args.milvus_collection).vectors(rows.tolist())
     if args.flat_index:
-        flat: FlatFile | None = require_flat(args.flat_index, "--flat_index")
-    else:
-        index_path = index_file(args.index_path)
-        flat = read_flat_header(index_path) if index_path.is_file() else None
+        return np.array(require_flat(args.flat_index, "--flat_index").vectors()[rows])
+    index_path = index_file(args.index_path)
+    flat = read_flat_header(index_path) if index_path.is_file() else None
     return np.array(flat.vectors()[rows]) if flat else None
 
 
-def known_answers(retriever: Retriever, texts: Sequence[str], topk: int) -> Check:
+def known_answers(retriever: Retriever, texts: Sequence[str], topk: int) -> bool:
     """Each passage should be found by its own text."""
-    found = [text in (hit.passage.contents for hit in hits) for text, hits in _searched(retriever, texts, topk)]
-    share = float(np.mean(found))
-    return Check(
-        f"{share:.3f} of {len(texts)} passages are among the first {topk} hits for their own text "
-        f"(at least {LEAST_FOUND})",
-        share >= LEAST_FOUND,
-    )
+    found = zip(texts, retriever.search(texts, topk), strict=True)
+    share = float(np.mean([text in (hit.passage.contents for hit in hits) for text, hits in found]))
+    hits = f"among the first {topk} hits for their own text (at least {LEAST_FOUND})"
+    return said(share >= LEAST_FOUND, f"{share:.3f} of {len(texts)} passages are {hits}")
 
 
-def stored_vectors(stored: np.ndarray, rows: np.ndarray, texts: Sequence[str], encoder: Encoder) -> Iterator[Check]:
+def stored_vectors(stored: np.ndarray, rows: np.ndarray, texts: Sequence[str], encoder: Encoder) -> Iterator[bool]:
     """Checks that the stored vectors have length 1 and match the passages of their rows."""
     error = float(np.abs(np.linalg.norm(stored, axis=1) - 1).max())
-    yield Check(
-        f"stored vectors have length 1, give or take {error:.1e} (at most {MOST_NORM_ERROR})", error <= MOST_NORM_ERROR
-    )
+    text = f"stored vectors have length 1, give or take {error:.1e} (at most {MOST_NORM_ERROR})"
+    yield said(error <= MOST_NORM_ERROR, text)
     cosines = (stored * encoder.encode_passages(texts)).sum(axis=1)
     worst = int(cosines.argmin())
-    yield Check(
+    yield said(
+        bool(cosines[worst] >= LEAST_COSINE),
         f"stored vectors match their passages: cosine {cosines.mean():.4f} on average, "
         f"{cosines[worst]:.4f} at worst, in row {rows[worst]} (at least {LEAST_COSINE})",
-        bool(cosines[worst] >= LEAST_COSINE),
     )
 
 
 def exact_retriever(args: argparse.Namespace) -> Retriever:
     """The same retriever with exact search over --flat_index."""
     exact = copy.copy(args)
-    exact.index_path, exact.index_backend, exact.bm25_path = args.flat_index, "exact", None
-    exact.faiss_gpu, exact.in_memory, exact.nprobe, exact.ef_search = False, False, None, None
-    exact.rescore_path, exact.milvus_uri = None, None
-    return load_retriever(exact, lambda what: print(f"loading {what}", flush=True))
+    exact.index_path, exact.index_backend = args.flat_index, "exact"
+    for flag in ("bm25_path", "milvus_uri", "rescore_path", "faiss_gpu", "in_memory", "nprobe", "ef_search"):
+        setattr(exact, flag, None)
+    return _load(exact)
 
 
 def read_queries(args: argparse.Namespace, texts: Sequence[str]) -> Sequence[str]:
@@ -149,20 +135,15 @@ def read_queries(args: argparse.Namespace, texts: Sequence[str]) -> Sequence[str
     return queries
 
 
-def recall(retriever: Retriever, exact: Retriever, queries: Sequence[str], topk: int) -> Check:
+def recall(retriever: Retriever, exact: Retriever, queries: Sequence[str], topk: int) -> bool:
     """The share of exact search's hits that this index finds too."""
     shares = []
-    for query, truth in _searched(exact, queries, topk):
-        ids = {hit.passage.id for hit in retriever.search([query], topk)[0]}
+    for found, truth in zip(retriever.search(queries, topk), exact.search(queries, topk), strict=True):
+        ids = {hit.passage.id for hit in found}
         shares.append(np.mean([hit.passage.id in ids for hit in truth]))
     share = float(np.mean(shares))
-    return Check(
-        f"recall@{topk} {share:.3f} over {len(queries)} queries (at least {LEAST_RECALL})", share >= LEAST_RECALL
-    )
-
-
-def _searched(retriever: Retriever, queries: Sequence[str], topk: int) -> Iterator[tuple[str, list]]:
-    return zip(queries, retriever.search(queries, topk), strict=True)
+    text = f"recall@{topk} {share:.3f} over {len(queries)} queries (at least {LEAST_RECALL})"
+    return said(share >= LEAST_RECALL, text)
 
 
 if __name__ == "__main__":

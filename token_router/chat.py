@@ -9,11 +9,10 @@ from aiohttp import web
 from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, render_prompt, strip_end
 from search_rollout.protocols.tool_formats import ToolFormat
-from token_router.completion import assistant_message, completion
 from token_router.conversation import Conversation, next_key, parse_conversation, parse_message, template_errors
 from token_router.errors import ApiError, bad_request
 from token_router.json_body import json_object
-from token_router.openai_params import worker_fields
+from token_router.openai import assistant_message, completion, worker_fields
 from token_router.replies import piece_of, read_reply
 from token_router.token_trie import Path, Piece, TokenTrie
 from token_router.upstream import Upstream, generate_call, namespace_of

@@ -154,4 +154,4 @@ def test_without_torch_and_without_the_onnx_file_one_sentence_says_what_to_insta
         "try:\n    load_encoder('minilm', sys.argv[1])\nexcept InputError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, minilm_folder()], capture_output=True, text=True, timeout=300)
-    assert "without the package torch: pip install torch transformers, or on a CPU onnxruntime" in done.stdout
+    assert "needs the package torch: pip install torch transformers, or on a CPU onnxruntime" in done.stdout

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from retriever_fakes import ColourEncoder, minilm_folder, write_corpus
 
-from local_dense_retriever import build_index, embedding
+from local_dense_retriever import build_index, embedding, files
 from local_dense_retriever import encoder as encoder_module
 from local_dense_retriever.bm25 import Bm25Searcher
 from local_dense_retriever.index_note import read_note
@@ -175,7 +175,7 @@ def test_a_build_that_another_one_finishes_meanwhile_is_left_alone(
         real(file, how)  # type: ignore[arg-type]
 
     before = (folder / "flat.index.partial").read_bytes()
-    monkeypatch.setattr(embedding.fcntl, "flock", finish_then_lock)
+    monkeypatch.setattr(files.fcntl, "flock", finish_then_lock)
     assert build(folder) == 1
     assert "another process is building" in capsys.readouterr().err
     assert (folder / "flat.index").read_bytes() == before
@@ -278,7 +278,7 @@ def test_a_type_that_faiss_cannot_make_is_reported_in_one_sentence(
 BUILD = """
 import sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
-from local_dense_retriever import build_index, embedding
+from local_dense_retriever import build_index, embedding, files
 embedding.CHUNK_ROWS = {chunk_rows}
 if __name__ == "__main__":
     {prelude}

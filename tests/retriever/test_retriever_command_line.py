@@ -1,13 +1,12 @@
 """The server's command line: what a user sees when something is wrong, and one whole run with a real encoder."""
 
-import importlib.metadata
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -189,22 +188,31 @@ app.create_app(made)
     assert run.returncode == 0, run.stderr
 
 
+def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+    """Nothing but these packages can be imported, which may still be changed."""
+    found = list(names)
+    monkeypatch.setattr(check_installation, "find_spec", lambda name: name in found or None)
+    return found
+
+
 def test_packages_that_nothing_needs_are_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["torch", "transformers", "faiss-cpu", "numpy", "fastapi", "uvicorn", "tqdm"]
-    found = [SimpleNamespace(metadata={"Name": name}) for name in names]
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+    found = installed(monkeypatch, "torch", "transformers", "faiss", "fastapi", "uvicorn", "tqdm")
     assert check_installation.missing_packages() == []
     found.pop()
     assert check_installation.missing_packages() == ["tqdm"]
 
 
 def test_torch_is_not_missed_where_onnxruntime_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["onnxruntime", "tokenizers", "faiss-cpu", "numpy", "fastapi", "uvicorn", "tqdm"]
-    found = [SimpleNamespace(metadata={"Name": name}) for name in names]
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+    found = installed(monkeypatch, "onnxruntime", "tokenizers", "faiss", "fastapi", "uvicorn", "tqdm")
     assert check_installation.missing_packages() == []
     del found[:2]
     assert check_installation.missing_packages() == ["torch", "transformers"]
+
+
+def test_what_the_installation_is_checked_for_is_what_the_requirements_name() -> None:
+    lines = (REPOSITORY / "local_dense_retriever" / "requirements.txt").read_text().splitlines()
+    needed = {re.match(r"[a-z]+", line)[0] for line in lines if "# optional" not in line and line[0] != "#"}
+    assert needed == {names[0] for names in check_installation.PACKAGES} | {"numpy"}  # which all others bring
 
 
 def test_the_launcher_gives_no_index_file_if_the_vectors_are_in_milvus(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class FakeModel:
 @pytest.fixture
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> FakeTokenizer:
     fake = FakeTokenizer()
-    monkeypatch.setattr(torch_encoder, "load_model", lambda model: (fake, FakeModel()))
+    monkeypatch.setattr(torch_encoder, "load_model", lambda model: (fake, FakeModel(), []))
     return fake
 
 

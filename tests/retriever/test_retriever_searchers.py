@@ -12,9 +12,8 @@ from local_dense_retriever.bm25 import Bm25Searcher, build_bm25
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.faiss_index import FaissIndex
-from local_dense_retriever.hybrid import HybridSearcher, fuse
 from local_dense_retriever.retriever import Retriever
-from local_dense_retriever.searcher import DenseSearcher
+from local_dense_retriever.searcher import DenseSearcher, HybridSearcher, fuse
 
 TEXTS = [
     "The capital of Kenya is Nairobi.",
