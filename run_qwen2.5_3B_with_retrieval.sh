@@ -67,18 +67,9 @@ starts_retriever() { # if there is one URL, of this machine; several URLs, or an
 
 starts_router() { uses_token_router && is_local "$TOKEN_ROUTER_URL"; }
 
-is_local() {
-  case "$(url_host "$1")" in
-    localhost | 127.* | ::1) return 0 ;;
-    *) return 1 ;;
-  esac
-}
+is_local() { [[ "$(url_host "$1")" =~ ^(localhost|127\..*|::1)$ ]]; }
 
-address_of() { # URL of this machine: the address to listen at
-  local host
-  host="$(url_host "$1")"
-  if [[ "$host" == localhost ]]; then echo 127.0.0.1; else echo "$host"; fi
-}
+address_of() { url_host "$1" | sed 's/^localhost$/127.0.0.1/'; } # URL of this machine: the address to listen at
 
 set_commands() {
   local more=()

@@ -95,23 +95,14 @@ ours() { # runs a module of this repository
 
 uses_token_router() { [[ "${TOKEN_TRACKING_MODE:-}" == router_* ]]; }
 
-url_host() { # http://HOST:PORT/… or http://[HOST]:PORT/…
-  local rest="${1#*://}"
-  rest="${rest%%/*}"
-  if [[ "$rest" == \[* ]]; then rest="${rest#[}" && echo "${rest%%]*}"; else echo "${rest%%:*}"; fi
-}
+URL='^([a-z]+://)?(\[([^]]*)\]|[^:/]*)(:([^/]*))?' # http://HOST:PORT/… or http://[HOST]:PORT/…
+
+url_host() { [[ "$1" =~ $URL ]] && echo "${BASH_REMATCH[3]:-${BASH_REMATCH[2]}}"; }
 
 url_port() {
-  local rest="${1#*://}"
-  rest="${rest%%/*}"
-  rest="${rest##*]}"
-  if [[ "$rest" == *:* ]]; then
-    echo "${rest##*:}"
-  elif [[ "$1" == https://* ]]; then
-    echo 443
-  else
-    echo 80
-  fi
+  local default=80
+  [[ "$1" != https://* ]] || default=443
+  [[ "$1" =~ $URL ]] && echo "${BASH_REMATCH[5]:-$default}"
 }
 
 clean_up_at_exit() { # calls clean_up, however the script ends

@@ -29,7 +29,6 @@ KILL_TIMEOUT_S = 30.0  # a process that is stuck in a broken device or file serv
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
     args = parse_args(argv)
     received: list[int] = []
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
@@ -49,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line's arguments; exits with 2 if they are wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, help="append the command's output to this file, and show it")
     parser.add_argument("--name", default="the command", help="name of the command in the last line of the log")
@@ -69,7 +67,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prctl(option: int, value: int) -> None:
-    """The system call of this name. Raises OSError."""
     if LIBC.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 

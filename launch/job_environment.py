@@ -21,7 +21,6 @@ class SecretError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--joining", action="store_true", help="the job runs on an existing cluster")
     parser.add_argument("variables", nargs="*", metavar="NAME=VALUE", help="further variables of the job")

@@ -7,7 +7,6 @@ import argparse
 
 
 def policies() -> list[str]:
-    """The policies that the router's parser accepts."""
     try:
         from sglang_router.launch_router import RouterArgs
     except ImportError:

@@ -17,7 +17,7 @@ from local_dense_retriever.batcher import QueryFailedError, QueueFullError, Sear
 from local_dense_retriever.docs_page import PAGE
 from local_dense_retriever.retriever import Hit
 from local_dense_retriever.searcher import UnavailableError
-from local_dense_retriever.service import LoadingError, Service
+from local_dense_retriever.service import Service
 
 MAX_TOPK = 100
 MAX_QUERIES = 512  # in one request
@@ -152,21 +152,21 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
     try:
         async with service.upload(BODY_TIMEOUT_S):
             body = await _read_body(request)
+        if body is None:
+            return refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes: send fewer queries in a request")
         asked = RetrieveRequest.model_validate_json(body)
+        if service.loading is not None:
+            return refusal(503, f"still loading {service.loading}", Retry_After="5")
         search = service.search(asked.queries, asked.topk or default_topk)
         return Response(
             encode_reply(await _unless_gone(request, search), asked.return_scores), media_type="application/json"
         )
     except ValidationError as error:
         return refusal(422, _problems(error))
-    except _TooLargeError:
-        return refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes: send fewer queries in a request")
     except TimeoutError:
         if service.stopping:
             return refusal(503, "the server is stopping", Retry_After="5")
         return refusal(408, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s", Connection="close")
-    except LoadingError as error:
-        return refusal(503, f"still loading {error}", Retry_After="5")
     except QueueFullError:
         return refusal(503, "too many queries are waiting: try again", Retry_After="1")
     except QueryFailedError as error:
@@ -183,16 +183,13 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
         return Response(status_code=CLIENT_GONE)
 
 
-class _TooLargeError(Exception):
-    pass
-
-
-async def _read_body(request: Request) -> bytes:
+async def _read_body(request: Request) -> bytes | None:
+    """The body; None if it is too large."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise _TooLargeError
+            return None
     return bytes(body)
 
 

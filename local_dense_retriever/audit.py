@@ -36,7 +36,6 @@ SHOWN = 5  # missing pages printed per set
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
     parser.add_argument(
@@ -108,7 +107,6 @@ class Search:
             self._by_word[min(answer.split(), key=lambda word: (uses[word], word))].add(answer)
 
     def look_at(self, passage: Passage) -> None:
-        """Removes the pages and answers that this passage has."""
         title = passage.contents.partition("\n")[0]
         self.pages.discard(Page("title", _title_key(title)))
         self.pages.discard(Page("passage_id", passage.id))

@@ -12,8 +12,6 @@ from local_dense_retriever.files import beside, write_json
 
 
 class SetAudit(NamedTuple):
-    """How well a corpus covers the questions of one set."""
-
     name: str
     asked: str  # digest of the questions
     questions: int

@@ -96,7 +96,6 @@ class Batcher:
         return [(found[query] or [])[:topk] for query in queries]
 
     def close(self) -> None:
-        """Stops searching."""
         self._task.cancel()
 
     # ---- Waiting -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """BM25 by bm25s: words instead of vectors, no encoder, no GPU. The index is a folder."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -13,15 +11,13 @@ import numpy as np
 
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.files import partial
-from local_dense_retriever.searcher import About, Found, pad
+from local_dense_retriever.searcher import About, Found
 
 PARAMS_FILE = "params.index.json"  # written by bm25s
 OWN_FILE = re.compile(r"(params|vocab|(data|indices|indptr)\.csc|nonoccurrence_array)\.index\.(json|npy)")
 
 
 class Bm25Searcher:
-    """A BM25 index of a corpus, mapped from disk."""
-
     def __init__(self, path: str | Path) -> None:
         """Raises InputError if the folder is missing or not a BM25 index."""
         self.path = Path(path)
@@ -41,30 +37,24 @@ class Bm25Searcher:
 
     def search(self, queries: Sequence[str], topk: int) -> Found:
         """Finds only rows that share a word with the query; missing hits have row -1."""
-        ids = [[self._words[word] for word in words if word in self._words] for words in tokenize(queries)]
-        rows = np.full((len(queries), topk), -1, np.int64)
-        scores = np.full((len(queries), topk), -np.inf, np.float32)
-        for number, words in enumerate(ids):
-            if words:
-                rows[number], scores[number] = self._best(words, topk)
-        return Found(rows, scores)
+        found, top = Found.nothing(len(queries), topk), min(topk, len(self))
+        for number, words in enumerate(tokenize(queries)):
+            if known := [self._words[word] for word in words if word in self._words]:
+                found.rows[number, :top], found.scores[number, :top] = self._best(known, top)
+        return found
 
     def describe(self) -> About:
         size = sum(file.stat().st_size for file in self.path.iterdir())
         return {"backend": "bm25", "rows": len(self), "dimension": 0, "bytes": size}
 
-    def _best(self, words: list[int], topk: int) -> Found:
-        """(topk,) each."""
+    def _best(self, words: list[int], top: int) -> Found:
+        """(top,) each."""
         all_scores = self._bm25.get_scores_from_ids(words)  # (N,)
-        top = min(topk, len(self))
         least = np.partition(all_scores, -top)[-top]
-        best = np.flatnonzero(
-            all_scores >= least
-        )  # including all ties for the last position, which the row number breaks
+        best = np.flatnonzero(all_scores >= least)  # all ties for the last position, which the row number breaks
         best = best[np.lexsort((best, -all_scores[best]))][:top]  # equal scores in the corpus's order
         scores = all_scores[best].astype(np.float32)
-        rows = np.where(scores > 0, best, -1)
-        return Found(*(part[0] for part in pad(Found(rows[None], scores[None]), topk)))
+        return Found(np.where(scores > 0, best, -1), scores)
 
 
 def tokenize(texts: Sequence[str]) -> list[list[str]]:

@@ -10,7 +10,6 @@ MAX_HEAD_BYTES = 64 << 10  # request line and headers; h11 has the same bound
 
 
 def http_protocol() -> Any:
-    """The value for uvicorn.Config's `http`."""
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError:

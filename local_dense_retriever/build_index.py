@@ -15,8 +15,6 @@ never a second copy. Other types are converted from it at the end, or from a fin
 appending.py adds passages to a corpus and its flat index.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -33,7 +31,6 @@ from local_dense_retriever.loading import add_encoder_arguments, add_milvus_argu
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
     args = parse_args(argv)
     return run_command(lambda: build(args))
 
@@ -98,7 +95,7 @@ def build(args: argparse.Namespace) -> None:
 def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
     """Encodes the corpus, into a flat index file first."""
     if args.index_type != "Flat":
-        from local_dense_retriever.index_factory import check_factory
+        from local_dense_retriever.faiss_index import check_factory
 
         check_factory(args.index_type)
     corpus = Corpus(args.corpus_path)
@@ -116,11 +113,10 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
 
 
 def convert(args: argparse.Namespace, index_path: Path) -> None:
-    """Converts a flat index to another type."""
     flat = require_flat(args.from_index, "--from_index")
     if args.index_type in ("Flat", "BM25"):
         raise InputError(f"--index_type {args.index_type} cannot be made from a flat index: give another, such as SQ8")
-    from local_dense_retriever.index_factory import check_factory
+    from local_dense_retriever.faiss_index import check_factory
 
     check_factory(args.index_type)
     old = read_note(flat.path)
@@ -129,7 +125,6 @@ def convert(args: argparse.Namespace, index_path: Path) -> None:
 
 
 def build_words(args: argparse.Namespace, index_path: Path) -> None:
-    """Builds a BM25 index."""
     with needing("--index_type BM25", install="bm25s"):
         from local_dense_retriever.bm25 import build_bm25, check_replaceable
     check_replaceable(index_path)
@@ -141,7 +136,7 @@ def build_words(args: argparse.Namespace, index_path: Path) -> None:
 
 
 def _write_converted(flat: FlatFile, index_path: Path, index_type: str, note: IndexNote | None) -> None:
-    from local_dense_retriever.index_factory import write_converted
+    from local_dense_retriever.faiss_index import write_converted
 
     temporary = index_path.with_name(index_path.name + ".tmp")
     write_converted(flat, temporary, index_type)

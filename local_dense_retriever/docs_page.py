@@ -5,10 +5,9 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>Local dense retriever</title>
 <style>
-  body { font: 16px/1.5 sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em }
-  label { display: block; margin: 0.5em 0 }
-  textarea, pre { width: 100%; box-sizing: border-box }
-  pre { background: #eee; padding: 1em; white-space: pre-wrap }
+  body { font: 16px/1.5 sans-serif; max-width: 50em; margin: 2em auto }
+  label { display: block }
+  textarea, pre { width: 100%; white-space: pre-wrap }
 </style>
 <h1>Local dense retriever</h1>
 <p><code>POST /retrieve</code> finds the passages nearest to each query.
@@ -31,8 +30,7 @@ PAGE = """<!doctype html>
       topk: Number(topk.value),
       return_scores: scores.checked,
     };
-    const headers = { "Content-Type": "application/json" };
-    if (key.value) headers.Authorization = "Bearer " + key.value;
+    const headers = key.value ? { Authorization: "Bearer " + key.value } : {};
     output.hidden = false;
     try {
       const reply = await fetch("retrieve", { method: "POST", headers, body: JSON.stringify(body) });

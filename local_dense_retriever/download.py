@@ -7,8 +7,6 @@ disk space; `downloaded.py` describes the files. Every part's SHA-256 is checked
 interrupted download. HF_ENDPOINT sets another hub, HF_TOKEN its key.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import http.client
@@ -47,7 +45,6 @@ class RemoteFile(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
     args = parse_args(argv)
     return run_command(lambda: download(args))
 

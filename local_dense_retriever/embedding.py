@@ -77,14 +77,13 @@ class PartialEmbeddings:
             return 0
         try:
             note = json.loads(self._note_path.read_text())
-            source, rows_done = self._source._asdict(), int(note["rows_done"])
-            del source["index_type"]  # the embeddings are the same for all types
-            changed = [key.replace("_", " ") for key, value in source.items() if note["source"][key] != value]
+            rows_done, source = int(note["rows_done"]), IndexNote(**note["source"])
         except (ValueError, KeyError, TypeError):
             print(f"starting afresh: {self._note_path} cannot be read")
             return 0
-        if changed:
-            print(f"starting afresh: the unfinished index was made with another {' and '.join(changed)}")
+        same_type = source._replace(index_type=self._source.index_type)  # the embeddings are the same for all types
+        if changed := self._source.differences(same_type):
+            print(f"starting afresh: the unfinished index was made with another {changed}")
             return 0
         if self.path.stat().st_size < self._size(rows_done):
             print(f"starting afresh: {self.path} is shorter than {self._note_path} says")
@@ -100,12 +99,10 @@ class PartialEmbeddings:
         write_json(self._note_path, {"source": self._source._asdict(), "rows_done": self.rows_done})
 
     def finish(self) -> FlatFile:
-        """The completed file: a flat index."""
         assert self.rows_done == self._source.rows
         return FlatFile(self.path, self._source.rows, self._source.dim)
 
     def forget(self) -> None:
-        """Removes the note of progress."""
         self._note_path.unlink()
 
 
@@ -125,7 +122,7 @@ def embed(corpus: Corpus, encoder: Encoder, done: GrowingIndex, args: argparse.N
     With several GPUs, one process per GPU loads the corpus and the encoder named in `args`. Raises InputError if the
     encoder returns NaN for a passage, which no search would find.
     """
-    from local_dense_retriever.devices import gpus
+    from local_dense_retriever.machine import gpus
 
     starts = range(done.rows_done, len(corpus), CHUNK_ROWS)
     chunks = [range(start, min(start + CHUNK_ROWS, len(corpus))) for start in starts]

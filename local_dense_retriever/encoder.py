@@ -4,8 +4,6 @@ On a GPU the model runs with torch in fp16. On a CPU it runs in float32, with on
 `onnx/model.onnx`, otherwise with torch. Most encoders on the Hugging Face hub have that file; export_onnx.py writes it.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,8 +13,8 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from local_dense_retriever.devices import gpus
 from local_dense_retriever.errors import InputError, needing
+from local_dense_retriever.machine import gpus
 
 MAX_QUERY_TOKENS = 256
 MAX_PASSAGE_TOKENS = 256  # a wiki-18 passage is 100 words

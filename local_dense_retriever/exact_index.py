@@ -15,13 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from local_dense_retriever.devices import visible_devices
-from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.flat_file import FlatFile, forget_pages, read_flat_header
-from local_dense_retriever.memory import require_memory
+from local_dense_retriever.flat_file import FlatFile, forget_pages, require_flat
+from local_dense_retriever.machine import require_memory, visible_devices
 from local_dense_retriever.rescored_index import best, exact_scores
-from local_dense_retriever.searcher import About, Found, pad
+from local_dense_retriever.searcher import About, Found
 
 BLOCK_BYTES = 256 << 20  # for the scores of one block, or for vectors being read
 MAX_BLOCK_ROWS = 1 << 20
@@ -34,16 +32,8 @@ class ExactIndex:
 
     def __init__(self, path: str | Path, devices: list[torch.device] | None = None) -> None:
         """Raises InputError if the file is missing, truncated, not flat, or too large for memory."""
-        self.path = index_file(path)
-        if not self.path.is_file():
-            raise InputError(f"there is no index file {self.path}: build it with build_index.py, or correct the path")
-        flat = read_flat_header(self.path)
-        if flat is None:
-            raise InputError(
-                f"{self.path} is not a flat inner-product index, as exact search needs: leave out --index_backend exact"
-            )
-        self._file = flat
-        self.dim = flat.dim
+        self._file = flat = require_flat(path, "--index_path", "leave out --index_backend exact")
+        self.path, self.dim = flat.path, flat.dim
         self._devices = devices or visible_devices()
         self._dtype = half_dtype(self._devices[0])
         self._mean = _mean(flat)
@@ -65,21 +55,17 @@ class ExactIndex:
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Found:
         """(B, D) float32 queries -> the (B, k) nearest rows; row -1 beyond the index's size."""
-        if len(vectors) == 0:
-            return Found(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
-        top = min(k, len(self))
-        rows = np.empty((len(vectors), top), np.int64)
-        scores = np.empty((len(vectors), top), np.float32)
+        result, top = Found.nothing(len(vectors), k), min(k, len(self))
         pending = np.arange(len(vectors))
         count = max(FEWEST_CANDIDATES, 4 * top)
         while len(pending):
             count = min(count, len(self))
             found, certain = self._search_once(vectors[pending], top, count)
-            rows[pending], scores[pending] = found
+            result.rows[pending, :top], result.scores[pending, :top] = found
             pending = pending[~certain]
             count *= 8
         forget_pages(self._vectors)
-        return pad(Found(rows, scores), k)
+        return result
 
     def _search_once(self, vectors: NDArray[np.float32], top: int, count: int) -> tuple[Found, NDArray[np.bool_]]:
         """The best of `count` candidates, and (B,) whether no other row can be among them."""

@@ -24,7 +24,6 @@ MAX_DIFFERENCE = 1e-3  # between a token's states in torch and onnxruntime
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="Hugging Face folder of an encoder: config, tokenizer and weights")
     args = parser.parse_args(argv)

@@ -1,17 +1,22 @@
-"""Any FAISS index file: vectors in, the rows of the nearest passages out."""
+"""Any FAISS index file: vectors in, the rows of the nearest passages out; and a flat file converted to another type."""
 
+import re
 from pathlib import Path
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.flat_file import read_flat_header
-from local_dense_retriever.memory import require_memory
+from local_dense_retriever.flat_file import FlatFile, read_flat_header
+from local_dense_retriever.machine import require_memory
 from local_dense_retriever.searcher import About, Found
 
+ADD_ROWS = 65_536  # read and added at a time
+TRAIN_ROWS = 262_144  # maximum; FAISS uses 256 of them per centroid
+PROBE_DIM = 64  # divided evenly by the usual numbers of parts
 REMEDY = "build it with build_index.py, or copy it again"
 
 
@@ -36,8 +41,8 @@ class FaissIndex:
         if use_gpu:
             _require_gpu()
         index = read_index(self.path, in_memory=in_memory or use_gpu)
-        _set(index, "nprobe", nprobe, self.path)
-        _set(index, "efSearch", ef_search, self.path)
+        _set(index, self.path, "--nprobe", "nprobe", nprobe, "IVF")
+        _set(index, self.path, "--ef_search", "efSearch", ef_search, "HNSW")
         self._index = _to_all_gpus(index) if use_gpu else index
         self._index_type = type(index).__name__
         self.dim: int = index.d
@@ -72,17 +77,15 @@ def read_index(path: Path, in_memory: bool) -> faiss.Index:
     return index
 
 
-def _set(index: faiss.Index, name: str, value: int | None, path: Path) -> None:
-    """Sets nprobe or efSearch, also inside a wrapped index."""
+def _set(index: faiss.Index, path: Path, flag: str, name: str, value: int | None, kind: str) -> None:
+    """Sets FAISS's parameter `name`, which indexes of this kind have, also inside a wrapped index."""
     if value is None:
         return
-    flag = {"nprobe": "--nprobe", "efSearch": "--ef_search"}[name]
     if value < 1:
         raise InputError(f"{flag} is {value}; it must be at least 1")
     try:
         faiss.ParameterSpace().set_index_parameter(index, name, value)
     except RuntimeError as error:
-        kind = {"nprobe": "IVF", "efSearch": "HNSW"}[name]
         raise InputError(f"{flag} is for {kind} indexes, and {path} is another kind: leave it out") from error
 
 
@@ -102,3 +105,54 @@ def _to_all_gpus(index: faiss.Index) -> faiss.Index:
     options.useFloat16 = True
     options.shard = True
     return faiss.index_cpu_to_all_gpus(index, co=options)
+
+
+# ---- Converting ------------------------------------------------------------------------------------------------------
+
+
+def check_factory(index_type: str) -> None:
+    """Raises InputError if FAISS does not know the type, before hours of encoding."""
+    try:
+        faiss.index_factory(PROBE_DIM, index_type, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        if "could not parse" in str(error):
+            raise _refusal(index_type, error) from error
+        # Otherwise perhaps only the dimension PROBE_DIM does not suit it.
+
+
+def write_converted(flat: FlatFile, path: Path, index_type: str) -> None:
+    """Trains an index of this type on a sample of the vectors, adds all of them and writes it to `path`.
+
+    Raises InputError if the type does not suit these vectors, or if the disk is full.
+    """
+    try:
+        index = faiss.index_factory(flat.dim, index_type, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            print(f"training {index_type} on {min(flat.rows, TRAIN_ROWS)} of {flat.rows} vectors", flush=True)
+            index.train(training_sample(flat))
+    except RuntimeError as error:
+        raise _refusal(index_type, error) from error
+    with tqdm(total=flat.rows, unit=" vectors", desc=index_type) as progress:
+        for block in flat.blocks(0, flat.rows, ADD_ROWS):
+            index.add(block)
+            progress.update(len(block))
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        path.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: is the disk full? Run the same command again to continue") from error
+
+
+def training_sample(flat: FlatFile) -> np.ndarray:
+    """(T, D) float32: all vectors, or TRAIN_ROWS of them, always the same."""
+    if flat.rows <= TRAIN_ROWS:
+        return flat.read(0, flat.rows)
+    rows = np.sort(np.random.default_rng(0).choice(flat.rows, TRAIN_ROWS, replace=False))
+    return np.array(flat.vectors()[rows])
+
+
+def _refusal(index_type: str, error: RuntimeError) -> InputError:
+    reason = re.sub(r"^.*\.(?:cpp|h):\d+: ", "", str(error).strip().partition("\n")[0])  # C++ function, file, line
+    return InputError(
+        f"FAISS cannot make --index_type {index_type} ({reason}): give one such as Flat, SQ8, IVF4096,SQ8 or HNSW32"
+    )

@@ -73,14 +73,14 @@ def read_flat_header(path: str | Path) -> FlatFile | None:
     raise InputError(f"{path} is cut short or damaged ({found}): build it with build_index.py, or copy it again")
 
 
-def require_flat(path: str | Path, flag: str) -> FlatFile:
+def require_flat(path: str | Path, flag: str, remedy: str = "give the one that was built first") -> FlatFile:
     """Like read_flat_header, but raises InputError, naming the flag, if the file is missing or not flat."""
     file = index_file(path)
     if not file.is_file():
         raise InputError(f"there is no index file {path}: check {flag}")
     flat = read_flat_header(file)
     if flat is None:
-        raise InputError(f"{flag} {path} is not a flat inner-product index: give the one that was built first")
+        raise InputError(f"{flag} {path} is not a flat inner-product index: {remedy}")
     return flat
 
 

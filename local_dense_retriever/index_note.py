@@ -23,6 +23,11 @@ class IndexNote(NamedTuple):
     retriever_model: str
     index_type: str  # FAISS factory string, or BM25
 
+    def differences(self, other: IndexNote) -> str:
+        """The fields that differ: "rows and dim"."""
+        fields = zip(self._fields, self, other, strict=True)
+        return " and ".join(name.replace("_", " ") for name, mine, its in fields if mine != its)
+
 
 def note_path(index_path: Path) -> Path:
     return beside(index_path, ".json")

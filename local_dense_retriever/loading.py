@@ -120,8 +120,8 @@ def choose_backend(args: argparse.Namespace, index_path: Path | None) -> str:
 def _vector_backend(args: argparse.Namespace, index_path: Path | None) -> str:
     if index_path is None:
         return "milvus"
-    from local_dense_retriever.devices import fast_in_half_precision
     from local_dense_retriever.flat_file import read_flat_header
+    from local_dense_retriever.machine import fast_in_half_precision
 
     if _given(args, FAISS_FLAGS) or read_flat_header(index_path) is None or not fast_in_half_precision():
         return "faiss"

@@ -4,8 +4,6 @@ Rows are written in order, chunk by chunk, under their primary key, so a chunk t
 run continues with the first chunk that lacks a row.
 """
 
-from __future__ import annotations
-
 import argparse
 import bisect
 import json
@@ -34,25 +32,16 @@ def fill(args: argparse.Namespace) -> None:
         )
     parse_index_type(args.index_type)
     if args.from_index:
-        _copy(args)
+        flat = require_flat(args.from_index, "--from_index")
+        note = read_note(flat.path) or IndexNote("", flat.rows, flat.dim, "", "", "")
+        rows = Filling(args, note._replace(index_type=args.index_type))
+        blocks = flat.blocks(rows.rows_done, flat.rows, embedding.CHUNK_ROWS)
+        embedding.fill(rows, embedding.finite(blocks, rows.rows_done), flat.rows)
     else:
-        _encode(args)
-
-
-def _copy(args: argparse.Namespace) -> None:
-    flat = require_flat(args.from_index, "--from_index")
-    note = read_note(flat.path) or IndexNote("", flat.rows, flat.dim, "", "", "")
-    rows = Filling(args, note._replace(index_type=args.index_type))
-    blocks = flat.blocks(rows.rows_done, flat.rows, embedding.CHUNK_ROWS)
-    embedding.fill(rows, embedding.finite(blocks, rows.rows_done), flat.rows)
-    rows.finish()
-
-
-def _encode(args: argparse.Namespace) -> None:
-    corpus = Corpus(args.corpus_path)
-    encoder, note = embedding.load_named_encoder(args, corpus)
-    rows = Filling(args, note)
-    embedding.embed(corpus, encoder, rows, args)
+        corpus = Corpus(args.corpus_path)
+        encoder, note = embedding.load_named_encoder(args, corpus)
+        rows = Filling(args, note)
+        embedding.embed(corpus, encoder, rows, args)
     rows.finish()
 
 
@@ -78,9 +67,12 @@ class Filling:
         """Creates the collection unless it can be continued. `overwrite` too continues one that a killed run left."""
         if self._client.has_collection(self._name):
             old = read_collection_note(self._client, self._path, self._name)
-            if not overwrite:
-                _require_same(self._path, old, self._note)
-            elif old != self._note or self._is_full():
+            if not overwrite and (changed := self._note.differences(old)):
+                raise InputError(
+                    f"the collection {self._path} was made with another {changed}: give another --milvus_collection, "
+                    "or --overwrite to replace it"
+                )
+            if overwrite and (old != self._note or self._is_full()):
                 self._client.drop_collection(self._name)
         if not self._client.has_collection(self._name):
             self._create()
@@ -92,13 +84,11 @@ class Filling:
     def _rows_without_gap(self) -> int:
         """The number of rows before the first incomplete chunk."""
 
-        def has_gap(chunks: int) -> bool:
-            rows = min(chunks * embedding.CHUNK_ROWS, self._note.rows)
+        def has_gap(rows: int) -> bool:
             return count_rows(self._client, self._name, f"row < {rows}") < rows
 
-        chunks = -(-self._note.rows // embedding.CHUNK_ROWS)
-        whole = bisect.bisect_left(range(chunks + 1), True, key=has_gap) - 1
-        return min(whole * embedding.CHUNK_ROWS, self._note.rows)
+        borders = [*range(0, self._note.rows, embedding.CHUNK_ROWS), self._note.rows]
+        return borders[bisect.bisect_left(borders, True, key=has_gap) - 1]
 
     def _create(self) -> None:
         from pymilvus import DataType
@@ -124,7 +114,6 @@ class Filling:
         self.rows_done += len(vectors)
 
     def finish(self) -> None:
-        """Waits until everything is stored and indexed."""
         with named_errors(self._path):
             self._client.flush(self._name)
             while pending := int(self._client.describe_index(self._name, "vector").get("pending_index_rows", 0)):
@@ -134,16 +123,6 @@ class Filling:
         if count != self._note.rows:
             raise InputError(f"{self._path} has {count} rows instead of {self._note.rows}: run the same command again")
         print(f"filled {self._path}: {count} passages, {self._note.dim} numbers each, {self._note.index_type}")
-
-
-def _require_same(path: str, old: IndexNote, new: IndexNote) -> None:
-    pairs = zip(IndexNote._fields, old, new, strict=True)
-    changed = [field.replace("_", " ") for field, was, is_now in pairs if was != is_now]
-    if changed:
-        raise InputError(
-            f"the collection {path} was made with another {' and '.join(changed)}: give another --milvus_collection, "
-            "or --overwrite to replace it"
-        )
 
 
 def parse_index_type(text: str) -> tuple[str, dict[str, Any]]:

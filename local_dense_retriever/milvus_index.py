@@ -65,10 +65,9 @@ class MilvusIndex:
         Raises UnavailableError if Milvus does not answer within SEARCH_TIMEOUT_S.
         """
         finite = np.isfinite(vectors).all(axis=1)  # one that is not makes Milvus refuse the whole batch
-        rows = np.full((len(vectors), k), -1, np.int64)
-        scores = np.full((len(vectors), k), -np.inf, np.float32)
+        rows, scores = found = Found.nothing(len(vectors), k)
         if not finite.any():
-            return Found(rows, scores)
+            return found
         for query, hits in zip(np.flatnonzero(finite), self._search(vectors[finite], k), strict=True):
             rows[query, : len(hits)] = [hit["row"] for hit in hits]
             scores[query, : len(hits)] = [hit["distance"] for hit in hits]
@@ -93,12 +92,8 @@ class MilvusIndex:
             raise UnavailableError(f"Milvus at {self.path} is down or slow ({reason(error)})") from error
 
     def _search_params(self, k: int) -> dict[str, int]:
-        params = {}
-        if self._nprobe is not None:
-            params["nprobe"] = self._nprobe
-        if self._ef_search is not None:
-            params["ef"] = max(self._ef_search, k)  # Milvus refuses a smaller one
-        return params
+        given = {"nprobe": self._nprobe, "ef": self._ef_search and max(self._ef_search, k)}  # Milvus refuses ef < k
+        return {name: value for name, value in given.items() if value is not None}
 
     def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """(N, D) float32, the stored vectors of these rows, in this order. Raises InputError if one is missing."""

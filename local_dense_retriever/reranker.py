@@ -1,7 +1,5 @@
 """Reranks with a cross-encoder, which reads query and passage together: better than vectors, but one pass per pair."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +8,9 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from local_dense_retriever.devices import visible_devices
 from local_dense_retriever.encoder import batches
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.machine import visible_devices
 from local_dense_retriever.retriever import Hit
 from local_dense_retriever.torch_encoder import load_model, to_device
 
@@ -23,13 +21,13 @@ BATCH_PAIRS = 32
 class CrossEncoder:
     """A sequence classifier, in fp16 on a GPU if there is one, else in fp32 on the CPU. Call it from one thread."""
 
-    def __init__(self, model: str, device: str | None = None) -> None:
-        """Loads the weights from a local folder or the Hugging Face hub; `device` is a torch device name.
+    def __init__(self, model: str) -> None:
+        """Loads the weights from a local folder or the Hugging Face hub.
 
         Raises InputError if the model cannot be loaded or is not a cross-encoder.
         """
         self.name = model
-        self._device = torch.device(device) if device else visible_devices()[0]
+        self._device = visible_devices()[0]
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # else it lists missing and surplus weights
         try:

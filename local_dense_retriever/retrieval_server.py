@@ -6,8 +6,6 @@ It listens immediately and loads in the background; until it is done, /ready and
 loaded. On SIGTERM or Ctrl-C it answers the queued queries, then stops.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import ipaddress
@@ -48,7 +46,6 @@ FLAGS = (  # name, default, smallest and largest value, help
 
 
 def run() -> NoReturn:
-    """The process: main(), and its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does
     code = main()
     sys.stdout.flush()
@@ -57,7 +54,6 @@ def run() -> NoReturn:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
     args = parse_args(argv)
     try:
         check_ranges(args)

@@ -35,6 +35,11 @@ class Found(NamedTuple):
     rows: NDArray[np.int64]  # (B, k), -1 = none
     scores: NDArray[np.float32]  # (B, k), larger is better; meaningless where the row is -1
 
+    @classmethod
+    def nothing(cls, queries: int, k: int) -> Found:
+        """A result without any row, to be filled."""
+        return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
+
 
 class Searcher(Protocol):
     @property
@@ -57,8 +62,6 @@ class VectorIndex(Protocol):
 
 
 class DenseSearcher:
-    """An encoder and an index of its vectors."""
-
     def __init__(self, encoder: Encoder, index: VectorIndex) -> None:
         """Raises InputError if the index's vectors and the encoder's have different dimensions."""
         if index.dim != encoder.dim:
@@ -101,12 +104,11 @@ class HybridSearcher:
     def search(self, queries: Sequence[str], topk: int) -> Found:
         depth = max(DEPTH, topk)
         lists = [searcher.search(queries, depth).rows.tolist() for searcher in self._searchers]
-        rows = np.full((len(queries), topk), -1, np.int64)
-        scores = np.full((len(queries), topk), -np.inf, np.float32)
+        found = Found.nothing(len(queries), topk)
         for number, rankings in enumerate(zip(*lists, strict=True)):
             for position, (row, score) in enumerate(fuse(rankings)[:topk]):
-                rows[number, position], scores[number, position] = row, score
-        return Found(rows, scores)
+                found.rows[number, position], found.scores[number, position] = row, score
+        return found
 
     def describe(self) -> About:
         first, second = (searcher.describe() for searcher in self._searchers)
@@ -127,14 +129,3 @@ def fuse(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
             if row >= 0:
                 scores[row] = scores.get(row, 0.0) + 1 / (RANK_OFFSET + rank)
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-
-
-def pad(found: Found, k: int) -> Found:
-    """Pads (B, j) results, j <= k, to (B, k) with row -1."""
-    missing = k - found.rows.shape[1]
-    if missing <= 0:
-        return found
-    return Found(
-        np.pad(found.rows, ((0, 0), (0, missing)), constant_values=-1),
-        np.pad(found.scores, ((0, 0), (0, missing)), constant_values=-np.inf),
-    )

@@ -13,10 +13,6 @@ from local_dense_retriever.retriever import Hit, Retriever
 Report = Callable[[str], None]  # called with what is being loaded
 
 
-class LoadingError(Exception):
-    """The retriever is not loaded yet; the text says what is being loaded."""
-
-
 class Service:
     """Owns the only thread that loads the retriever and searches with it: FAISS on a GPU is not thread-safe."""
 
@@ -50,9 +46,8 @@ class Service:
         return f"{self._loading or 'nothing yet'}, for {time.monotonic() - self._began:.0f} s"
 
     async def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """As Batcher.search; raises LoadingError until the retriever is loaded."""
-        if self._batcher is None:
-            raise LoadingError(self.loading)
+        """As Batcher.search, once everything is loaded."""
+        assert self._batcher is not None
         return await self._batcher.search(queries, topk)
 
     @asynccontextmanager

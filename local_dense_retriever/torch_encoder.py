@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from local_dense_retriever.devices import visible_devices
 from local_dense_retriever.encoder import Encoder
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.machine import visible_devices
 
 
 def mean_pooling(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -37,7 +37,6 @@ LEAST_RECALL = 0.9
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Check an index against its corpus, its encoder and exact search.")
     add_index_arguments(parser)
     parser.add_argument("--flat_index", help="flat index of the same vectors: exact search in it is the reference")

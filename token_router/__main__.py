@@ -36,7 +36,6 @@ class StartError(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
     args = parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -56,7 +55,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line's arguments; exits with 2 if they are wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m token_router", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -125,7 +123,6 @@ def take_port(host: str, port: int) -> socket.socket:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model's folder."""
     if not folder.is_dir():
         raise StartError(f"there is no folder {folder}: --tokenizer takes the folder of a Hugging Face model")
     try:
@@ -144,7 +141,6 @@ def choose_tool_format(tokenizer: Any, name: str) -> ToolFormat | None:
 
 
 async def serve(args: argparse.Namespace, tokenizer: Any, listener: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM."""
     workers = Workers()
     for url in args.upstream:
         workers.add(url)

@@ -7,9 +7,8 @@ from aiohttp import web
 
 from search_rollout.protocols.tool_formats import ToolFormat
 from token_router.chat import ChatRoute
-from token_router.errors import ApiError, bad_request, errors_as_json
+from token_router.errors import ApiError, bad_request, errors_as_json, json_object
 from token_router.generate import GenerateRoute
-from token_router.json_body import json_object
 from token_router.retrieve import RetrieveRoutes
 from token_router.token_trie import TokenTrie
 from token_router.upstream import Upstream
@@ -35,9 +34,6 @@ def create_app(
         async with upstream.running():
             yield
 
-    async def pass_on(request: web.Request) -> web.StreamResponse:
-        return await upstream.relay(request, await request.read())
-
     app = web.Application(middlewares=[errors_as_json], client_max_size=max_body_bytes)
     app.cleanup_ctx.append(connections)
     retrieve = RetrieveRoutes(tokenizer, store)
@@ -52,10 +48,10 @@ def create_app(
             web.post("/workers", routes.add),
             web.get("/workers", routes.list),
             web.delete("/workers/{id:.+}", routes.remove),
-            web.post("/add_worker", routes.add_by_query),
-            web.post("/remove_worker", routes.remove_by_query),
+            web.post("/add_worker", routes.add),
+            web.post("/remove_worker", routes.remove),
             web.get("/list_workers", routes.list_urls),
-            web.route("*", "/{path:.*}", pass_on),  # last: it matches everything
+            web.route("*", "/{path:.*}", upstream.relay),  # last: it matches everything
         ]
     )
     return app
@@ -86,38 +82,22 @@ class WorkerRoutes:
         return web.json_response(body, status=200 if healthy else 503)
 
     async def add(self, request: web.Request) -> web.Response:
-        """POST /workers {"url", "worker_type"}."""
-        body = await json_object(request)
-        return self._add(body.get("url"), str(body.get("worker_type") or "regular"))
-
-    async def add_by_query(self, request: web.Request) -> web.Response:
-        """POST /add_worker?url=."""
-        return self._add(request.query.get("url"))
-
-    async def list(self, _: web.Request) -> web.Response:
-        """GET /workers."""
-        return web.json_response({"workers": [worker.as_json() for worker in self._workers]})
-
-    async def list_urls(self, _: web.Request) -> web.Response:
-        """GET /list_workers."""
-        return web.json_response({"urls": [worker.url for worker in self._workers]})
-
-    async def remove(self, request: web.Request) -> web.Response:
-        """DELETE /workers/{id}."""
-        return self._remove(request.match_info["id"])
-
-    async def remove_by_query(self, request: web.Request) -> web.Response:
-        """POST /remove_worker?url=."""
-        return self._remove(request.query.get("url", ""))
-
-    def _add(self, url: Any, worker_type: str = "regular") -> web.Response:
+        """The URL, and perhaps a worker_type, as a JSON object or in the query."""
+        given = request.query or await json_object(request)
         try:
-            worker = self._workers.add(str(url), worker_type)
+            worker = self._workers.add(str(given.get("url")), str(given.get("worker_type") or "regular"))
         except ValueError as error:
             raise bad_request(str(error), "bad_url") from error
         return web.json_response({"status": "success", **worker.as_json()})
 
-    def _remove(self, id_or_url: str) -> web.Response:
+    async def list(self, _: web.Request) -> web.Response:
+        return web.json_response({"workers": [worker.as_json() for worker in self._workers]})
+
+    async def list_urls(self, _: web.Request) -> web.Response:
+        return web.json_response({"urls": [worker.url for worker in self._workers]})
+
+    async def remove(self, request: web.Request) -> web.Response:
+        id_or_url = request.match_info.get("id") or request.query.get("url", "")
         if not self._workers.remove(id_or_url):
             raise ApiError(404, "no_such_worker", f"There is no worker {id_or_url!r}.")
         return web.json_response({"status": "success"})

@@ -10,12 +10,11 @@ from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, render_prompt, strip_end
 from search_rollout.protocols.tool_formats import ToolFormat
 from token_router.conversation import Conversation, next_key, parse_conversation, parse_message, template_errors
-from token_router.errors import ApiError, bad_request
-from token_router.json_body import json_object
+from token_router.errors import ApiError, bad_request, json_object
+from token_router.generate import piece_of, read_reply
 from token_router.openai import assistant_message, completion, worker_fields
-from token_router.replies import piece_of, read_reply
 from token_router.token_trie import Path, Piece, TokenTrie
-from token_router.upstream import Upstream, generate_call, namespace_of
+from token_router.upstream import Upstream, namespace_of
 
 
 class ChatRoute:
@@ -34,14 +33,13 @@ class ChatRoute:
         self._tool_format = tool_format
 
     async def complete(self, request: web.Request) -> web.Response:
-        """POST /v1/chat/completions."""
         body = await json_object(request)
         conversation, fields = parse_conversation(body), worker_fields(body)
         form = self._form().with_tools(conversation.tools) if conversation.tools else None
         keys = conversation.keys(namespace_of(request))
         prompt = self._prompt(conversation, keys)
         ids = prompt.ids()
-        answer = await self._upstream.fetch(generate_call(request, json.dumps({"input_ids": ids, **fields}).encode()))
+        answer = await self._upstream.generate(request, json.dumps({"input_ids": ids, **fields}).encode())
         if answer.status != 200:
             return answer
         try:

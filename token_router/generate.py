@@ -7,13 +7,11 @@ from typing import Any
 
 from aiohttp import web
 
-from search_rollout.engine.sglang_reply import EngineError
+from search_rollout.engine.sglang_reply import EngineError, Reply, parse_reply
 from search_rollout.protocols.chat_template import decode, encode
-from token_router.errors import bad_request
-from token_router.json_body import json_object
-from token_router.replies import piece_of, read_reply
+from token_router.errors import bad_request, json_object
 from token_router.token_trie import Path, Piece, TokenTrie
-from token_router.upstream import Upstream, generate_call, namespace_of
+from token_router.upstream import Upstream, namespace_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +32,15 @@ class GenerateRoute:
         self._upstream = upstream
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        """POST /generate."""
         body = await json_object(request)
         raw = await request.read()
         prompt = self._prompt(namespace_of(request), body)
         if prompt is None:
-            return await self._upstream.relay(request, raw)
+            return await self._upstream.relay(request)
         if body.get("text") is not None:
             rest = {name: value for name, value in body.items() if name != "text"}
             raw = json.dumps({**rest, "input_ids": prompt.ids()}).encode()
-        answer = await self._upstream.fetch(generate_call(request, raw))
+        answer = await self._upstream.generate(request, raw)
         if answer.status == 200:
             self._keep(namespace_of(request), prompt, answer)
         return answer
@@ -92,3 +89,22 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
         return encode(tokenizer, text)
     except (TypeError, UnicodeError) as error:  # half a surrogate pair
         raise bad_request(f"The text cannot be encoded: {error}") from error
+
+
+def read_reply(body: Any) -> Reply:
+    """Parses the body of a worker's response. Raises EngineError if it is malformed or inconsistent."""
+    try:
+        return parse_reply(json.loads(body))
+    except (ValueError, RecursionError) as error:
+        raise EngineError(str(error)) from error
+
+
+def piece_of(reply: Reply, text: str) -> Piece:
+    """The reply as a piece that is stored and found by this text."""
+    return Piece(
+        text,
+        array("i", reply.ids),
+        sampled=True,
+        log_probs=None if reply.log_probs is None else array("d", reply.log_probs),
+        weight_version=reply.weight_version,
+    )

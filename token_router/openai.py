@@ -64,7 +64,6 @@ def assistant_message(text: str, form: ToolFormat | None, *, think_opened: bool)
 def completion(
     tokenizer: Any, request: Mapping[str, Any], prompt_tokens: int, reply: Reply, message: dict[str, Any]
 ) -> dict[str, Any]:
-    """The answer to a chat request."""
     called = reply.finish == "stop" and "tool_calls" in message
     choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if called else reply.finish}
     if request.get("logprobs"):

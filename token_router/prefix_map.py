@@ -22,7 +22,6 @@ class PrefixMap(Generic[K, V]):
         return len(self._keys)
 
     def add(self, key: K, value: V) -> None:
-        """Adds a value to those of the key."""
         at = bisect_left(self._keys, key)
         if at == len(self._keys) or self._keys[at] != key:
             self._keys.insert(at, key)
@@ -30,7 +29,6 @@ class PrefixMap(Generic[K, V]):
         self._values[at].append(value)
 
     def remove(self, key: K, value: V) -> None:
-        """Removes a value that was added with the key."""
         at = bisect_left(self._keys, key)
         self._values[at].remove(value)
         if not self._values[at]:

@@ -6,8 +6,7 @@ from aiohttp import web
 
 from search_rollout.protocols.chat_template import decode, next_turn_ids
 from token_router.conversation import parse_conversation, template_errors
-from token_router.errors import ApiError, bad_request
-from token_router.json_body import json_object
+from token_router.errors import ApiError, bad_request, json_object
 from token_router.token_trie import Path, TokenTrie
 from token_router.upstream import TRAJECTORY_HEADER, namespace_of
 

@@ -39,7 +39,6 @@ class Path:
     pieces: tuple[Piece, ...] = ()
 
     def text_length(self) -> int:
-        """Characters of all pieces."""
         return sum(len(piece.text) for piece in self.pieces)
 
     def ids(self) -> list[int]:
@@ -126,7 +125,6 @@ class TokenTrie:
 
     @property
     def trajectories(self) -> int:
-        """The number of namespaces with stored pieces."""
         return len(self._roots)
 
     def add(self, namespace: str, pieces: Iterable[Piece], key: str | None = None) -> None:
@@ -157,19 +155,27 @@ class TokenTrie:
 
     def whole_text(self, namespace: str, text: str) -> Path | None:
         """The path that is exactly this text."""
-        root = self._roots.get(namespace)
-        ends = [node for node, length in _matches(root, text, BY_TEXT) if length == len(text)] if root else []
+        ends = [node for node, length in self._matches(namespace, text, BY_TEXT) if length == len(text)]
         return self._found(max(ends, key=lambda node: node.stored_at, default=None))
 
     def by_key(self, key: str) -> Path | None:
-        """The path that was stored with this key."""
         return self._found(self._by_key.get(key))
 
     def _longest(self, namespace: str, whole: K, children: "Callable[[_Node], PrefixMap[K, _Node]]") -> Path:
-        root = self._roots.get(namespace)
-        matches = _matches(root, whole, children) if root else ()
+        matches = self._matches(namespace, whole, children)
         ends = [(length, node.stored_at, node) for node, length in matches if node.piece.sampled]
         return self._found(max(ends, key=lambda end: end[:2])[2] if ends else None) or Path()
+
+    def _matches(
+        self, namespace: str, whole: K, children: "Callable[[_Node], PrefixMap[K, _Node]]"
+    ) -> Iterator[tuple[_Node, int]]:
+        """Every node whose path is a prefix of `whole`, with the length of that path."""
+        open_ends = [(root, 0) for root in [self._roots.get(namespace)] if root]
+        while open_ends:
+            node, length = open_ends.pop()
+            yield node, length
+            for key, child in children(node).prefixes_of(whole[length:]):
+                open_ends.append((child, length + len(key)))
 
     def _found(self, node: _Node | None) -> Path | None:
         if node is None or node.parent is None:
@@ -212,13 +218,3 @@ class TokenTrie:
             del self._by_key[key]
         if parent.parent is None and not parent.by_text:
             del self._roots[node.namespace]
-
-
-def _matches(root: _Node, whole: K, children: Callable[[_Node], PrefixMap[K, _Node]]) -> Iterator[tuple[_Node, int]]:
-    """Every node whose path is a prefix of `whole`, with the length of that path."""
-    open_ends = [(root, 0)]
-    while open_ends:
-        node, length = open_ends.pop()
-        yield node, length
-        for key, child in children(node).prefixes_of(whole[length:]):
-            open_ends.append((child, length + len(key)))

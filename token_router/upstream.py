@@ -5,7 +5,7 @@ import contextlib
 import io
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -33,16 +33,6 @@ _HOP_BY_HOP = {
 T = TypeVar("T")
 
 
-class Call(NamedTuple):
-    """A request for whichever worker takes it."""
-
-    method: str
-    path: str  # with the query, exactly as it came
-    headers: CIMultiDict[str]
-    body: bytes | None
-    key: str  # requests with the same key go to the same worker
-
-
 class Upstream:
     """Sends calls to workers, and checks whether failed workers have recovered."""
 
@@ -68,21 +58,36 @@ class Upstream:
             finally:
                 probing.cancel()
 
-    async def fetch(self, call: Call) -> web.Response:
-        """A worker's whole answer, whatever its status. Raises ApiError if no worker gives one."""
-        return await self._send(call, _read)
+    async def generate(self, request: web.Request, body: bytes) -> web.Response:
+        """A worker's whole answer to `/generate`, whatever its status. Raises ApiError if no worker gives one."""
+        headers = _forwarded(request)
+        headers.update({"Content-Type": "application/json", "Accept-Encoding": "identity"})  # we read the answer
+        return await self._send(request, "/generate", headers, body, _read)
 
-    async def relay(self, request: web.Request, body: bytes) -> web.StreamResponse:
+    async def relay(self, request: web.Request) -> web.StreamResponse:
         """Forwards the caller's request to a worker, and streams the answer back byte for byte."""
-        return await self._send(same_call(request, body), lambda answer: _stream(request, answer))
+        body = await request.read() if request.body_exists else None
+        path = request.raw_path  # with the query, exactly as it came
+        return await self._send(request, path, _forwarded(request), body, lambda answer: _stream(request, answer))
 
-    async def _send(self, call: Call, receive: Callable[[aiohttp.ClientResponse], Awaitable[T]]) -> T:
+    async def _send(
+        self,
+        request: web.Request,
+        path: str,
+        headers: CIMultiDict[str],
+        body: bytes | None,
+        receive: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+    ) -> T:
         """Passes the first answer to `receive` and returns its result. Each worker is tried at most once."""
+        key = request.headers.get(ROUTING_HEADER) or namespace_of(request)  # related requests go to the same worker
         tried: dict[Worker, BaseException] = {}
-        while worker := self.workers.choose(call.key, tried):
+        while worker := self.workers.choose(key, tried):
+            url = URL(worker.url + path, encoded=True)
+            data = None if body is None else io.BytesIO(body)  # aiohttp warns of large bodies given as bytes
+            call = self._session.request(request.method, url, headers=headers, data=data, allow_redirects=False)
             worker.load += 1
             try:
-                async with self._request(worker, call) as answer:
+                async with call as answer:
                     received = await receive(answer)
                 worker.is_healthy = True
                 return received
@@ -97,11 +102,6 @@ class Upstream:
         failures = "; ".join(f"{worker.url}: {error!r}" for worker, error in tried.items())
         raise ApiError(502, "workers_failed", f"Every worker refused the connection or dropped it: {failures}")
 
-    def _request(self, worker: Worker, call: Call) -> "aiohttp.client._RequestContextManager":
-        url = URL(worker.url + call.path, encoded=True)
-        data = None if call.body is None else io.BytesIO(call.body)  # aiohttp warns of large bodies given as bytes
-        return self._session.request(call.method, url, headers=call.headers, data=data, allow_redirects=False)
-
     async def _probe_forever(self) -> None:
         while True:
             await asyncio.sleep(self._probe_pause_s)
@@ -114,22 +114,14 @@ class Upstream:
                 worker.is_healthy = answer.status < 500
 
 
-def same_call(request: web.Request, body: bytes) -> Call:
-    """The caller's request, unchanged."""
+def _forwarded(request: web.Request) -> CIMultiDict[str]:
+    """The headers of the caller's request that a worker gets."""
     if not request.raw_path.startswith("/"):
         raise bad_request("The request line must name a path.")
     headers = _end_to_end(request.headers)
     for name in ("Host", "Content-Length", "Expect"):
         headers.popall(name, None)
-    key = request.headers.get(ROUTING_HEADER) or namespace_of(request)
-    return Call(request.method, request.raw_path, headers, body if request.body_exists else None, key)
-
-
-def generate_call(request: web.Request, body: bytes) -> Call:
-    """A call to `/generate` for the caller; the router must be able to read its answer."""
-    call = same_call(request, body)
-    call.headers.update({"Content-Type": "application/json", "Accept-Encoding": "identity"})
-    return call._replace(path="/generate")
+    return headers
 
 
 def namespace_of(request: web.Request) -> str:

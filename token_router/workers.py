@@ -12,8 +12,6 @@ MAX_STICKY_KEYS = 100_000
 
 @dataclass(eq=False)
 class Worker:
-    """One worker and its current state."""
-
     url: str
     worker_type: str = "regular"
     id: str = field(default_factory=lambda: uuid.uuid4().hex)

@@ -417,7 +417,7 @@ class SlowEncoder(ColourEncoder):
         return super().encode_passages(passages) + len(passages) / 1000
 if {fake}:
     sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(load_encoder=SlowEncoder)
-    sys.modules["local_dense_retriever.devices"] = types.SimpleNamespace(gpus=list)
+    sys.modules["local_dense_retriever.machine"] = types.SimpleNamespace(gpus=list)
 sys.exit(build_index.main(sys.argv[1:]))
 """
 

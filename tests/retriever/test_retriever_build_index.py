@@ -284,8 +284,8 @@ if __name__ == "__main__":
     {prelude}
     sys.exit(build_index.main(sys.argv[1:]))
 """
-DEVICES = """from local_dense_retriever import devices
-    devices.gpus = lambda: ["cpu"] * {}
+DEVICES = """from local_dense_retriever import machine
+    machine.gpus = lambda: ["cpu"] * {}
 """
 FAKE_ENCODER = """import types
     from retriever_fakes import ColourEncoder
@@ -295,7 +295,7 @@ FAKE_ENCODER = """import types
             time.sleep(0.02)
             return super().encode_passages(passages)
     sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(load_encoder=SlowEncoder)
-    sys.modules["local_dense_retriever.devices"] = types.SimpleNamespace(gpus=list)
+    sys.modules["local_dense_retriever.machine"] = types.SimpleNamespace(gpus=list)
 """
 
 

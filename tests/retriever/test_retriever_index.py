@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from retriever_fakes import write_flat_index
 
-from local_dense_retriever import exact_index, memory
+from local_dense_retriever import exact_index, machine
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.faiss_index import FaissIndex
@@ -179,7 +179,7 @@ def test_exact_search_needs_a_flat_index(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_reported_with_both_amounts(index_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 100_000_000)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 100_000_000)
     with pytest.raises(
         InputError, match=r"needs 0\.0 GB of memory, but only 0\.1 GB are free: give --index_backend faiss"
     ):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
 
-from local_dense_retriever import build_index, devices
+from local_dense_retriever import build_index, machine
 from local_dense_retriever import encoder as encoder_module
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
@@ -30,7 +30,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A corpus with a flat, an IVF and a BM25 index, on a machine with bfloat16 instructions."""
-    monkeypatch.setattr(devices, "fast_in_half_precision", lambda: True)
+    monkeypatch.setattr(machine, "fast_in_half_precision", lambda: True)
     without_gpu(monkeypatch)
     corpus = write_corpus(tmp_path / "c.jsonl", TEXTS)
     vectors = ColourEncoder().encode_passages(TEXTS)
@@ -81,7 +81,7 @@ def test_a_cpu_without_bfloat16_searches_a_flat_file_by_faiss(folder: Path, monk
     monkeypatch.undo()
     without_gpu(monkeypatch)
     cpu_info = folder / "cpuinfo"
-    monkeypatch.setattr(devices, "CPU_INFO", cpu_info)
+    monkeypatch.setattr(machine, "CPU_INFO", cpu_info)
     for flags, backend in (("fpu avx2", "faiss IndexFlatIP"), ("fpu avx512_bf16", "exact cpu bfloat16")):
         cpu_info.write_text(f"model name : some\nflags : {flags}\n")
         assert load(folder)[0].describe()["backend"] == backend
