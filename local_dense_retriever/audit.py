@@ -128,12 +128,12 @@ def summary(name: str, questions: Sequence[Asked], left: Search) -> SetAudit:
     """A set's figures, from the pages and answers that were not found."""
     looked_up = [question for question in questions if question.answers]
     unanswered = [question for question in looked_up if question.answers <= left.answers]
-    named = [question for question in questions if question.pages]
     missing: dict[Page, dict] = {}
-    for question in named:
+    for question in questions:
         for page, title in question.pages.items():
             if page in left.pages:
                 missing.setdefault(page, {page.kind: title, "questions": []})["questions"].append(question.id)
+    named = [question.pages for question in questions if question.pages]
     return SetAudit(
         name,
         digest(questions),
@@ -141,7 +141,7 @@ def summary(name: str, questions: Sequence[Asked], left: Search) -> SetAudit:
         looked_up=len(looked_up),
         answered=len(looked_up) - len(unanswered),
         named=len(named),
-        complete=sum(left.pages.isdisjoint(question.pages) for question in named),
+        complete=sum(map(left.pages.isdisjoint, named)),
         missing_pages=list(missing.values()),
         missing_answers=[{"golds": question.golds, "question": question.id} for question in unanswered],
     )
@@ -149,31 +149,21 @@ def summary(name: str, questions: Sequence[Asked], left: Search) -> SetAudit:
 
 def table(audits: Sequence[SetAudit]) -> str:
     """The figures of each set, a sentence about it, and a few of the pages that are missing."""
-    header = ("set", "questions", "answer in a passage", "name their pages", "all needed pages")
-    rows = [
-        (
-            audit.name,
-            f"{audit.questions:,}",
-            share(audit.answered, audit.looked_up),
-            f"{audit.named:,}",
-            share(audit.complete, audit.named),
-        )
-        for audit in audits
-    ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    rows = [("set", "questions", "answer in a passage", "name their pages", "all needed pages")]
+    for audit in audits:
+        answered, complete = share(audit.answered, audit.looked_up), share(audit.complete, audit.named)
+        rows.append((audit.name, f"{audit.questions:,}", answered, f"{audit.named:,}", complete))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     for audit in audits:
         lines += ["", sentence(audit)]
         for page in audit.missing_pages[:SHOWN]:
-            kind, name = next(iter(page.items()))
-            lines.append(f"  missing {kind.replace('_', ' ')} {name!r}, needed by {_count(page['questions'])}")
+            (kind, name), (_, asking) = page.items()
+            needed_by = f"question {asking[0]}" if len(asking) == 1 else f"{len(asking)} questions"
+            lines.append(f"  missing {kind.replace('_', ' ')} {name!r}, needed by {needed_by}")
         if (more := len(audit.missing_pages) - SHOWN) > 0:
             lines.append(f"  and {more:,} more: use --missing FILE to list them all")
     return "\n".join(lines)
-
-
-def _count(questions: Sequence[str]) -> str:
-    return f"question {questions[0]}" if len(questions) == 1 else f"{len(questions)} questions"
 
 
 def write_missing(path: Path, audits: Sequence[SetAudit]) -> None:

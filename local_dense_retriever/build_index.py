@@ -22,20 +22,18 @@ from pathlib import Path
 if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from local_dense_retriever.appending import append
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.embedding import PartialEmbeddings, embed, load_named_encoder
 from local_dense_retriever.errors import InputError, needing, run_command
+from local_dense_retriever.files import beside
 from local_dense_retriever.flat_file import FlatFile, require_flat
 from local_dense_retriever.index_note import IndexNote, publish, read_note, write_note
 from local_dense_retriever.loading import add_encoder_arguments, add_milvus_arguments
+from local_dense_retriever.milvus_fill import fill
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return run_command(lambda: build(args))
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build an index of a jsonl corpus, or convert a flat index.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--corpus_path", help="jsonl file, one passage a line")
@@ -57,7 +55,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--append", metavar="FILE", help="jsonl file of new passages: adds them to --corpus_path and its flat index"
     )
     parser.add_argument("--overwrite", action="store_true", help="build again although the index exists")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    return run_command(lambda: build(args))
 
 
 def build(args: argparse.Namespace) -> None:
@@ -65,14 +64,9 @@ def build(args: argparse.Namespace) -> None:
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch_size is {args.batch_size}; it must be at least 1")
     if args.milvus_uri:
-        from local_dense_retriever.milvus_fill import fill
-
         return fill(args)
     if args.append:
-        from local_dense_retriever.appending import append
-
-        append(args)
-        return
+        return append(args)
     index_path = Path(args.index_path)
     if index_path.is_dir() and args.index_type != "BM25":
         raise InputError(f"--index_path {index_path} is a folder: give the name of the file to write")
@@ -130,7 +124,7 @@ def build_words(args: argparse.Namespace, index_path: Path) -> None:
     check_replaceable(index_path)
     corpus = Corpus(args.corpus_path)
     print(f"counting the words of {corpus.path}", flush=True)
-    build_bm25((corpus.passages([row])[0].contents for row in range(len(corpus))), index_path)
+    build_bm25((passage.contents for passage in corpus), index_path)
     write_note(index_path, IndexNote(corpus.digest, len(corpus), 0, "", "", "BM25"))
     print(f"wrote {index_path}: {len(corpus)} passages, BM25")
 
@@ -138,7 +132,7 @@ def build_words(args: argparse.Namespace, index_path: Path) -> None:
 def _write_converted(flat: FlatFile, index_path: Path, index_type: str, note: IndexNote | None) -> None:
     from local_dense_retriever.faiss_index import write_converted
 
-    temporary = index_path.with_name(index_path.name + ".tmp")
+    temporary = beside(index_path, ".tmp")
     write_converted(flat, temporary, index_type)
     publish(temporary, index_path, note)
 

@@ -1,13 +1,14 @@
-"""Downloads Search-R1's wiki-18 corpus and E5 index (79 GB), joining and unpacking while downloading.
+"""Downloads Search-R1's wiki-18 corpus and E5 index (79 GB), joined and unpacked.
 
     python local_dense_retriever/download.py --save_path ./corpus_and_index
 
-The parts of the index go straight into one file and the corpus is unpacked as it arrives, so no temporary copies need
-disk space; `downloaded.py` describes the files. Every part's SHA-256 is checked. Run the command again to continue an
-interrupted download. HF_ENDPOINT sets another hub, HF_TOKEN its key.
+The corpus comes first, and the parts of the index go straight into one file, so the disk hardly holds more than both.
+`downloaded.py` describes the files. Every part's SHA-256 is checked. Run the command again to continue an interrupted
+download. HF_ENDPOINT sets another hub, HF_TOKEN its key.
 """
 
 import argparse
+import gzip
 import hashlib
 import http.client
 import json
@@ -17,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
@@ -45,11 +46,6 @@ class RemoteFile(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    return run_command(lambda: download(args))
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Download the corpus and index of wiki-18, 79 GB.")
     add = parser.add_argument
     add("--save_path", required=True, help="folder for wiki-18.jsonl and e5_Flat.index")
@@ -57,7 +53,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--repo_id", default=index, help=f"data set with the index in files part_* (default: {index})")
     add("--corpus_repo_id", default=corpus, help=f"data set with wiki-18.jsonl.gz (default: {corpus})")
     add("--verify", action="store_true", help="check the SHA-256 sums of files already complete")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    return run_command(lambda: download(args))
 
 
 def download(args: argparse.Namespace) -> None:
@@ -121,17 +118,19 @@ def make_folder(index: Path) -> Path:
 
 
 def download_unpacked(remote: RemoteFile, target: Path, note: Note) -> None:
-    """Downloads and unpacks a gzip file. The packed bytes are kept until the end: resuming unpacks them again."""
+    """Downloads and unpacks a gzip file. The packed file is kept until the end."""
     packed, unpacked = partial(target.with_name(remote.name)), partial(target)
+    download_parts([remote], packed)
     digest, size = hashlib.sha256(), 0
-    with packed.open("ab+") as file, unpacked.open("wb") as out, _progress(remote.name, remote.size) as progress:
+    with gzip.open(packed) as file, unpacked.open("wb") as out, _progress(f"unpacking {remote.name}") as progress:
         try:
-            for block in unzip(complete(remote, file, 0, progress)):
+            while block := file.read(BLOCK_BYTES):
                 out.write(block)
                 digest.update(block)
                 size += len(block)
-        except (zlib.error, EOFError, DamagedError) as error:
-            file.truncate(0)
+                progress.update(len(block))
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            packed.unlink()
             raise InputError(f"{remote.url} cannot be unpacked ({error}): run the same command again") from error
         sync(out)
     note.add(target.name, [Piece(size, digest.hexdigest())])
@@ -139,73 +138,45 @@ def download_unpacked(remote: RemoteFile, target: Path, note: Note) -> None:
     packed.unlink()
 
 
-def unzip(packed: Iterable[bytes]) -> Iterator[bytes]:
-    """Unpacks gzip blocks. Raises zlib.error, or EOFError if they end too early."""
-    member = zlib.decompressobj(wbits=31)
-    for block in packed:
-        while block:
-            yield member.decompress(block)
-            block = member.unused_data
-            if member.eof and block:  # a gzip file may have several members
-                member = zlib.decompressobj(wbits=31)
-    if not member.eof:
-        raise EOFError("it ends too early")
-
-
 def download_joined(parts: Sequence[RemoteFile], target: Path, note: Note) -> None:
-    """Joins several files in this order. A part that is damaged on disk is fetched again, alone."""
-    unfinished = partial(target)
-    unfinished.touch()
+    """Downloads several files into one, in this order."""
+    download_parts(parts, partial(target))
+    note.add(target.name, [Piece(part.size, part.sha256) for part in parts])
+    os.replace(partial(target), target)
+
+
+def download_parts(parts: Sequence[RemoteFile], path: Path) -> None:
+    """Writes the parts one after the other into a file. A part that is damaged on disk is fetched again, alone."""
+    path.touch()
     total = sum(part.size for part in parts)
-    with unfinished.open("rb+") as file, _progress(target.name, total) as progress:
+    with path.open("rb+") as file, _progress(path.stem, total) as progress:
         start = 0
         for part in parts:
-            for again in (False, True):
-                try:
-                    for _ in complete(part, file, start, progress, trust_disk=not again):
-                        pass
-                    break
-                except DamagedError as error:
-                    if again or not error.from_disk:
-                        raise InputError(f"{part.url} {error}: run the same command again") from error
-                    progress.update(-part.size)
+            have = min(max(0, file.seek(0, os.SEEK_END) - start), part.size)
+            if not complete(part, file, start, have, progress):
+                progress.update(-part.size)
+                if have == 0 or not complete(part, file, start, 0, progress):
+                    raise InputError(f"{part.url} arrived damaged (its SHA-256 is wrong): run the same command again")
             start += part.size
         file.truncate(total)
-    note.add(target.name, [Piece(part.size, part.sha256) for part in parts])
-    os.replace(unfinished, target)
 
 
-class DamagedError(Exception):
-    def __init__(self, from_disk: bool) -> None:
-        super().__init__("arrived damaged (its SHA-256 is wrong)")
-        self.from_disk = from_disk  # some of the bytes come from an earlier run
-
-
-def complete(
-    remote: RemoteFile, file: BinaryIO, start: int, progress: tqdm, trust_disk: bool = True
-) -> Iterator[bytes]:
-    """All blocks of a remote file: first those in `file` from byte `start` on, then the rest, which is appended to it.
-
-    Raises DamagedError if the checksum is wrong.
-    """
+def complete(remote: RemoteFile, file: BinaryIO, start: int, have: int, progress: tqdm) -> bool:
+    """Writes a remote file at byte `start`, where its first `have` bytes already stand. False if its sum is wrong."""
     digest = hashlib.sha256()
-    have = min(max(0, file.seek(0, os.SEEK_END) - start), remote.size) if trust_disk else 0
     file.seek(start)
     for block in blocks(file, have):
         digest.update(block)
         progress.update(len(block))
-        yield block
     for block in fetch(remote, have):
         file.write(block)
         digest.update(block)
         progress.update(len(block))
-        yield block
     sync(file)
-    if remote.sha256 and digest.hexdigest() != remote.sha256:
-        raise DamagedError(from_disk=have > 0)
+    return remote.sha256 in (None, digest.hexdigest())
 
 
-def _progress(name: str, size: int) -> tqdm:
+def _progress(name: str, size: int | None = None) -> tqdm:
     return tqdm(total=size, unit="B", unit_scale=True, desc=name, mininterval=1)
 
 

@@ -8,7 +8,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,14 @@ class Encoder(ABC):
     @abstractmethod
     def _encode_batch(self, texts: list[str], max_tokens: int) -> NDArray[np.float32]:
         """-> (B, D) float32, rows L2-normalised. Longer texts are cut to `max_tokens`."""
+
+
+def pool(states: Any, mask: Any, pooling: str) -> Any:
+    """(B, T, D) token states and their (B, T) mask, of numpy or torch -> (B, D): their sum or the first one, unscaled.
+
+    The sum has the direction of the mean. The first state is that of the text with right padding only, as in BERT.
+    """
+    return states[:, 0] if pooling == "cls" else (states * mask[:, :, None]).sum(1)
 
 
 def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

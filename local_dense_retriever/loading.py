@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError, needing
+from local_dense_retriever.flat_file import read_flat_header, require_flat
 from local_dense_retriever.index_note import check_belongs, check_note
+from local_dense_retriever.machine import fast_in_half_precision
+from local_dense_retriever.milvus_index import MilvusIndex
+from local_dense_retriever.rescored_index import RescoredIndex
 from local_dense_retriever.retriever import Retriever
+from local_dense_retriever.searcher import DenseSearcher, HybridSearcher, Searcher, VectorIndex
 
 if TYPE_CHECKING:  # torch and FAISS take seconds to import: only when something is loaded
     from local_dense_retriever.reranker import Reranker
-    from local_dense_retriever.searcher import DenseSearcher, Searcher, VectorIndex
 
+Report = Callable[[str], None]  # called with what is being loaded
 FILE_FLAGS = ("faiss_gpu", "in_memory", "rescore_path")  # for a FAISS file only
 FAISS_FLAGS = (*FILE_FLAGS, "nprobe", "ef_search")  # not for exact search
 BACKENDS = ("auto", "exact", "faiss", "milvus", "bm25", "hybrid")
@@ -63,7 +68,7 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rerank_depth", type=int, default=32, help="passages per query to rerank (default: 32)")
 
 
-def load_retriever(args: argparse.Namespace, report: Callable[[str], None]) -> Retriever:
+def load_retriever(args: argparse.Namespace, report: Report) -> Retriever:
     """Loads what the flags name, calling `report` with each part's name first.
 
     Raises InputError, in one sentence, if a file is missing or damaged or they do not belong together.
@@ -96,13 +101,10 @@ def _index_path(args: argparse.Namespace) -> Path | None:
 def choose_backend(args: argparse.Namespace, index_path: Path | None) -> str:
     """The backend's name, not "auto". Raises InputError if flags and files contradict each other."""
     backend = args.index_backend
-    if backend == "auto":
-        if index_path and index_path.is_dir():
-            backend = "bm25"
-        elif args.bm25_path:
-            backend = "hybrid"
-        else:
-            backend = _vector_backend(args, index_path)
+    if backend == "auto" and index_path and index_path.is_dir():
+        backend = "bm25"
+    elif backend == "auto":
+        backend = "hybrid" if args.bm25_path else _vector_backend(args, index_path)
     if backend == "milvus" and index_path:
         raise InputError("--index_backend milvus needs --milvus_uri instead of --index_path")
     if index_path is None and backend not in ("milvus", "hybrid"):
@@ -120,9 +122,6 @@ def choose_backend(args: argparse.Namespace, index_path: Path | None) -> str:
 def _vector_backend(args: argparse.Namespace, index_path: Path | None) -> str:
     if index_path is None:
         return "milvus"
-    from local_dense_retriever.flat_file import read_flat_header
-    from local_dense_retriever.machine import fast_in_half_precision
-
     if _given(args, FAISS_FLAGS) or read_flat_header(index_path) is None or not fast_in_half_precision():
         return "faiss"
     return "exact"
@@ -133,66 +132,46 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> str | None:
     return next((f"--{name}" for name in names if getattr(args, name) not in (None, False)), None)
 
 
-def _load_searcher(args: argparse.Namespace, backend: str, corpus: Corpus, report: Callable[[str], None]) -> Searcher:
+def _load_searcher(args: argparse.Namespace, backend: str, corpus: Corpus, report: Report) -> Searcher:
     if backend == "bm25":
         return _load_bm25(args.index_path, report)
-    if backend != "hybrid":
-        return _load_dense(args, backend, corpus, report)
-    from local_dense_retriever.searcher import HybridSearcher
-
-    dense = _load_dense(args, _vector_backend(args, _index_path(args)), corpus, report)
-    return HybridSearcher(dense, _load_bm25(args.bm25_path, report))
-
-
-def _load_bm25(path: str, report: Callable[[str], None]) -> Searcher:
-    report(f"the index {path}")
-    with needing("BM25", install="bm25s"):
-        from local_dense_retriever.bm25 import Bm25Searcher
-    return Bm25Searcher(path)
-
-
-def _load_dense(args: argparse.Namespace, backend: str, corpus: Corpus, report: Callable[[str], None]) -> DenseSearcher:
-    from local_dense_retriever.searcher import DenseSearcher
-
+    if backend == "hybrid":
+        dense = _load_searcher(args, _vector_backend(args, _index_path(args)), corpus, report)
+        return HybridSearcher(dense, _load_bm25(args.bm25_path, report))
     report(f"the index {args.index_path or args.milvus_uri}")
-    index = _load_milvus(args, corpus) if backend == "milvus" else _load_vectors(args, backend)
+    index = _load_vectors(args, backend, corpus)
     report(f"the encoder {args.retriever_model}")
     from local_dense_retriever.encoder import load_encoder
 
     return DenseSearcher(load_encoder(args.retriever_name, args.retriever_model), index)
 
 
-def _load_milvus(args: argparse.Namespace, corpus: Corpus) -> VectorIndex:
-    from local_dense_retriever.milvus_index import MilvusIndex
+def _load_bm25(path: str, report: Report) -> Searcher:
+    report(f"the index {path}")
+    with needing("BM25", install="bm25s"):
+        from local_dense_retriever.bm25 import Bm25Searcher
+    return Bm25Searcher(path)
 
-    index = MilvusIndex(args.milvus_uri, args.milvus_collection, nprobe=args.nprobe, ef_search=args.ef_search)
-    check_note(index.path, index.note, corpus, args.retriever_name)
-    return index
 
-
-def _load_vectors(args: argparse.Namespace, backend: str) -> VectorIndex:
+def _load_vectors(args: argparse.Namespace, backend: str, corpus: Corpus) -> VectorIndex:
     if backend == "exact":
         from local_dense_retriever.exact_index import ExactIndex
 
         return ExactIndex(args.index_path)
+    settings = {"nprobe": args.nprobe, "ef_search": args.ef_search}
+    if backend == "milvus":
+        stored = MilvusIndex(args.milvus_uri, args.milvus_collection, **settings)
+        check_note(stored.path, stored.note, corpus, args.retriever_name)
+        return stored
     from local_dense_retriever.faiss_index import FaissIndex
 
-    index = FaissIndex(
-        args.index_path,
-        use_gpu=args.faiss_gpu,
-        in_memory=args.in_memory,
-        nprobe=args.nprobe,
-        ef_search=args.ef_search,
-    )
+    index = FaissIndex(args.index_path, use_gpu=args.faiss_gpu, in_memory=args.in_memory, **settings)
     if not args.rescore_path:
         return index
-    from local_dense_retriever.flat_file import require_flat
-    from local_dense_retriever.rescored_index import RescoredIndex
-
     return RescoredIndex(index, require_flat(args.rescore_path, "--rescore_path"))
 
 
-def _load_reranker(args: argparse.Namespace, report: Callable[[str], None]) -> Reranker | None:
+def _load_reranker(args: argparse.Namespace, report: Report) -> Reranker | None:
     if not args.reranker:
         return None
     report(f"the reranker {args.reranker}")

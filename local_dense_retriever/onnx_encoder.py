@@ -8,7 +8,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from local_dense_retriever.encoder import ONNX_FILES, Encoder
+from local_dense_retriever.encoder import ONNX_FILES, Encoder, pool
 from local_dense_retriever.errors import InputError
 
 
@@ -49,8 +49,5 @@ class OnnxEncoder(Encoder):
             mask[row, : len(tokens)] = 1
         known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         (hidden,) = self._session.run([self._states], {name: known[name] for name in self._inputs})  # (B, T, D)
-        if self.style.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = np.einsum("btd,bt->bd", hidden, mask.astype(np.float32))  # the mean's direction
+        pooled = pool(hidden, mask.astype(np.float32), self.style.pooling)
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)

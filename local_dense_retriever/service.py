@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from local_dense_retriever.batcher import Batcher, Limits
+from local_dense_retriever.loading import Report
 from local_dense_retriever.metrics import Metrics
 from local_dense_retriever.retriever import Hit, Retriever
-
-Report = Callable[[str], None]  # called with what is being loaded
 
 
 class Service:

@@ -9,23 +9,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from local_dense_retriever.encoder import Encoder
+from local_dense_retriever.encoder import Encoder, pool
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.machine import visible_devices
-
-
-def mean_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, D) token states and their (B, T) mask of ones and zeros -> (B, D), the mean of the unmasked states."""
-    weights = mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-
-
-def cls_pooling(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, D) token states -> (B, D), the state of the first token. Needs right padding, as in BERT."""
-    return hidden[:, 0]
-
-
-POOLING = {"mean": mean_pooling, "cls": cls_pooling}
 
 
 class TorchEncoder(Encoder):
@@ -57,7 +43,7 @@ class TorchEncoder(Encoder):
         batch = self._tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
         batch = batch.to(self._device)
         hidden = self._model(**batch).last_hidden_state.float()  # (B, T, D) float32: fp16 sums lose digits
-        pooled = POOLING[self.style.pooling](hidden, batch["attention_mask"])
+        pooled = pool(hidden, batch["attention_mask"], self.style.pooling)
         return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 
 

@@ -25,6 +25,7 @@ from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError, run_command
 from local_dense_retriever.flat_file import read_flat_header, require_flat
 from local_dense_retriever.loading import add_index_arguments, load_retriever
+from local_dense_retriever.milvus_index import MilvusIndex
 
 if TYPE_CHECKING:
     from local_dense_retriever.encoder import Encoder
@@ -83,8 +84,6 @@ def _load(args: argparse.Namespace) -> Retriever:
 def stored_rows(args: argparse.Namespace, rows: np.ndarray) -> np.ndarray | None:
     """(N, D) float32, the vectors of these rows; None if no uncompressed copy is available."""
     if args.milvus_uri:
-        from local_dense_retriever.milvus_index import MilvusIndex
-
         return MilvusIndex(args.milvus_uri, args.milvus_collection).vectors(rows.tolist())
     if args.flat_index:
         return np.array(require_flat(args.flat_index, "--flat_index").vectors()[rows])

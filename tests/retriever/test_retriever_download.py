@@ -256,18 +256,20 @@ def test_a_wrong_checksum_is_reported_and_only_that_file_is_fetched_again(hub: H
     assert "part_aa" not in [path for path, _ in hub.asked] or wrong != "part_ab"
 
 
-def test_a_partial_file_with_wrong_bytes_is_noticed(hub: Hub, tmp_path: Path) -> None:
+def test_partial_files_with_wrong_bytes_are_noticed(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "wiki-18.jsonl.gz.partial").write_bytes(b"x" * 1000)
     (tmp_path / "e5_Flat.index").mkdir()
     (tmp_path / f"{INDEX_FILE}.partial").write_bytes(b"x" * 1000)
     assert run(hub, tmp_path).returncode == 0
     assert_complete(tmp_path)
 
 
-def test_a_damaged_packed_file_is_reported_in_one_sentence(hub: Hub, tmp_path: Path) -> None:
-    (tmp_path / "wiki-18.jsonl.gz.partial").write_bytes(b"x" * 1000)
+def test_a_file_that_cannot_be_unpacked_is_reported_in_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    hub.sets["PeterJinGo/wiki-18-corpus"]["wiki-18.jsonl.gz"] = PACKED[:-100]
     done = run(hub, tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "cannot be unpacked" in done.stderr
+    hub.sets["PeterJinGo/wiki-18-corpus"]["wiki-18.jsonl.gz"] = PACKED
     assert run(hub, tmp_path).returncode == 0
     assert_complete(tmp_path)
 

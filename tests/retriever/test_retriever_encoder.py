@@ -1,8 +1,10 @@
 """The encoder around a fake tokenizer and model whose numbers can be worked out by hand, and around MiniLM."""
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from retriever_fakes import minilm_folder
 from transformers import BatchEncoding
 
 from local_dense_retriever import torch_encoder
+from local_dense_retriever.encoder import pool
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.torch_encoder import TorchEncoder, cls_pooling, mean_pooling
+from local_dense_retriever.torch_encoder import TorchEncoder
 
 
 class FakeTokenizer:
@@ -54,15 +57,11 @@ def tokenizer(monkeypatch: pytest.MonkeyPatch) -> FakeTokenizer:
     return fake
 
 
-def test_mean_pooling_leaves_padding_out() -> None:
-    hidden = torch.tensor([[[2.0, 0.0], [4.0, 6.0], [100.0, 100.0]]])
-    # ((2 + 4) / 2, (0 + 6) / 2)
-    assert mean_pooling(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[3.0, 3.0]]
-
-
-def test_cls_pooling_takes_the_first_token() -> None:
-    hidden = torch.tensor([[[2.0, 0.0], [4.0, 6.0]]])
-    assert cls_pooling(hidden, torch.tensor([[1, 1]])).tolist() == [[2.0, 0.0]]
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_pooling_adds_up_all_states_but_those_of_padding_or_takes_the_first(kind: Callable[..., Any]) -> None:
+    states, mask = kind([[[2.0, 0.0], [4.0, 6.0], [100.0, 100.0]]]), kind([[1, 1, 0]])
+    assert pool(states, mask, "mean").tolist() == [[2.0 + 4.0, 0.0 + 6.0]]
+    assert pool(states, mask, "cls").tolist() == [[2.0, 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
 
-from local_dense_retriever import build_index, machine
+from local_dense_retriever import build_index, loading, machine
 from local_dense_retriever import encoder as encoder_module
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
@@ -30,7 +30,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A corpus with a flat, an IVF and a BM25 index, on a machine with bfloat16 instructions."""
-    monkeypatch.setattr(machine, "fast_in_half_precision", lambda: True)
+    monkeypatch.setattr(loading, "fast_in_half_precision", lambda: True)
     without_gpu(monkeypatch)
     corpus = write_corpus(tmp_path / "c.jsonl", TEXTS)
     vectors = ColourEncoder().encode_passages(TEXTS)
