@@ -16,10 +16,6 @@ from collections.abc import Mapping, Sequence
 from search_rollout.config import CHOICES, PLACEHOLDER_KEY, ConfigError, SearchConfig, secret_keys, variables
 
 
-class SecretError(Exception):
-    """A key cannot reach the job; the message has the remedy."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--joining", action="store_true", help="the job runs on an existing cluster")
@@ -29,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_modes(os.environ)
         print(json.dumps({"env_vars": {**job_variables(os.environ, joining=args.joining), **further}}))
-    except (ConfigError, SecretError) as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -42,7 +38,7 @@ def check_modes(environment: Mapping[str, str]) -> None:
 
 
 def job_variables(environment: Mapping[str, str], *, joining: bool) -> dict[str, str]:
-    """The settings in `environment` that a job needs. Raises SecretError."""
+    """The settings in `environment` that a job needs. Raises ConfigError if a key cannot reach it."""
     found = {}
     secrets = {variables()[key] for key in secret_keys()}
     for name in variables().values():
@@ -50,7 +46,7 @@ def job_variables(environment: Mapping[str, str], *, joining: bool) -> dict[str,
         if name in secrets and environment.get(file):
             found[file] = os.path.abspath(environment[file])
         elif name in secrets and joining and environment.get(name, PLACEHOLDER_KEY) not in ("", PLACEHOLDER_KEY):
-            raise SecretError(
+            raise ConfigError(
                 f"{name} cannot be passed to a running Ray without showing it to all users: "
                 f"write it to a file that every node can read, and set {file} to its path."
             )

@@ -86,9 +86,8 @@ def refusal(status: int, detail: str | list[dict[str, Any]], **headers: str) -> 
 
 def create_app(service: Service, default_topk: int = 3, api_key: str | None = None) -> FastAPI:
     """The server's routes. With an API key, /retrieve and /metrics ask for it as `Authorization: Bearer <key>`."""
-    app = FastAPI(
-        title="local dense retriever", docs_url=None, redoc_url=None
-    )  # FastAPI's own pages load scripts from a CDN
+    # FastAPI's own pages of documentation load scripts from a CDN.
+    app = FastAPI(title="local dense retriever", docs_url=None, redoc_url=None)
     locks = [] if api_key is None else [Depends(_lock(api_key))]
 
     @app.get("/health")
@@ -158,9 +157,8 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
         if service.loading is not None:
             return refusal(503, f"still loading {service.loading}", Retry_After="5")
         search = service.search(asked.queries, asked.topk or default_topk)
-        return Response(
-            encode_reply(await _unless_gone(request, search), asked.return_scores), media_type="application/json"
-        )
+        reply = encode_reply(await _unless_gone(request, search), asked.return_scores)
+        return Response(reply, media_type="application/json")
     except ValidationError as error:
         return refusal(422, _problems(error))
     except TimeoutError:
@@ -170,7 +168,7 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
     except QueueFullError:
         return refusal(503, "too many queries are waiting: try again", Retry_After="1")
     except QueryFailedError as error:
-        at = ("body", "queries", asked.queries.index(error.query))
+        at = ("body", "queries", asked.queries.index(str(error)))
         problem = "this query fails while others succeed; the server's log says why"
         return refusal(422, [{"loc": at, "msg": problem, "type": "search_failed"}])
     except UnavailableError:

@@ -33,7 +33,7 @@ from local_dense_retriever.embedding import PartialEmbeddings, embed, fill, load
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.files import beside, lock, partial, sync
 from local_dense_retriever.flat_file import HEADER, FlatFile, read_flat_header
-from local_dense_retriever.index_note import IndexNote, read_note, write_note
+from local_dense_retriever.notes import IndexNote, read_note, write_note
 
 if TYPE_CHECKING:  # imports torch
     from local_dense_retriever.encoder import Encoder

@@ -26,10 +26,10 @@ from tqdm import tqdm
 if not __package__:  # started by path: Python then looks for modules in this folder, where our package is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from local_dense_retriever.audit_note import SetAudit, audit_path, read_audits, sentence, share, write_audits
 from local_dense_retriever.corpus import Corpus, Passage
 from local_dense_retriever.errors import InputError, run_command
 from local_dense_retriever.gold_pages import Asked, Page, read_asked, title_key
+from local_dense_retriever.notes import SetAudit, audit_path, read_audits, sentence, share, write_audits
 from qa_em_format import normalize_answer
 
 SHOWN = 5  # missing pages printed per set

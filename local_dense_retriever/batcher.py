@@ -35,11 +35,7 @@ class SearchFailedError(Exception):
 
 
 class QueryFailedError(Exception):
-    """The search of this query fails while others succeed; the log has the traceback."""
-
-    def __init__(self, query: str) -> None:
-        super().__init__(query)
-        self.query = query
+    """The search of the query in the message fails while others succeed; the log has the traceback."""
 
 
 @dataclass(frozen=True)

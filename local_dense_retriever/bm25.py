@@ -65,10 +65,7 @@ def tokenize(texts: Sequence[str]) -> list[list[str]]:
 
 
 def build_bm25(texts: Iterable[str], path: Path) -> None:
-    """Writes the folder of a BM25 index, which appears only when complete. All words must fit in memory.
-
-    Raises InputError rather than replace a folder of other files.
-    """
+    """Writes a BM25 index's folder as a whole, but not over other files (InputError). All words must fit in memory."""
     unfinished = partial(path)
     check_replaceable(path)
     check_replaceable(unfinished)

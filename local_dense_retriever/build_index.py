@@ -28,9 +28,9 @@ from local_dense_retriever.embedding import PartialEmbeddings, embed, load_named
 from local_dense_retriever.errors import InputError, needing, run_command
 from local_dense_retriever.files import beside
 from local_dense_retriever.flat_file import FlatFile, require_flat
-from local_dense_retriever.index_note import IndexNote, publish, read_note, write_note
 from local_dense_retriever.loading import add_encoder_arguments, add_milvus_arguments
 from local_dense_retriever.milvus_fill import fill
+from local_dense_retriever.notes import IndexNote, publish, read_note, write_note
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -40,10 +40,7 @@ class Corpus:
     """The passages of one jsonl file, by row: row 0 is the first line that is not blank."""
 
     def __init__(self, path: str | Path) -> None:
-        """Opens the corpus. Without a valid sidecar, it reads the file once, checks every line and writes one.
-
-        Raises InputError, naming file and line, for a line that is not a passage.
-        """
+        """Opens the corpus. Without a valid sidecar it checks every line once; InputError names the first bad one."""
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"there is no corpus file {self.path}: check --corpus_path")

@@ -28,10 +28,7 @@ class Piece(NamedTuple):
 
 
 def index_file(path: str | Path) -> Path:
-    """The file of an index; `path` itself unless it is a folder that download.py made.
-
-    Raises InputError if its download was interrupted.
-    """
+    """The file of an index, also in a folder that download.py made. Raises InputError if its download is incomplete."""
     inner = Path(path) / Path(path).name
     if inner.is_file():
         return inner
@@ -75,10 +72,7 @@ def check_downloaded(path: str | Path, sums: bool = False) -> None:
 
 
 def accept_size(path: Path) -> None:
-    """Accepts a downloaded file's current size after passages were appended to it, and drops its checksums.
-
-    `path` is the corpus, or the index inside its folder.
-    """
+    """Accepts the new size of a downloaded corpus or index after an append, and drops its checksums."""
     for note in (path.parent / NOTE_FILE, path.parent.parent / NOTE_FILE):
         pieces = parse_note(note.read_text(encoding="utf-8")) if note.is_file() else {}
         size = path.stat().st_size

@@ -22,7 +22,7 @@ from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.files import beside, lock, partial, sync, write_json
 from local_dense_retriever.flat_file import HEADER, FlatFile, write_flat_header
-from local_dense_retriever.index_note import IndexNote
+from local_dense_retriever.notes import IndexNote
 
 if TYPE_CHECKING:
     from local_dense_retriever.encoder import Encoder

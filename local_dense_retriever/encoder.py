@@ -101,10 +101,7 @@ def load_encoder(name: str, model: str, *, batch_size: int | None = None, device
 
 
 def onnx_folder(model: str) -> Path | None:
-    """The folder with all ONNX_FILES of a model, downloaded if `model` is a name on the hub.
-
-    None if one is missing, or onnxruntime is.
-    """
+    """The folder with a model's ONNX_FILES, from the hub if need be; None if one is missing, or onnxruntime is."""
     if not all(importlib.util.find_spec(package) for package in ("onnxruntime", "tokenizers")):
         return None
     folder = Path(model) if Path(model).is_dir() else _downloaded(model)

@@ -121,10 +121,7 @@ def check_factory(index_type: str) -> None:
 
 
 def write_converted(flat: FlatFile, path: Path, index_type: str) -> None:
-    """Trains an index of this type on a sample of the vectors, adds all of them and writes it to `path`.
-
-    Raises InputError if the type does not suit these vectors, or if the disk is full.
-    """
+    """Writes an index of this type with all vectors. Raises InputError if it does not suit them or the disk is full."""
     try:
         index = faiss.index_factory(flat.dim, index_type, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:

@@ -52,10 +52,7 @@ def forget_pages(mapped: NDArray[np.float32]) -> None:
 
 
 def read_flat_header(path: str | Path) -> FlatFile | None:
-    """The shape of a flat inner-product index; None if the file is something else.
-
-    Raises InputError if the file is shorter or longer than its header says.
-    """
+    """The shape of a flat inner-product index; None for another file. Raises InputError if header and size disagree."""
     path = Path(path)
     with path.open("rb") as file:
         start = file.read(HEADER.size)

@@ -11,9 +11,9 @@ from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError, needing
 from local_dense_retriever.flat_file import read_flat_header, require_flat
-from local_dense_retriever.index_note import check_belongs, check_note
 from local_dense_retriever.machine import fast_in_half_precision
 from local_dense_retriever.milvus_index import MilvusIndex
+from local_dense_retriever.notes import check_belongs, check_note
 from local_dense_retriever.rescored_index import RescoredIndex
 from local_dense_retriever.retriever import Retriever
 from local_dense_retriever.searcher import DenseSearcher, HybridSearcher, Searcher, VectorIndex
@@ -69,10 +69,7 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_retriever(args: argparse.Namespace, report: Report) -> Retriever:
-    """Loads what the flags name, calling `report` with each part's name first.
-
-    Raises InputError, in one sentence, if a file is missing or damaged or they do not belong together.
-    """
+    """Loads what the flags name, reporting each part first. Raises InputError if a part is missing or does not fit."""
     index_path = _index_path(args)
     for path in (Path(args.corpus_path), index_path):  # checked first: loading one may take minutes
         if path and not path.exists():

@@ -17,8 +17,8 @@ from local_dense_retriever import embedding
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import require_flat
-from local_dense_retriever.index_note import IndexNote, read_note
 from local_dense_retriever.milvus_index import NOTE, connect, count_rows, named_errors, read_collection_note
+from local_dense_retriever.notes import IndexNote, read_note
 
 WRITE_TIMEOUT_S = 120.0  # per chunk, including the client's retries
 POLL_S = 1.0
@@ -49,10 +49,7 @@ class Filling:
     """A collection that is being filled in the order of the corpus."""
 
     def __init__(self, args: argparse.Namespace, note: IndexNote) -> None:
-        """Continues the collection, or creates it.
-
-        Raises InputError if it has another source, unless --overwrite allows replacing it.
-        """
+        """Continues or creates the collection. Raises InputError if it has another source, without --overwrite."""
         self._name, self._note = args.milvus_collection, note
         self._path = f"{args.milvus_uri} ({self._name})"
         self._client = connect(args.milvus_uri)

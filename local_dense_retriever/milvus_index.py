@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from local_dense_retriever.errors import InputError, needing
-from local_dense_retriever.index_note import IndexNote
+from local_dense_retriever.notes import IndexNote
 from local_dense_retriever.rescored_index import best
 from local_dense_retriever.searcher import About, Found, UnavailableError
 
@@ -39,10 +39,7 @@ class MilvusIndex:
     """A collection filled by build_index.py. Its row i is row i of the corpus."""
 
     def __init__(self, uri: str, collection: str, *, nprobe: int | None = None, ef_search: int | None = None) -> None:
-        """Loads the collection, which may take minutes on a cluster.
-
-        Raises InputError if Milvus does not answer, or if the collection is missing or not from build_index.py.
-        """
+        """Loads it: minutes on a cluster. Raises InputError if Milvus is silent or build_index.py did not make it."""
         if not is_url(uri) and not Path(uri).exists():
             raise InputError(f"there is no file {uri}: fill it with build_index.py, or correct --milvus_uri")
         self.path = f"{uri} ({collection})"
@@ -60,10 +57,7 @@ class MilvusIndex:
         return self._rows
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Found:
-        """(B, D) float32 queries -> the (B, k) nearest rows, -1 where there is none.
-
-        Raises UnavailableError if Milvus does not answer within SEARCH_TIMEOUT_S.
-        """
+        """(B, D) float32 queries -> the (B, k) nearest rows, -1 = none. Raises UnavailableError if Milvus is silent."""
         finite = np.isfinite(vectors).all(axis=1)  # one that is not makes Milvus refuse the whole batch
         rows, scores = found = Found.nothing(len(vectors), k)
         if not finite.any():

@@ -22,10 +22,7 @@ class CrossEncoder:
     """A sequence classifier, in fp16 on a GPU if there is one, else in fp32 on the CPU. Call it from one thread."""
 
     def __init__(self, model: str) -> None:
-        """Loads the weights from a local folder or the Hugging Face hub.
-
-        Raises InputError if the model cannot be loaded or is not a cross-encoder.
-        """
+        """Loads the weights. Raises InputError if that fails, or if the model is not a cross-encoder."""
         self.name = model
         self._device = visible_devices()[0]
         verbosity = transformers_logging.get_verbosity()

@@ -49,10 +49,7 @@ class RescoredIndex:
 def exact_scores(
     stored: NDArray[np.float32], vectors: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """(N, D) stored vectors, (B, D) queries, (B, C) rows -> (B, C) inner products in float32, -inf for NaN.
-
-    Row -1 reads the last vector.
-    """
+    """(N, D) stored, (B, D) queries, (B, C) rows -> (B, C) inner products, -inf for NaN. Row -1 reads the last one."""
     products: Sequence[NDArray] = [stored[own] @ query for own, query in zip(rows, vectors, strict=True)]
     scores = np.stack(products).astype(np.float32, copy=False)
     return np.where(np.isfinite(scores), scores, -np.inf).astype(np.float32, copy=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from local_dense_retriever.audit_note import read_audits, sentence
 from local_dense_retriever.corpus import Corpus, Passage
 from local_dense_retriever.errors import InputError
+from local_dense_retriever.notes import read_audits, sentence
 from local_dense_retriever.searcher import About, Searcher
 
 if TYPE_CHECKING:  # imports torch
@@ -37,10 +37,7 @@ class Retriever:
         return len(self._corpus)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """For each query its nearest passages, best first, at most topk.
-
-        Raises UnavailableError if the index is a service and does not answer.
-        """
+        """For each query its nearest passages, best first, at most topk. Raises UnavailableError like its index."""
         if self._reranker is None:
             return self._find(queries, topk)
         found = self._find(queries, max(topk, self._reranker.depth))

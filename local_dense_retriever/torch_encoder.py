@@ -50,10 +50,7 @@ class TorchEncoder(Encoder):
 def load_model(
     model: str, kind: Any = AutoModel, what: str = "the encoder --retriever_model", **options: Any
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[str]]:
-    """Tokenizer, weights, and the names of weights that are missing; `options` are from_pretrained's.
-
-    Raises InputError, in one sentence, if the model cannot be loaded.
-    """
+    """Tokenizer, weights, names of missing weights; `options` are from_pretrained's. Raises InputError if it fails."""
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)

@@ -1,6 +1,7 @@
 """The router's HTTP application: its routes, the list of workers, and the relay for every other request."""
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -62,22 +63,22 @@ def make_runner(app: web.Application) -> web.AppRunner:
     return web.AppRunner(app, handler_cancellation=True, auto_decompress=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
 
 
+@dataclass(frozen=True)
 class WorkerRoutes:
     """How engines register and leave: slime now uses `/workers`; in 2025 it used the other routes."""
 
-    def __init__(self, workers: Workers, store: TokenTrie) -> None:
-        self._workers = workers
-        self._store = store
+    workers: Workers
+    store: TokenTrie
 
     async def health(self, _: web.Request) -> web.Response:
         """GET /health: 503 while every worker is known to be dead, or none is registered."""
-        healthy = sum(worker.is_healthy for worker in self._workers)
+        healthy = sum(worker.is_healthy for worker in self.workers)
         body = {
             "status": "ok" if healthy else "no healthy worker",
-            "workers": len(self._workers),
+            "workers": len(self.workers),
             "healthy_workers": healthy,
-            "stored_tokens": self._store.tokens,
-            "trajectories": self._store.trajectories,
+            "stored_tokens": self.store.tokens,
+            "trajectories": self.store.trajectories,
         }
         return web.json_response(body, status=200 if healthy else 503)
 
@@ -85,19 +86,19 @@ class WorkerRoutes:
         """The URL, and perhaps a worker_type, as a JSON object or in the query."""
         given = request.query or await json_object(request)
         try:
-            worker = self._workers.add(str(given.get("url")), str(given.get("worker_type") or "regular"))
+            worker = self.workers.add(str(given.get("url")), str(given.get("worker_type") or "regular"))
         except ValueError as error:
             raise bad_request(str(error), "bad_url") from error
         return web.json_response({"status": "success", **worker.as_json()})
 
     async def list(self, _: web.Request) -> web.Response:
-        return web.json_response({"workers": [worker.as_json() for worker in self._workers]})
+        return web.json_response({"workers": [worker.as_json() for worker in self.workers]})
 
     async def list_urls(self, _: web.Request) -> web.Response:
-        return web.json_response({"urls": [worker.url for worker in self._workers]})
+        return web.json_response({"urls": [worker.url for worker in self.workers]})
 
     async def remove(self, request: web.Request) -> web.Response:
         id_or_url = request.match_info.get("id") or request.query.get("url", "")
-        if not self._workers.remove(id_or_url):
+        if not self.workers.remove(id_or_url):
             raise ApiError(404, "no_such_worker", f"There is no worker {id_or_url!r}.")
         return web.json_response({"status": "success"})

@@ -2,21 +2,22 @@
 
 import json
 from array import array
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.protocols.chat_template import decode, encode, next_turn_ids, render_prompt, strip_end
 from search_rollout.protocols.tool_formats import ToolFormat
 from token_router.conversation import Conversation, next_key, parse_conversation, parse_message, template_errors
-from token_router.errors import ApiError, bad_request, json_object
+from token_router.errors import bad_request, json_object
 from token_router.generate import piece_of, read_reply
 from token_router.openai import assistant_message, completion, worker_fields
 from token_router.token_trie import Path, Piece, TokenTrie
 from token_router.upstream import Upstream, namespace_of
 
 
+@dataclass(frozen=True)
 class ChatRoute:
     """Handles one request in three steps:
 
@@ -26,41 +27,34 @@ class ChatRoute:
     3. Store the reply under the messages plus the assistant message that the caller gets.
     """
 
-    def __init__(self, tokenizer: Any, store: TokenTrie, upstream: Upstream, tool_format: ToolFormat | None) -> None:
-        self._tokenizer = tokenizer
-        self._store = store
-        self._upstream = upstream
-        self._tool_format = tool_format
+    tokenizer: Any
+    store: TokenTrie
+    upstream: Upstream
+    tool_format: ToolFormat | None
 
     async def complete(self, request: web.Request) -> web.Response:
         body = await json_object(request)
         conversation, fields = parse_conversation(body), worker_fields(body)
-        form = self._form().with_tools(conversation.tools) if conversation.tools else None
-        keys = conversation.keys(namespace_of(request))
-        prompt = self._prompt(conversation, keys)
-        ids = prompt.ids()
-        answer = await self._upstream.generate(request, json.dumps({"input_ids": ids, **fields}).encode())
-        if answer.status != 200:
-            return answer
-        try:
-            reply = read_reply(answer.body)
-        except EngineError as error:
-            raise ApiError(502, "bad_reply", f"The worker's reply cannot be used: {error}") from error
-        text = decode(self._tokenizer, reply.ids)
-        thinking = prompt.pieces[-1].text.rstrip().endswith("<think>")
-        message = assistant_message(strip_end(self._tokenizer, text), form, think_opened=thinking)
-        if reply.finish != "abort":
-            key = next_key(keys[-1], parse_message(message))
-            self._store.add(namespace_of(request), [*prompt.pieces, piece_of(reply, text)], key)
-        return web.json_response(completion(self._tokenizer, body, len(ids), reply, message))
-
-    def _form(self) -> ToolFormat:
-        if self._tool_format is None:
+        if conversation.tools and self.tool_format is None:
             raise bad_request(
                 "The model's chat template uses no known tool-call format; start the router with --tool-call-format.",
                 "no_tool_format",
             )
-        return self._tool_format
+        form = self.tool_format.with_tools(conversation.tools) if self.tool_format and conversation.tools else None
+        keys = conversation.keys(namespace_of(request))
+        prompt = self._prompt(conversation, keys)
+        ids = prompt.ids()
+        answer = await self.upstream.generate(request, json.dumps({"input_ids": ids, **fields}).encode())
+        if answer.status != 200:
+            return answer
+        reply = read_reply(answer.body)
+        text = decode(self.tokenizer, reply.ids)
+        thinking = prompt.pieces[-1].text.rstrip().endswith("<think>")
+        message = assistant_message(strip_end(self.tokenizer, text), form, think_opened=thinking)
+        if reply.finish != "abort":
+            key = next_key(keys[-1], parse_message(message))
+            self.store.add(namespace_of(request), [*prompt.pieces, piece_of(reply, text)], key)
+        return web.json_response(completion(self.tokenizer, body, len(ids), reply, message))
 
     def _prompt(self, conversation: Conversation, keys: list[str]) -> Path:
         """The prompt as pieces; the template has just rendered the last one."""
@@ -68,17 +62,17 @@ class ChatRoute:
         kwargs = conversation.template_kwargs
         with template_errors():
             if known.pieces:
-                ids = next_turn_ids(self._tokenizer, rest, known.ids()[-1], **kwargs)
-                text = decode(self._tokenizer, ids)
+                ids = next_turn_ids(self.tokenizer, rest, known.ids()[-1], **kwargs)
+                text = decode(self.tokenizer, ids)
             else:
-                text = render_prompt(self._tokenizer, rest, conversation.tools, **kwargs)
-                ids = encode(self._tokenizer, text)
+                text = render_prompt(self.tokenizer, rest, conversation.tools, **kwargs)
+                ids = encode(self.tokenizer, text)
         return Path((*known.pieces, Piece(text, array("i", ids))))
 
     def _known(self, messages: list[dict[str, Any]], keys: list[str]) -> tuple[Path, list[dict[str, Any]]]:
         """The longest stored prefix of the messages, and the messages after it."""
         for end in range(len(messages), 0, -1):
-            path = self._store.by_key(keys[end - 1])
+            path = self.store.by_key(keys[end - 1])
             if path is not None:
                 return path, messages[end:]
         return Path(), messages

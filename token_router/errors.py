@@ -7,6 +7,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from search_rollout.engine.sglang_reply import EngineError
+
 MAX_BRACKETS = 200_000  # parsing a million lists blocks all other requests for a second
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except ApiError as error:
         logger.debug("%s %s: %d %s", request.method, request.path, error.status, error)
         return _answer(error.status, error.code, str(error))
+    except EngineError as error:
+        return _answer(502, "bad_reply", f"The worker's reply cannot be used: {error}")
     except web.HTTPRequestEntityTooLarge:
         message = f"The body is larger than {request.client_max_size} bytes; --max-body-mb sets the limit."
         return _answer(413, "body_too_large", message)

@@ -3,6 +3,7 @@
 import json
 import logging
 from array import array
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -16,6 +17,7 @@ from token_router.upstream import Upstream, namespace_of
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class GenerateRoute:
     """Handles one request with text in three steps:
 
@@ -26,21 +28,20 @@ class GenerateRoute:
     With `input_ids`, the first step compares ids, and the text is what they decode to.
     """
 
-    def __init__(self, tokenizer: Any, store: TokenTrie, upstream: Upstream) -> None:
-        self._tokenizer = tokenizer
-        self._store = store
-        self._upstream = upstream
+    tokenizer: Any
+    store: TokenTrie
+    upstream: Upstream
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = await json_object(request)
         raw = await request.read()
         prompt = self._prompt(namespace_of(request), body)
         if prompt is None:
-            return await self._upstream.relay(request)
+            return await self.upstream.relay(request)
         if body.get("text") is not None:
             rest = {name: value for name, value in body.items() if name != "text"}
             raw = json.dumps({**rest, "input_ids": prompt.ids()}).encode()
-        answer = await self._upstream.generate(request, raw)
+        answer = await self.upstream.generate(request, raw)
         if answer.status == 200:
             self._keep(namespace_of(request), prompt, answer)
         return answer
@@ -59,16 +60,16 @@ class GenerateRoute:
         return None
 
     def _text_prompt(self, namespace: str, text: str) -> Path:
-        known = self._store.longest_by_text(namespace, text)
-        rest = text[known.text_length() :]
-        return known.extended(Piece(rest, array("i", encode_text(self._tokenizer, rest))))
+        known = self.store.longest_by_text(namespace, text)
+        rest = text[sum(len(piece.text) for piece in known.pieces) :]
+        return known.extended(Piece(rest, array("i", encode_text(self.tokenizer, rest))))
 
     def _ids_prompt(self, namespace: str, ids: list[Any]) -> Path:
         try:
             whole = array("i", ids)
-            known = self._store.longest_by_ids(namespace, whole)
+            known = self.store.longest_by_ids(namespace, whole)
             rest = whole[len(known.ids()) :]
-            return known.extended(Piece(decode(self._tokenizer, rest), rest))
+            return known.extended(Piece(decode(self.tokenizer, rest), rest))
         except (TypeError, OverflowError) as error:
             raise bad_request(f"input_ids must be a list of token ids: {error}") from error
 
@@ -79,8 +80,8 @@ class GenerateRoute:
             logger.warning("passed on a /generate reply without storing it: %s", error)
             return
         if reply.finish != "abort":
-            text = decode(self._tokenizer, reply.ids) if reply.text is None else reply.text
-            self._store.add(namespace, [*prompt.pieces, piece_of(reply, text)])
+            text = decode(self.tokenizer, reply.ids) if reply.text is None else reply.text
+            self.store.add(namespace, [*prompt.pieces, piece_of(reply, text)])
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:

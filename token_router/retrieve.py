@@ -1,5 +1,6 @@
 """Returns stored ids, looked up by text or by messages."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -11,19 +12,19 @@ from token_router.token_trie import Path, TokenTrie
 from token_router.upstream import TRAJECTORY_HEADER, namespace_of
 
 
+@dataclass(frozen=True)
 class RetrieveRoutes:
     """Both endpoints return the whole trajectory or 404; they never guess ids."""
 
-    def __init__(self, tokenizer: Any, store: TokenTrie) -> None:
-        self._tokenizer = tokenizer
-        self._store = store
+    tokenizer: Any
+    store: TokenTrie
 
     async def from_text(self, request: web.Request) -> web.Response:
         """POST /retrieve_from_text: the record of exactly this text."""
         text = (await json_object(request)).get("text")
         if not isinstance(text, str):
             raise bad_request("`text` must be a string.")
-        path = self._store.whole_text(namespace_of(request), text) if text else Path()
+        path = self.store.whole_text(namespace_of(request), text) if text else Path()
         if path is None:
             raise _not_stored("This text")
         return self._record(path, [])
@@ -32,13 +33,13 @@ class RetrieveRoutes:
         """POST /retrieve_from_messages_template: the record up to an assistant message that was sampled here."""
         body = await json_object(request)
         conversation = parse_conversation(body)
-        path = self._store.by_key(conversation.keys(namespace_of(request))[-1])
+        path = self.store.by_key(conversation.keys(namespace_of(request))[-1])
         if path is None:
             raise _not_stored("This conversation (it must end in an assistant message that was sampled here)")
         opening: list[int] = []
         if body.get("add_generation_prompt"):
             with template_errors():
-                opening = next_turn_ids(self._tokenizer, [], path.ids()[-1], **conversation.template_kwargs)
+                opening = next_turn_ids(self.tokenizer, [], path.ids()[-1], **conversation.template_kwargs)
         return self._record(path, opening)
 
     def _record(self, path: Path, opening: list[int]) -> web.Response:
@@ -49,7 +50,7 @@ class RetrieveRoutes:
         return web.json_response(
             {
                 "tokens": ids,
-                "response": decode(self._tokenizer, ids[path.prompt_length() :]),
+                "response": decode(self.tokenizer, ids[mask.index(1) if 1 in mask else len(mask) :]),
                 "loss_mask": mask,
                 "token_length": len(ids),
                 "loss_mask_length": len(mask),

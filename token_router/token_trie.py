@@ -38,9 +38,6 @@ class Path:
 
     pieces: tuple[Piece, ...] = ()
 
-    def text_length(self) -> int:
-        return sum(len(piece.text) for piece in self.pieces)
-
     def ids(self) -> list[int]:
         """The ids, prompt included."""
         return [token for piece in self.pieces for token in piece.ids]
@@ -61,15 +58,6 @@ class Path:
     def extended(self, piece: Piece) -> "Path":
         """The path with the piece appended, unless the piece is empty."""
         return Path((*self.pieces, piece)) if piece.text or piece.ids else self
-
-    def prompt_length(self) -> int:
-        """How many ids come before the first sampled one."""
-        length = 0
-        for piece in self.pieces:
-            if piece.sampled:
-                break
-            length += len(piece.ids)
-        return length
 
 
 class _Node:

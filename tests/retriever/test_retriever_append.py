@@ -25,7 +25,7 @@ from local_dense_retriever import encoder as encoder_module
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.downloaded import Piece, check_downloaded, parse_note
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.index_note import check_belongs, read_note
+from local_dense_retriever.notes import check_belongs, read_note
 
 OLD = ["red", "green", "blue", "red green", "red blue", "green blue", "red red blue"]
 NEW = ["blue blue red", "green green blue", "red red red green", "blue green"]

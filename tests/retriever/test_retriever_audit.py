@@ -17,10 +17,10 @@ from retriever_fakes import minilm_folder
 
 from demo.world_facts import Question, build_world
 from local_dense_retriever import audit, build_index
-from local_dense_retriever.audit_note import SetAudit, read_audits, sentence
 from local_dense_retriever.corpus import Corpus, Passage
 from local_dense_retriever.gold_pages import asked, title_key
 from local_dense_retriever.loading import add_index_arguments, load_retriever
+from local_dense_retriever.notes import SetAudit, read_audits, sentence
 from qa_em_format import any_holds_gold
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from retriever_fakes import ColourEncoder, minilm_folder, write_corpus
 from local_dense_retriever import build_index, embedding, files
 from local_dense_retriever import encoder as encoder_module
 from local_dense_retriever.bm25 import Bm25Searcher
-from local_dense_retriever.index_note import read_note
+from local_dense_retriever.notes import read_note
 
 TEXTS = ["red", "green", "blue", "red green", "red blue", "green blue", "red red blue"]
 

@@ -14,8 +14,8 @@ from local_dense_retriever import build_index, loading, machine
 from local_dense_retriever import encoder as encoder_module
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
-from local_dense_retriever.index_note import IndexNote, note_path, write_note
 from local_dense_retriever.loading import add_index_arguments, load_retriever
+from local_dense_retriever.notes import IndexNote, note_path, write_note
 from local_dense_retriever.retriever import Retriever
 
 TEXTS = ["red stone", "green stone", "blue stone", "red red blue"]

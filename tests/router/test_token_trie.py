@@ -69,7 +69,7 @@ def test_a_stored_path_is_found_by_its_text_with_mask_and_log_probabilities() ->
     assert found.ids() == [1, 2, 3, 4, 5, 6, 7]
     assert found.mask() == [0, 0, 1, 1, 1, 0, 1]
     assert found.log_probs() == [0.0, 0.0, -0.1, -0.2, -0.3, 0.0, -0.4]
-    assert found.prompt_length() == 2
+    assert found.mask().index(1) == 2
 
 
 def test_one_sampled_piece_without_log_probabilities_leaves_the_path_without_any() -> None:

@@ -1,4 +1,7 @@
-"""The note beside an index, `<index>.json`, records its source, so that an index of another corpus is refused.
+"""Notes beside an index and a corpus, as JSON.
+
+    <index>.json           what an index was made from, so that an index of another corpus is refused
+    <corpus>.audit.json    what an audit found: audit.py writes it for this corpus, the server's /ready reports it
 
 An index without a note (wiki-18's, or your own) is checked only for its numbers of rows and dimensions.
 """
@@ -57,10 +60,7 @@ def publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
 
 
 def check_belongs(index_path: Path, corpus: Corpus, retriever_name: str | None) -> None:
-    """Raises InputError if the index's note names another corpus or another encoder family.
-
-    `retriever_name` is None for an index without an encoder.
-    """
+    """Raises InputError if the note names another corpus, or another encoder than this (None: an index without one)."""
     note = read_note(index_path)
     if note is None:
         return
@@ -84,3 +84,54 @@ def check_note(index_path: str | Path, note: IndexNote, corpus: Corpus, retrieve
             f"the index {index_path} was built with --retriever_name {note.retriever_name} and this is "
             f"{retriever_name}: give the one it was built with"
         )
+
+
+class SetAudit(NamedTuple):
+    name: str
+    asked: str  # digest of the questions
+    questions: int
+    looked_up: int  # questions whose answer is not yes or no
+    answered: int  # how many of these have a gold answer in at least one passage
+    named: int  # questions that name the pages they need
+    complete: int  # how many of these have all of them in the corpus
+    missing_pages: list[dict]  # {"title" or "passage_id": …, "questions": [ids]}
+    missing_answers: list[dict]  # {"golds": […], "question": id}
+
+    @property
+    def bound(self) -> float | None:
+        """The maximum exact match by reading the needed pages; None unless all questions name theirs."""
+        return self.complete / self.questions if self.named == self.questions else None
+
+
+def share(part: int, whole: int) -> str:
+    return f"{part / whole:.3f}" if whole else "-"
+
+
+def sentence(audit: SetAudit) -> str:
+    """One line about a set: "musique: with this corpus …". It states a bound only if all questions name their pages."""
+    hint = f"some passage has a gold answer for {share(audit.answered, audit.looked_up)} of those looked up"
+    if audit.bound is None:
+        return f"{audit.name}: {audit.questions:,} questions; {hint} (a hint, not a bound)"
+    if audit.bound == 1.0:
+        return f"{audit.name}: this corpus has all pages that its {audit.questions:,} questions need; {hint}"
+    return (
+        f"{audit.name}: with this corpus {audit.name} cannot exceed {audit.bound:.3f} by reading the pages that its "
+        f"{audit.questions:,} questions need, though memory and other passages may add to that; {hint}"
+    )
+
+
+def audit_path(corpus: Path) -> Path:
+    return beside(corpus, ".audit.json")
+
+
+def read_audits(corpus: Corpus) -> list[SetAudit]:
+    """The audits of this corpus in its current state; empty if there are none or the note cannot be read."""
+    try:
+        note = json.loads(audit_path(corpus.path).read_text(encoding="utf-8"))
+        return [SetAudit(**audit) for audit in note["sets"]] if note["corpus"] == corpus.digest else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def write_audits(corpus: Corpus, audits: list[SetAudit]) -> None:
+    write_json(audit_path(corpus.path), {"corpus": corpus.digest, "sets": [audit._asdict() for audit in audits]})
