@@ -29,7 +29,7 @@ from tqdm import tqdm
 from local_dense_retriever import embedding
 from local_dense_retriever.corpus import Corpus, offsets_path
 from local_dense_retriever.downloaded import accept_size, index_file
-from local_dense_retriever.embedding import PartialEmbeddings, embed, fill, load_named_encoder, progress_note
+from local_dense_retriever.embedding import PROGRESS, PartialEmbeddings, embed, fill, load_named_encoder
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.files import beside, lock, partial, sync
 from local_dense_retriever.flat_file import HEADER, FlatFile, read_flat_header
@@ -38,6 +38,7 @@ from local_dense_retriever.notes import IndexNote, read_note, write_note
 if TYPE_CHECKING:  # imports torch
     from local_dense_retriever.encoder import Encoder
 
+LONGER = ".appended"  # ends the name of the longer corpus until it replaces the old one
 COPY_ROWS = 65_536  # vectors copied between two progress notes
 COPY_BYTES = 1 << 24  # bytes of the corpus copied at a time
 KNOWN_ROWS = 32  # old passages encoded again to check that the encoder is the index's
@@ -74,7 +75,7 @@ def append(args: argparse.Namespace) -> None:
 @contextmanager
 def only_append_to(corpus_path: Path) -> Iterator[IO[bytes]]:
     """Opens <corpus>.appended, locked against other appends, and removes it at the end if it is empty."""
-    path = longer_path(corpus_path)
+    path = beside(corpus_path, LONGER)
     with path.open("ab") as file:
         if not lock(file, path):
             raise InputError(f"another --append to {corpus_path} is running: let it finish, or stop it")
@@ -83,10 +84,6 @@ def only_append_to(corpus_path: Path) -> Iterator[IO[bytes]]:
         finally:
             if path.exists() and path.stat().st_size == 0:
                 path.unlink()
-
-
-def longer_path(corpus_path: Path) -> Path:
-    return beside(corpus_path, ".appended")
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------------
@@ -170,7 +167,7 @@ def check_space(corpus: Corpus, more: Corpus, old: FlatFile, is_new: bool) -> No
     needed = {old.path: HEADER.size + rows * old.dim * 4 - _size(partial(old.path))}
     if is_new:
         sizes = corpus.start(len(corpus)) + more.start(len(more)) + 8 * rows  # the last term: offsets
-        needed[corpus.path] = sizes - _size(longer_path(corpus.path))
+        needed[corpus.path] = sizes - _size(beside(corpus.path, LONGER))
     by_disk: Counter[int] = Counter()
     for path, size in needed.items():
         by_disk[path.stat().st_dev] += size
@@ -221,7 +218,7 @@ def write_longer(corpus: Corpus, more: Corpus, copy: IO[bytes]) -> Corpus:
         new.seek(more.start(0))
         shutil.copyfileobj(new, copy, COPY_BYTES)
     sync(copy)
-    return Corpus(longer_path(corpus.path))
+    return Corpus(beside(corpus.path, LONGER))
 
 
 def extend(args: argparse.Namespace, old: FlatFile, longer: Corpus, corpus_path: Path) -> None:
@@ -245,9 +242,9 @@ def extend(args: argparse.Namespace, old: FlatFile, longer: Corpus, corpus_path:
 
 def tidy(corpus_path: Path, index_path: Path) -> None:
     """Cleans up after the renames, also when an earlier run was killed during them."""
-    offsets_path(longer_path(corpus_path)).unlink(missing_ok=True)
+    offsets_path(beside(corpus_path, LONGER)).unlink(missing_ok=True)
     if not partial(index_path).exists():
-        progress_note(index_path).unlink(missing_ok=True)
+        beside(index_path, PROGRESS).unlink(missing_ok=True)
     accept_size(corpus_path)
     accept_size(index_path)
 

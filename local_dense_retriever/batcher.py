@@ -97,37 +97,31 @@ class Batcher:
     # ---- Waiting -----------------------------------------------------------------------------------------------------
 
     async def _searched(self, queries: list[str], topk: int) -> dict[str, list[Hit]]:
-        new = [query for query in queries if self._under_way(query, topk) is None]
+        under_way = {query: self._under_way(query, topk) for query in queries}
+        new = {query: _Entry() for query, entry in under_way.items() if entry is None}
         if len(self._waiting) + len(new) > self._limits.max_queue:
             raise QueueFullError
-        self._waiting |= {query: _Entry() for query in new}
+        self._waiting |= new
         self._metrics.queries.labels("queued").inc(len(new))
         self._metrics.queries.labels("joined").inc(len(queries) - len(new))
 
-        entries = {query: self._join(query, topk) for query in queries}
+        entries = {query: entry or new[query] for query, entry in under_way.items()}
+        for entry in entries.values():
+            entry.topk = max(entry.topk, topk)
+            entry.requests += 1
         self._arrived.set()
         try:
             await asyncio.wait([entry.hits for entry in entries.values()])  # unlike gather, it does not cancel them
         finally:
             for query, entry in entries.items():
-                self._leave(query, entry)
+                entry.requests -= 1
+                if entry.requests == 0 and self._waiting.get(query) is entry:
+                    del self._waiting[query]
         return {query: entry.hits.result() for query, entry in entries.items()}
 
     def _under_way(self, query: str, topk: int) -> _Entry | None:
         running = self._running.get(query)
         return running if running and running.topk >= topk else self._waiting.get(query)
-
-    def _join(self, query: str, topk: int) -> _Entry:
-        entry = self._under_way(query, topk)
-        assert entry is not None
-        entry.topk = max(entry.topk, topk)
-        entry.requests += 1
-        return entry
-
-    def _leave(self, query: str, entry: _Entry) -> None:
-        entry.requests -= 1
-        if entry.requests == 0 and self._waiting.get(query) is entry:
-            del self._waiting[query]
 
     # ---- Searching ---------------------------------------------------------------------------------------------------
 
@@ -174,7 +168,10 @@ class Batcher:
         for (query, entry), hits in zip(batch.items(), found, strict=True):
             kept = _Kept(entry.topk, hits[: entry.topk])
             entry.hits.set_result(kept.hits)
-            self._keep(query, kept)
+            self._cache[query] = kept
+            self._cache.move_to_end(query)
+            if len(self._cache) > self._limits.cache_size:
+                self._cache.popitem(last=False)
             self._good_query = query
         return True
 
@@ -206,17 +203,9 @@ class Batcher:
             return None
         return found
 
-    # ---- The cache ---------------------------------------------------------------------------------------------------
-
     def _kept(self, query: str, topk: int) -> list[Hit] | None:
         kept = self._cache.get(query)
         if kept is None or (kept.topk < topk and len(kept.hits) == kept.topk):
             return None
         self._cache.move_to_end(query)
         return kept.hits
-
-    def _keep(self, query: str, kept: _Kept) -> None:
-        self._cache[query] = kept
-        self._cache.move_to_end(query)
-        if len(self._cache) > self._limits.cache_size:
-            self._cache.popitem(last=False)

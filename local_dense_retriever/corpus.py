@@ -46,9 +46,7 @@ class Corpus:
             raise InputError(f"there is no corpus file {self.path}: check --corpus_path")
         if self.path.suffix == ".gz":
             raise InputError(f"{self.path} is compressed: unpack it first with `gunzip -k {self.path}`")
-        offsets = read_offsets(self.path) or build_offsets(self.path)
-        self._offsets = offsets.starts
-        self.digest = offsets.digest
+        self._offsets, self.digest = read_offsets(self.path) or build_offsets(self.path)
         with self.path.open("rb") as file:
             self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -86,9 +84,8 @@ class Corpus:
         return found
 
 
-class Offsets(NamedTuple):
-    starts: NDArray[np.int64]  # (N + 1,) bytes; the last one is the file's size
-    digest: str  # of the corpus's bytes, hexadecimal
+# (N + 1,) bytes, of which the last is the file's size; a digest of the file's bytes, hexadecimal.
+Offsets = tuple[NDArray[np.int64], str]
 
 
 def offsets_path(corpus: Path) -> Path:
@@ -104,7 +101,7 @@ def read_offsets(corpus: Path) -> Offsets | None:
         return None
     if saved[:3].tolist() != [VERSION, now.st_size, now.st_mtime_ns]:
         return None
-    return Offsets(saved[5:], saved[3:5].tobytes().hex())
+    return saved[5:], saved[3:5].tobytes().hex()
 
 
 def build_offsets(corpus: Path) -> Offsets:
@@ -129,7 +126,7 @@ def build_offsets(corpus: Path) -> Offsets:
     if not starts:
         raise InputError(f"the corpus file {corpus} has no passage in it")
     starts.append(offset)
-    made = Offsets(np.frombuffer(starts, np.int64), digest.hexdigest())
+    made = np.frombuffer(starts, np.int64), digest.hexdigest()
     _write_offsets(corpus, made, before)
     return made
 
@@ -137,10 +134,11 @@ def build_offsets(corpus: Path) -> Offsets:
 def _write_offsets(corpus: Path, offsets: Offsets, before: os.stat_result) -> None:
     path = offsets_path(corpus)
     temporary = beside(path, f".{os.getpid()}.tmp")
-    digest = np.frombuffer(bytes.fromhex(offsets.digest), np.int64)
+    starts, digest = offsets
+    head = [VERSION, before.st_size, before.st_mtime_ns, *np.frombuffer(bytes.fromhex(digest), np.int64)]
     try:
         with temporary.open("wb") as file:
-            np.save(file, np.concatenate([[VERSION, before.st_size, before.st_mtime_ns], digest, offsets.starts]))
+            np.save(file, np.concatenate([head, starts]))
             sync(file)
         os.replace(temporary, path)
     except OSError as error:  # such as a read-only folder: not fatal, but every start is as slow as this one

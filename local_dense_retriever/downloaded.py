@@ -11,7 +11,7 @@ with `cat part_* > e5_Flat.index`: that would truncate a file, but fails on a fo
 import hashlib
 import json
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.files import blocks, partial, write_json
@@ -53,12 +53,13 @@ def damage(file: Path, pieces: list[Piece], sums: bool) -> str | None:
     size, expected = file.stat().st_size, sum(piece.size for piece in pieces)
     if size != expected if pieces else size == 0:
         return f"{file} has {size} bytes" + (f" and should have {expected}" if pieces else "")
-    if sums:
-        with file.open("rb") as opened:
-            for piece in pieces:
-                start = opened.tell()
-                if piece.sha256 and _sha256(opened, piece.size) != piece.sha256:
-                    return f"{file} is damaged between byte {start} and {start + piece.size} (its SHA-256 is wrong)"
+    with file.open("rb") as opened:
+        for piece in pieces if sums else []:
+            start, digest = opened.tell(), hashlib.sha256()
+            for block in blocks(opened, piece.size):
+                digest.update(block)
+            if piece.sha256 not in (None, digest.hexdigest()):
+                return f"{file} is damaged between byte {start} and {start + piece.size} (its SHA-256 is wrong)"
     return None
 
 
@@ -78,10 +79,3 @@ def accept_size(path: Path) -> None:
         size = path.stat().st_size
         if path.name in pieces and sum(piece.size for piece in pieces[path.name]) != size:
             write_json(note, {**pieces, path.name: [Piece(size, None)]})
-
-
-def _sha256(file: BinaryIO, size: int) -> str:
-    digest = hashlib.sha256()
-    for block in blocks(file, size):
-        digest.update(block)
-    return digest.hexdigest()

@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 # Passages between two progress notes. No batch crosses a chunk's border, so batches and vectors do not depend on where
 # an earlier run stopped or on the number of GPUs.
 CHUNK_ROWS = 1024
-
-
-def progress_note(index_path: Path) -> Path:
-    """The file that counts the rows of an unfinished index."""
-    return beside(index_path, ".partial.json")
+PROGRESS = ".partial.json"  # ends the name of the file that counts the rows of an unfinished index
 
 
 class GrowingIndex(Protocol):
@@ -49,7 +45,7 @@ class PartialEmbeddings:
     def __init__(self, index_path: Path, source: IndexNote) -> None:
         """Continues an earlier run with the same source; otherwise starts over and prints the reason."""
         self.path = partial(index_path)
-        self._note_path = progress_note(index_path)
+        self._note_path = beside(index_path, PROGRESS)
         self._source = source
         self._file = self.path.open("ab")
         if not lock(self._file, self.path):

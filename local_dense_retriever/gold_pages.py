@@ -84,18 +84,14 @@ def supporting_titles(metadata: Mapping[str, Any]) -> list[str]:
 def _rows(file: Path) -> Iterator[Any]:
     if not file.is_file():
         raise InputError(f"there is no file {file}: check --data")
-    if file.suffix == ".parquet":
-        yield from _parquet_rows(file)
-    elif file.suffix == ".jsonl":
+    if file.suffix == ".jsonl":
         with file.open(encoding="utf-8") as lines:
             yield from (json.loads(line) for line in lines if line.strip())
+    elif file.suffix == ".parquet":
+        with needing(str(file), install="pyarrow"):
+            from pyarrow.parquet import ParquetFile
+        with ParquetFile(file) as table:
+            for batch in table.iter_batches(1000):
+                yield from batch.to_pylist()
     else:
         raise InputError(f"{file} is neither .jsonl nor .parquet: check --data")
-
-
-def _parquet_rows(file: Path) -> Iterator[Any]:
-    with needing(str(file), install="pyarrow"):
-        from pyarrow.parquet import ParquetFile
-    with ParquetFile(file) as table:
-        for batch in table.iter_batches(1000):
-            yield from batch.to_pylist()

@@ -119,12 +119,12 @@ async def serve(args: argparse.Namespace, listener: socket.socket) -> None:
             timeout_graceful_shutdown=STOP_TIMEOUT_S,
         ),
     )
-    url = _url(listener)
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"listening at {url}; {url}/ready answers 200 once everything is loaded", flush=True)
-    if api_key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
-        print(
-            f"warning: anyone who can reach {url} can use it; set {API_KEY_VARIABLE} to require a key", file=sys.stderr
-        )
+    if api_key is None and not ipaddress.ip_address(host).is_loopback:
+        warning = f"warning: anyone who can reach {url} can use it; set {API_KEY_VARIABLE} to require a key"
+        print(warning, file=sys.stderr)
 
     async def load() -> None:
         try:
@@ -160,11 +160,6 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop_uploads()
         await super().shutdown(sockets)
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 if __name__ == "__main__":
