@@ -23,9 +23,8 @@ from demo.models import encoder_folder
 from demo.retriever_process import build_index
 from local_dense_retriever.encoder import load_encoder
 from local_dense_retriever.exact_index import ExactIndex
-from local_dense_retriever.faiss_index import FaissIndex, write_converted
+from local_dense_retriever.faiss_index import FaissIndex, RescoredIndex, write_converted
 from local_dense_retriever.flat_file import FlatFile, read_flat_header
-from local_dense_retriever.rescored_index import RescoredIndex
 from local_dense_retriever.searcher import VectorIndex
 
 FOLDER = ROOT / ".cache" / "wordnet"

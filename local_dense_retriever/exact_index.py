@@ -18,8 +18,7 @@ from torch import Tensor
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import FlatFile, forget_pages, require_flat
 from local_dense_retriever.machine import require_memory, visible_devices
-from local_dense_retriever.rescored_index import best, exact_scores
-from local_dense_retriever.searcher import About, Found
+from local_dense_retriever.searcher import About, Found, best, exact_scores
 
 BLOCK_BYTES = 256 << 20  # for the scores of one block, or for vectors being read
 MAX_BLOCK_ROWS = 1 << 20

@@ -12,11 +12,13 @@ from local_dense_retriever.downloaded import index_file
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.flat_file import FlatFile, read_flat_header
 from local_dense_retriever.machine import require_memory
-from local_dense_retriever.searcher import About, Found
+from local_dense_retriever.searcher import About, Found, VectorIndex, best, exact_scores
 
 ADD_ROWS = 65_536  # read and added at a time
 TRAIN_ROWS = 262_144  # maximum; FAISS uses 256 of them per centroid
 PROBE_DIM = 64  # divided evenly by the usual numbers of parts
+FEWEST_CANDIDATES = 100  # of a rescored search
+CANDIDATES_PER_RESULT = 10
 REMEDY = "build it with build_index.py, or copy it again"
 
 
@@ -58,6 +60,39 @@ class FaissIndex:
     def describe(self) -> About:
         size = self.path.stat().st_size
         return {"backend": f"faiss {self._index_type}", "rows": len(self), "dimension": self.dim, "bytes": size}
+
+
+class RescoredIndex:
+    """A compressed index whose candidates are scored again with the full vectors of a flat file on disk.
+
+    With a few bytes per vector in memory its results are close to exact search; only candidates are read from disk.
+    """
+
+    def __init__(self, index: VectorIndex, flat: FlatFile) -> None:
+        """Raises InputError if the two have different shapes."""
+        if (len(index), index.dim) != (flat.rows, flat.dim):
+            raise InputError(
+                f"{index.path} has {len(index)} rows of {index.dim} numbers and {flat.path} {flat.rows} of {flat.dim}: "
+                "give the flat index that it was made from as --rescore_path"
+            )
+        self.path = index.path
+        self.dim = index.dim
+        self._index = index
+        self._vectors = flat.vectors()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def search(self, vectors: NDArray[np.float32], k: int) -> Found:
+        """(B, D) float32 queries -> the (B, k) best of the index's candidates; -1 fills missing ones."""
+        proposed = self._index.search(vectors, max(FEWEST_CANDIDATES, CANDIDATES_PER_RESULT * k)).rows
+        scores = exact_scores(self._vectors, vectors, proposed)
+        scores[proposed < 0] = -np.inf
+        return best(proposed, scores, k)
+
+    def describe(self) -> About:
+        about = self._index.describe()
+        return {**about, "backend": f"{about['backend']}, rescored"}
 
 
 def read_index(path: Path, in_memory: bool) -> faiss.Index:

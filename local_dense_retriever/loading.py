@@ -14,7 +14,6 @@ from local_dense_retriever.flat_file import read_flat_header, require_flat
 from local_dense_retriever.machine import fast_in_half_precision
 from local_dense_retriever.milvus_index import MilvusIndex
 from local_dense_retriever.notes import check_belongs, check_note
-from local_dense_retriever.rescored_index import RescoredIndex
 from local_dense_retriever.retriever import Retriever
 from local_dense_retriever.searcher import DenseSearcher, HybridSearcher, Searcher, VectorIndex
 
@@ -160,7 +159,7 @@ def _load_vectors(args: argparse.Namespace, backend: str, corpus: Corpus) -> Vec
         stored = MilvusIndex(args.milvus_uri, args.milvus_collection, **settings)
         check_note(stored.path, stored.note, corpus, args.retriever_name)
         return stored
-    from local_dense_retriever.faiss_index import FaissIndex
+    from local_dense_retriever.faiss_index import FaissIndex, RescoredIndex
 
     index = FaissIndex(args.index_path, use_gpu=args.faiss_gpu, in_memory=args.in_memory, **settings)
     if not args.rescore_path:

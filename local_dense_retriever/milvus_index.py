@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from local_dense_retriever.errors import InputError, needing
 from local_dense_retriever.notes import IndexNote
-from local_dense_retriever.rescored_index import best
-from local_dense_retriever.searcher import About, Found, UnavailableError
+from local_dense_retriever.searcher import About, Found, UnavailableError, best
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient

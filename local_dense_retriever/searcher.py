@@ -129,3 +129,19 @@ def fuse(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
             if row >= 0:
                 scores[row] = scores.get(row, 0.0) + 1 / (RANK_OFFSET + rank)
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def exact_scores(
+    stored: NDArray[np.float32], vectors: NDArray[np.float32], rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """(N, D) stored, (B, D) queries, (B, C) rows -> (B, C) inner products, -inf for NaN. Row -1 reads the last one."""
+    products: Sequence[NDArray] = [stored[own] @ query for own, query in zip(rows, vectors, strict=True)]
+    scores = np.stack(products).astype(np.float32, copy=False)
+    return np.where(np.isfinite(scores), scores, -np.inf).astype(np.float32, copy=False)
+
+
+def best(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Found:
+    """The k best of (B, C) rows; ties go to the smaller row, and a score of -inf becomes row -1."""
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return Found(np.where(np.isfinite(scores), rows, -1), scores)

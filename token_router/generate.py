@@ -60,14 +60,14 @@ class GenerateRoute:
         return None
 
     def _text_prompt(self, namespace: str, text: str) -> Path:
-        known = self.store.longest_by_text(namespace, text)
+        known = self.store.longest(namespace, text)
         rest = text[sum(len(piece.text) for piece in known.pieces) :]
         return known.extended(Piece(rest, array("i", encode_text(self.tokenizer, rest))))
 
     def _ids_prompt(self, namespace: str, ids: list[Any]) -> Path:
         try:
             whole = array("i", ids)
-            known = self.store.longest_by_ids(namespace, whole)
+            known = self.store.longest(namespace, whole)
             rest = whole[len(known.ids()) :]
             return known.extended(Piece(decode(self.tokenizer, rest), rest))
         except (TypeError, OverflowError) as error:

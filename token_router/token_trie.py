@@ -7,12 +7,12 @@ whole, because part of a text has no ids of its own.
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from operator import attrgetter
+from typing import Any
 
-from token_router.prefix_map import K, PrefixMap
+from token_router.prefix_map import PrefixMap
 
 PIECE_TOKENS = 80  # overhead of a piece: about 1,600 bytes, and an id with its text and log-probability takes 20
 
@@ -90,9 +90,6 @@ class _Node:
         return Path(tuple(reversed(pieces)))
 
 
-BY_TEXT, BY_IDS = attrgetter("by_text"), attrgetter("by_ids")  # a node's children, found by either
-
-
 class TokenTrie:
     """All trajectories, limited to `max_tokens`. A piece counts as its ids plus `piece_tokens`; above the limit, the
     least recently used paths lose their last pieces.
@@ -129,41 +126,35 @@ class TokenTrie:
         while self.tokens + self._piece_tokens * len(self._recency) > self.max_tokens:
             self._forget(self._recency.popitem(last=False)[0])
 
-    def longest_by_text(self, namespace: str, text: str) -> Path:
-        """The longest stored prefix of the text that ends in a sampled piece; an empty path if there is none.
+    def longest(self, namespace: str, whole: str | Sequence[int]) -> Path:
+        """The longest stored prefix of a text, or of ids, that ends in a sampled piece; an empty path without one.
 
         Paths that end in unsampled text are not worth finding: encoding the text again gives the same ids, or better
         ones if a short prompt happens to be a prefix of a longer one.
         """
-        return self._longest(namespace, text, BY_TEXT)
-
-    def longest_by_ids(self, namespace: str, ids: Sequence[int]) -> Path:
-        """The longest stored prefix of the ids that ends in a sampled piece; an empty path if there is none."""
-        return self._longest(namespace, array("i", ids), BY_IDS)
+        matches = self._matches(namespace, whole)
+        ends = [(length, node.stored_at, node) for node, length in matches if node.piece.sampled]
+        return self._found(max(ends, key=lambda end: end[:2])[2] if ends else None) or Path()
 
     def whole_text(self, namespace: str, text: str) -> Path | None:
         """The path that is exactly this text."""
-        ends = [node for node, length in self._matches(namespace, text, BY_TEXT) if length == len(text)]
+        ends = [node for node, length in self._matches(namespace, text) if length == len(text)]
         return self._found(max(ends, key=lambda node: node.stored_at, default=None))
 
     def by_key(self, key: str) -> Path | None:
         return self._found(self._by_key.get(key))
 
-    def _longest(self, namespace: str, whole: K, children: "Callable[[_Node], PrefixMap[K, _Node]]") -> Path:
-        matches = self._matches(namespace, whole, children)
-        ends = [(length, node.stored_at, node) for node, length in matches if node.piece.sampled]
-        return self._found(max(ends, key=lambda end: end[:2])[2] if ends else None) or Path()
-
-    def _matches(
-        self, namespace: str, whole: K, children: "Callable[[_Node], PrefixMap[K, _Node]]"
-    ) -> Iterator[tuple[_Node, int]]:
+    def _matches(self, namespace: str, whole: str | Sequence[int]) -> Iterator[tuple[_Node, int]]:
         """Every node whose path is a prefix of `whole`, with the length of that path."""
+        is_text = isinstance(whole, str)
+        key: Any = whole if is_text else array("i", whole)
         open_ends = [(root, 0) for root in [self._roots.get(namespace)] if root]
         while open_ends:
             node, length = open_ends.pop()
             yield node, length
-            for key, child in children(node).prefixes_of(whole[length:]):
-                open_ends.append((child, length + len(key)))
+            children: PrefixMap[Any, _Node] = node.by_text if is_text else node.by_ids
+            for begin, child in children.prefixes_of(key[length:]):
+                open_ends.append((child, length + len(begin)))
 
     def _found(self, node: _Node | None) -> Path | None:
         if node is None or node.parent is None:

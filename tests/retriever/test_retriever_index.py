@@ -12,9 +12,8 @@ from retriever_fakes import write_flat_index
 from local_dense_retriever import exact_index, machine
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.exact_index import ExactIndex
-from local_dense_retriever.faiss_index import FaissIndex
+from local_dense_retriever.faiss_index import FaissIndex, RescoredIndex
 from local_dense_retriever.flat_file import read_flat_header, write_flat_header
-from local_dense_retriever.rescored_index import RescoredIndex
 from local_dense_retriever.searcher import VectorIndex
 
 BOTH = pytest.mark.parametrize("kind", [FaissIndex, ExactIndex])

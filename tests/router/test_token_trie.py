@@ -89,50 +89,50 @@ def test_a_path_may_end_at_any_of_its_pieces() -> None:
 
 def test_the_longest_beginning_ends_in_a_sampled_piece() -> None:
     store = trie([PROMPT, REPLY, SEEN, LAST])
-    assert store.longest_by_text("n", "Qab doc c and more").pieces == (PROMPT, REPLY, SEEN, LAST)
-    assert store.longest_by_text("n", "Qab doc d").pieces == (PROMPT, REPLY)
-    assert store.longest_by_text("n", "Qabc").pieces == (PROMPT, REPLY)
-    assert store.longest_by_text("n", "Qa") == store.longest_by_text("n", "") == Path()
-    assert store.longest_by_ids("n", [1, 2, 3, 4, 5, 6, 8]).pieces == (PROMPT, REPLY)
-    assert store.longest_by_ids("n", [1, 2, 3, 4]) == Path()
+    assert store.longest("n", "Qab doc c and more").pieces == (PROMPT, REPLY, SEEN, LAST)
+    assert store.longest("n", "Qab doc d").pieces == (PROMPT, REPLY)
+    assert store.longest("n", "Qabc").pieces == (PROMPT, REPLY)
+    assert store.longest("n", "Qa") == store.longest("n", "") == Path()
+    assert store.longest("n", [1, 2, 3, 4, 5, 6, 8]).pieces == (PROMPT, REPLY)
+    assert store.longest("n", [1, 2, 3, 4]) == Path()
 
 
 def test_a_longer_match_wins_over_a_longer_first_piece() -> None:
     short = [piece("Q", [1]), piece("a", [2], sampled=True), piece("bc", [3]), piece("d", [4], sampled=True)]
     long = [piece("Qa", [9]), piece("b", [8], sampled=True)]
-    assert trie(short, long).longest_by_text("n", "Qabcd").ids() == [1, 2, 3, 4]
+    assert trie(short, long).longest("n", "Qabcd").ids() == [1, 2, 3, 4]
 
 
 def test_namespaces_know_nothing_of_each_other() -> None:
     store = trie([PROMPT, REPLY])
     store.add("m", [PROMPT, piece("ab", [9], sampled=True)])
-    assert store.longest_by_text("n", "Qab!").ids() == [1, 2, 3, 4, 5]
-    assert store.longest_by_text("m", "Qab!").ids() == [1, 2, 9]
-    assert store.longest_by_text("", "Qab!") == Path()
+    assert store.longest("n", "Qab!").ids() == [1, 2, 3, 4, 5]
+    assert store.longest("m", "Qab!").ids() == [1, 2, 9]
+    assert store.longest("", "Qab!") == Path()
     assert store.trajectories == 2
 
 
 def test_the_same_text_in_other_ids_is_a_sibling_and_the_newest_is_found() -> None:
     other = piece("ab", [9], sampled=True)
     store = trie([PROMPT, REPLY, SEEN, LAST], [PROMPT, other])
-    assert store.longest_by_text("n", "Qab").ids() == [1, 2, 9]
+    assert store.longest("n", "Qab").ids() == [1, 2, 9]
     found = store.whole_text("n", "Qab doc c")
     assert found is not None and found.ids() == [1, 2, 3, 4, 5, 6, 7]  # the older one's own continuation
     store.add("n", [PROMPT, REPLY])
-    assert store.longest_by_text("n", "Qab").ids() == [1, 2, 3, 4, 5]
+    assert store.longest("n", "Qab").ids() == [1, 2, 3, 4, 5]
 
 
 def test_a_reply_without_text_is_part_of_what_follows_it() -> None:
     silent = piece("", [0], sampled=True)
     store = trie([PROMPT, silent])
-    assert store.longest_by_text("n", "Q doc").ids() == [1, 2, 0]
-    assert store.longest_by_ids("n", [1, 2, 0, 6]).ids() == [1, 2, 0]
+    assert store.longest("n", "Q doc").ids() == [1, 2, 0]
+    assert store.longest("n", [1, 2, 0, 6]).ids() == [1, 2, 0]
 
 
 def test_sampled_and_read_pieces_are_kept_separate() -> None:
     store = trie([PROMPT, REPLY], [PROMPT, piece("ab", [3, 4, 5]), LAST])
-    assert store.longest_by_text("n", "Qab").mask() == [0, 0, 1, 1, 1]
-    assert store.longest_by_text("n", "Qabc").mask() == [0, 0, 0, 0, 0, 1]
+    assert store.longest("n", "Qab").mask() == [0, 0, 1, 1, 1]
+    assert store.longest("n", "Qabc").mask() == [0, 0, 0, 0, 0, 1]
 
 
 def test_shared_beginnings_are_stored_once_and_log_probabilities_are_the_last_ones() -> None:
@@ -189,7 +189,7 @@ def test_a_dropped_path_is_not_found_by_ids_either() -> None:
     store = TokenTrie(8, piece_tokens=0)
     store.add("n", [PROMPT, REPLY])
     store.add("n", [PROMPT, piece("xyz", [8, 8, 8, 8], sampled=True)])
-    assert store.longest_by_ids("n", [1, 2, 3, 4, 5]) == Path()
+    assert store.longest("n", [1, 2, 3, 4, 5]) == Path()
     assert store.tokens == 6
 
 
@@ -277,9 +277,9 @@ def test_any_sequence_of_operations_gives_what_a_naive_store_gives(bound: int, o
             store.add(*arguments)
             naive.add(*arguments)
         elif name == "text":
-            assert ids_and_mask(store.longest_by_text(*arguments)) == naive.longest(*arguments, 0)
+            assert ids_and_mask(store.longest(*arguments)) == naive.longest(*arguments, 0)
         elif name == "ids":
-            assert ids_and_mask(store.longest_by_ids(*arguments)) == naive.longest(*arguments, 1)
+            assert ids_and_mask(store.longest(*arguments)) == naive.longest(*arguments, 1)
         else:
             found = store.whole_text(*arguments) if name == "whole" else store.by_key(*arguments)
             expected = naive.whole(*arguments) if name == "whole" else naive.use(naive.keys.get(*arguments))
@@ -317,7 +317,7 @@ def test_a_look_up_among_ten_thousand_trajectories_takes_far_less_than_a_millise
     times = []
     for number in rng.sample(range(10_000), 1000):
         start = time.thread_time()  # what others do on this machine does not count
-        found = store.longest_by_text("" if shared else str(number), texts[number])
+        found = store.longest("" if shared else str(number), texts[number])
         times.append(time.thread_time() - start)
         assert len(found.pieces) == 4
     assert sorted(times)[990] < 1e-3
