@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -25,7 +25,6 @@ MAX_QUERY_CHARACTERS = 10_000
 MAX_BODY_BYTES = 2 * 2**20  # parsing one blocks all others, for 0.2 s at worst
 BODY_TIMEOUT_S = 30.0  # for a whole body to arrive
 MAX_PROBLEMS = 10  # maximum problems that a reply lists
-Result = TypeVar("Result")
 
 CLIENT_GONE = 499  # for the metrics only: the client has hung up
 
@@ -191,7 +190,7 @@ async def _read_body(request: Request) -> bytes | None:
     return bytes(body)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[list[Hit]]]) -> list[list[Hit]]:
     """The result of `work`. If the client hangs up, cancels `work` and raises ClientDisconnect."""
 
     async def hang_up() -> None:

@@ -11,8 +11,6 @@ a killed append, or reports that nothing is left to do. The result is byte for b
 the longer corpus with the same --batch_size: no batch crosses a chunk's border, so encoding starts at the last border.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex
@@ -21,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -30,13 +28,11 @@ from local_dense_retriever import embedding
 from local_dense_retriever.corpus import Corpus, offsets_path
 from local_dense_retriever.downloaded import accept_size, index_file
 from local_dense_retriever.embedding import PROGRESS, PartialEmbeddings, embed, fill, load_named_encoder
+from local_dense_retriever.encoder import Encoder
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.files import beside, lock, partial, sync
 from local_dense_retriever.flat_file import HEADER, FlatFile, read_flat_header
 from local_dense_retriever.notes import IndexNote, read_note, write_note
-
-if TYPE_CHECKING:  # imports torch
-    from local_dense_retriever.encoder import Encoder
 
 LONGER = ".appended"  # ends the name of the longer corpus until it replaces the old one
 COPY_ROWS = 65_536  # vectors copied between two progress notes

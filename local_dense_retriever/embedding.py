@@ -1,7 +1,5 @@
 """Encodes a corpus chunk by chunk into a file that stays usable when the process is killed."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing
@@ -12,20 +10,18 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from local_dense_retriever.corpus import Corpus
+from local_dense_retriever.encoder import Encoder
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.files import beside, lock, partial, sync, write_json
 from local_dense_retriever.flat_file import HEADER, FlatFile, write_flat_header
 from local_dense_retriever.notes import IndexNote
-
-if TYPE_CHECKING:
-    from local_dense_retriever.encoder import Encoder
 
 # Passages between two progress notes. No batch crosses a chunk's border, so batches and vectors do not depend on where
 # an earlier run stopped or on the number of GPUs.
@@ -59,7 +55,7 @@ class PartialEmbeddings:
             self._file.flush()
         self._file.truncate(self._size(self.rows_done))  # drops what a killed run wrote after its last note
 
-    def __enter__(self) -> PartialEmbeddings:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,12 +6,10 @@
 An index without a note (wiki-18's, or your own) is checked only for its numbers of rows and dimensions.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
@@ -26,7 +24,7 @@ class IndexNote(NamedTuple):
     retriever_model: str
     index_type: str  # FAISS factory string, or BM25
 
-    def differences(self, other: IndexNote) -> str:
+    def differences(self, other: Self) -> str:
         """The fields that differ: "rows and dim"."""
         fields = zip(self._fields, self, other, strict=True)
         return " and ".join(name.replace("_", " ") for name, mine, its in fields if mine != its)

@@ -6,19 +6,15 @@
 Row i is line i of the corpus. Nothing here is thread-safe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from local_dense_retriever.encoder import Encoder
 from local_dense_retriever.errors import InputError
-
-if TYPE_CHECKING:
-    from local_dense_retriever.encoder import Encoder
 
 RANK_OFFSET = 60
 DEPTH = 100  # ranks of each searcher that count
@@ -36,7 +32,7 @@ class Found(NamedTuple):
     scores: NDArray[np.float32]  # (B, k), larger is better; meaningless where the row is -1
 
     @classmethod
-    def nothing(cls, queries: int, k: int) -> Found:
+    def nothing(cls, queries: int, k: int) -> Self:
         """A result without any row, to be filled."""
         return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
 

@@ -6,14 +6,11 @@
 Prints one line per check; the exit code is 1 if one fails. Loading compares rows, passages, dimension and encoder.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,14 +19,12 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.downloaded import index_file
+from local_dense_retriever.encoder import Encoder
 from local_dense_retriever.errors import InputError, run_command
 from local_dense_retriever.flat_file import read_flat_header, require_flat
 from local_dense_retriever.loading import add_index_arguments, load_retriever
 from local_dense_retriever.milvus_index import MilvusIndex
-
-if TYPE_CHECKING:
-    from local_dense_retriever.encoder import Encoder
-    from local_dense_retriever.retriever import Retriever
+from local_dense_retriever.retriever import Retriever
 
 MOST_NORM_ERROR = 0.01  # fp16 on the machine that built it
 LEAST_COSINE = 0.99  # between a stored vector and the same passage encoded here
