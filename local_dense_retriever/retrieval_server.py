@@ -15,7 +15,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import uvicorn
 
@@ -24,7 +24,6 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 
 from local_dense_retriever.app import MAX_QUERIES, MAX_TOPK, create_app
 from local_dense_retriever.batcher import Limits
-from local_dense_retriever.bounded_http import http_protocol
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.loading import add_index_arguments, load_retriever
 from local_dense_retriever.service import Service
@@ -32,6 +31,7 @@ from local_dense_retriever.service import Service
 API_KEY_VARIABLE = "RETRIEVAL_API_KEY"
 LISTEN_BACKLOG = 2048  # connections waiting to be accepted; a rollout opens hundreds at once
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that we never close one in use
+MAX_HEAD_BYTES = 64 << 10  # request line and headers
 STOP_TIMEOUT_S = 30  # to answer the queued queries
 
 FLAGS = (  # name, default, smallest and largest value, help
@@ -150,6 +150,35 @@ def read_api_key() -> str | None:
     if not key.isprintable():
         raise InputError(f"{API_KEY_VARIABLE} holds a control character, which no client can send: set it again")
     return key or None
+
+
+def http_protocol() -> Any:
+    """uvicorn's HTTP protocol with a bound on a request's head: h11 has one, httptools collects headers of any size."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        return "h11"
+
+    class BoundedProtocol(HttpToolsProtocol):
+        _head_bytes = 0  # of a request whose headers have not ended yet
+        _in_head = False
+
+        def on_message_begin(self) -> None:
+            self._in_head, self._head_bytes = True, 0
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            super().on_headers_complete()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._in_head and not self.transport.is_closing():
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self.send_400_response("The request's headers are too large.")
+
+    return BoundedProtocol
 
 
 class _Server(uvicorn.Server):

@@ -174,8 +174,8 @@ def test_the_packages_of_the_specification_are_enough_to_download_and_to_serve()
     """`torch faiss-cpu uvicorn fastapi huggingface_hub datasets transformers`; huggingface_hub 2 brings no httpx."""
     code = f"import sys; sys.modules.update(dict.fromkeys({NOT_IN_THE_SPECIFICATIONS_LIST!r})); "
     code += """
-from local_dense_retriever import app, bounded_http, download, service, batcher
-assert bounded_http.http_protocol() == "h11"
+from local_dense_retriever import app, download, retrieval_server, service, batcher
+assert retrieval_server.http_protocol() == "h11"
 made = service.Service(batcher.Limits())
 made.metrics.describe_index({"rows": 4})
 made.metrics.queries.labels("cached").inc(2)
