@@ -97,8 +97,6 @@ class RescoredIndex:
 
 def read_index(path: Path, in_memory: bool) -> faiss.Index:
     """Reads the file. Raises InputError like FaissIndex."""
-    if not path.is_file():
-        raise InputError(f"there is no index file {path}: {REMEDY}")
     read_flat_header(path)  # FAISS silently maps a truncated flat file
     if in_memory:
         require_memory(path.stat().st_size, f"the index {path}", "leave out --in_memory, which maps it from disk")

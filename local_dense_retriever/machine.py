@@ -35,16 +35,8 @@ def visible_devices() -> list[torch.device]:
 
 def fast_in_half_precision() -> bool:
     """True if torch is installed and there is a GPU or a CPU with bfloat16 instructions."""
-    if importlib.util.find_spec("torch") is None:
-        return False
-    if gpus():
-        return True
-    try:
-        lines = CPU_INFO.read_text().splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return bool(BFLOAT16_FLAGS & set(flags.split()))
+    words = set(_text(CPU_INFO).split())
+    return importlib.util.find_spec("torch") is not None and bool(gpus() or BFLOAT16_FLAGS & words)
 
 
 def available_bytes() -> int | None:
@@ -69,8 +61,12 @@ def require_memory(needed: int, what: str, remedy: str) -> None:
 
 def _number(path: Path, name: str = "") -> int | None:
     """The number after this name at the beginning of a line; None if there is none."""
-    try:
-        found = re.search(rf"^{name}\s*(\d+)\b", path.read_text(), re.MULTILINE)
-    except OSError:
-        return None
+    found = re.search(rf"^{name}\s*(\d+)\b", _text(path), re.MULTILINE)
     return int(found[1]) if found else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

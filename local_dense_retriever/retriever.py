@@ -33,9 +33,6 @@ class Retriever:
         self._corpus = corpus
         self._reranker = reranker
 
-    def __len__(self) -> int:
-        return len(self._corpus)
-
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         """For each query its nearest passages, best first, at most topk. Raises UnavailableError like its index."""
         if self._reranker is None:
