@@ -49,23 +49,21 @@ def append(args: argparse.Namespace) -> None:
     if not corpus_path.is_file():
         raise InputError(f"there is no corpus file {args.corpus_path}: check --corpus_path")
     with only_append_to(corpus_path) as copy:
-        old, note = appendable(index_path), read_note(index_path)
-        check_same_encoder(index_path, note, args)
+        old, note = appendable(index_path, args)
         corpus, more = Corpus(corpus_path), Corpus(args.append)
         is_new = lacks(corpus, more)
         check_fits(old, note, corpus, more, is_new)
-        is_done = not is_new and old.rows == len(corpus)
-        if is_done:
+        if not is_new and old.rows == len(corpus):
+            tidy(corpus_path, index_path)
             print(f"nothing to do: {corpus_path} and {index_path} already have these {len(more)} passages")
-        else:
-            check_space(corpus, more, old, is_new)
-            longer = write_longer(corpus, more, copy) if is_new else corpus
-            extend(args, old, longer, corpus_path)
+            return
+        check_space(corpus, more, old, is_new)
+        longer = write_longer(corpus, more, copy) if is_new else corpus
+        extend(args, old, longer, corpus_path)
         tidy(corpus_path, index_path)
-    if not is_done:
-        print(f"appended {len(longer) - old.rows} passages: {corpus_path} and {index_path} now have {len(longer)}")
-        print("restart the servers that use them: they serve the old files until then")
-        report_outdated(args, index_path, corpus_path, note)
+    print(f"appended {len(longer) - old.rows} passages: {corpus_path} and {index_path} now have {len(longer)}")
+    print("restart the servers that use them: they serve the old files until then")
+    report_outdated(args, index_path, corpus_path, note)
 
 
 @contextmanager
@@ -85,8 +83,8 @@ def only_append_to(corpus_path: Path) -> Iterator[IO[bytes]]:
 # ---- What is refused -------------------------------------------------------------------------------------------------
 
 
-def appendable(index_path: Path) -> FlatFile:
-    """The flat index at `index_path`. Raises InputError, with the remedy, for any other kind of index."""
+def appendable(index_path: Path, args: argparse.Namespace) -> tuple[FlatFile, IndexNote | None]:
+    """The index and its note. Raises InputError, with the remedy, if it is not a flat one or is another encoder's."""
     if not index_path.exists():
         raise InputError(f"there is no index {index_path} to append to: build it first, or correct --index_path")
     if index_path.is_dir():
@@ -94,22 +92,18 @@ def appendable(index_path: Path) -> FlatFile:
             f"{index_path} is a BM25 index, which cannot grow: --append to the flat index of the same corpus (or add "
             "the lines to the corpus yourself), then build this one again with --overwrite"
         )
-    flat = read_flat_header(index_path)
+    flat, note = read_flat_header(index_path), read_note(index_path)
     if flat is None:
         raise InputError(
             f"{index_path} is compressed and cannot grow: --append to the flat index it was made from, then convert "
             "that again with --from_index and --overwrite"
         )
-    return flat
-
-
-def check_same_encoder(index_path: Path, note: IndexNote | None, args: argparse.Namespace) -> None:
-    """Raises InputError if the index's note names another encoder."""
     if note and (note.retriever_name, note.retriever_model) != (args.retriever_name, args.retriever_model):
         raise InputError(
             f"the index {index_path} was built with --retriever_name {note.retriever_name} --retriever_model "
             f"{note.retriever_model}: give the same (if that model has moved, correct its path in {index_path}.json)"
         )
+    return flat, note
 
 
 def lacks(corpus: Corpus, more: Corpus) -> bool:

@@ -65,14 +65,11 @@ class Workers:
             worker = min(ready, key=lambda one: (one.load, one.chosen))
         worker.chosen += 1
         if key:
-            self._remember(key, worker)
+            self._sticky[key] = worker
+            self._sticky.move_to_end(key)
+            if len(self._sticky) > MAX_STICKY_KEYS:
+                self._sticky.popitem(last=False)
         return worker
-
-    def _remember(self, key: str, worker: Worker) -> None:
-        self._sticky[key] = worker
-        self._sticky.move_to_end(key)
-        if len(self._sticky) > MAX_STICKY_KEYS:
-            self._sticky.popitem(last=False)
 
 
 def worker_url(text: str) -> str:
