@@ -141,15 +141,14 @@ check_prerequisites() {
 
 start_retriever() {
   [[ "$SEARCH_BACKEND" == local ]] || return 0
-  local urls url
+  local url
   if starts_retriever && ((!REUSED)); then
     start_window retriever 0 retrieval_server "${RETRIEVER_COMMAND[@]}"
   else
     say "starting no retriever: $RETRIEVAL_SERVER_URL is used as it is."
   fi
-  IFS=, read -ra urls <<<"$RETRIEVAL_SERVER_URL"
-  for url in "${urls[@]}"; do
-    wait_until_ready "the retriever $url" retriever_state "${url//[[:space:]]/}" retrieval_server
+  for url in ${RETRIEVAL_SERVER_URL//,/ }; do
+    wait_until_ready "the retriever $url" retriever_state "$url" retrieval_server
   done
 }
 
@@ -202,37 +201,22 @@ wait_until_ready() { # WHAT STATE_FUNCTION URL LOG
 
 # --- states of servers ---
 
-retriever_state() { # URL: ready, loading …, not listening, or how something else answers
-  local reply
-  reply="$(ask "$1" /ready)"
-  if [[ "$reply" =~ ^200.*\"status\"[[:space:]]*:[[:space:]]*\"ready\" ]]; then
-    echo ready
-  elif [[ "$reply" =~ ^503.*\"loading\"[[:space:]]*:[[:space:]]*\"([^\"]*) ]]; then
-    echo "loading ${BASH_REMATCH[1]}"
-  else
-    other_state "$reply"
-  fi
-}
+retriever_state() { state_of "$1" /ready '"status"[[:space:]]*:[[:space:]]*"ready"'; }
 
-router_state() {
-  local reply
-  reply="$(ask "$1" /list_workers)"
-  if [[ "$reply" =~ ^200.*\"urls\" ]]; then echo ready; else other_state "$reply"; fi
-}
+router_state() { state_of "$1" /list_workers '"urls"'; }
 
-ask() { # URL PATH: prints the answer's status and body, or curl's exit code
-  local reply code=0
+state_of() { # URL PATH READY: ready if the answer matches that, loading …, not listening, or how something else answers
+  local reply status code=0 loading='"loading"[[:space:]]*:[[:space:]]*"([^"]*)'
   reply="$(curl --silent --noproxy '*' --max-time 5 --write-out '\n%{http_code}' "${1%/}$2")" || code=$?
-  if ((code)); then printf 'curl %s' "$code"; else printf '%s %s' "${reply##*$'\n'}" "${reply%$'\n'*}"; fi
-}
-
-other_state() { # REPLY of something that is not ours
-  case "$1" in
-    "curl 6") echo "unknown host" ;;
-    "curl 7") echo "not listening" ;;
-    "curl 28") echo "silent" ;;
-    "curl "*) echo "not answering HTTP" ;;
-    *) echo "answers ${1:0:3}" ;;
+  status="${reply##*$'\n'}"
+  case "$code $status" in
+    "0 200") if [[ "$reply" =~ $3 ]]; then echo ready; else echo "answers 200"; fi ;;
+    "0 503") if [[ "$reply" =~ $loading ]]; then echo "loading ${BASH_REMATCH[1]}"; else echo "answers 503"; fi ;;
+    "0 "*) echo "answers $status" ;;
+    "6 "*) echo "unknown host" ;;
+    "7 "*) echo "not listening" ;;
+    "28 "*) echo "silent" ;;
+    *) echo "not answering HTTP" ;;
   esac
 }
 
@@ -263,10 +247,7 @@ check_session_is_ours() {
 }
 
 down() {
-  if ! session_exists; then
-    say "nothing runs."
-    return
-  fi
+  session_exists || { say "nothing runs." && return; }
   check_session_is_ours
   local pids
   mapfile -t pids < <(tmux list-panes -s -t "=$TMUX_SESSION:" -F '#{pane_pid}')
@@ -294,7 +275,7 @@ attach() {
 }
 
 status() {
-  local url urls log
+  local url log
   if session_exists; then
     check_session_is_ours
     echo "tmux session $TMUX_SESSION: running"
@@ -303,10 +284,7 @@ status() {
     echo "tmux session $TMUX_SESSION: not running"
   fi
   if [[ "$SEARCH_BACKEND" == local ]]; then
-    IFS=, read -ra urls <<<"$RETRIEVAL_SERVER_URL"
-    for url in "${urls[@]}"; do
-      echo "retriever $url: $(retriever_state "${url//[[:space:]]/}")"
-    done
+    for url in ${RETRIEVAL_SERVER_URL//,/ }; do echo "retriever $url: $(retriever_state "$url")"; done
   fi
   ! uses_token_router || echo "token router $TOKEN_ROUTER_URL: $(router_state "$TOKEN_ROUTER_URL")"
   while IFS= read -r log; do
