@@ -92,8 +92,8 @@ class Log:
             self._failed = False
         except OSError as error:
             if not self._failed:
-                self._failed = True
                 chunk = f"== {self._path} cannot be written: {error.strerror}; output is lost ==\n".encode() + chunk
+            self._failed = True
         with contextlib.suppress(OSError):
             self._write_all(sys.stdout.fileno(), chunk)
 
@@ -183,15 +183,12 @@ def signal_all(number: int) -> None:
 def descendants() -> list[int]:
     """Process ids of all running descendants of this process."""
     children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                # "pid (name) state parent …"; the name may hold anything, also blanks and brackets
-                state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-            except (OSError, ValueError):  # the process has just ended
-                continue
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):  # the process has just ended
+            # "pid (name) state parent …"; the name may hold anything, also blanks and brackets
+            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
             if state != "Z":
-                children.setdefault(int(parent), []).append(int(folder.name))
+                children.setdefault(int(parent), []).append(int(stat.parent.name))
     found: list[int] = []
     waiting = [os.getpid()]
     while waiting:
@@ -203,14 +200,9 @@ def descendants() -> list[int]:
 
 def reap_orphans(child: subprocess.Popen) -> None:
     """Reaps adopted processes that have ended; Popen reaps the command itself."""
-    while True:
-        try:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if ended is None or ended.si_pid == child.pid:
-            return
-        os.waitpid(ended.si_pid, 0)
+    with contextlib.suppress(ChildProcessError):  # there is no child left
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != child.pid:
+            os.waitpid(ended.si_pid, 0)
 
 
 def wait_until(done: Callable[[], bool], timeout_s: float) -> bool:
