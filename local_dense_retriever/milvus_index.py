@@ -67,26 +67,23 @@ class MilvusIndex:
         return best(rows, scores, k)
 
     def _search(self, vectors: NDArray[np.float32], k: int) -> Sequence[Sequence[dict[str, Any]]]:
-        try:
-            if not self._loaded:
+        given = {"nprobe": self._nprobe, "ef": self._ef_search and max(self._ef_search, k)}  # Milvus refuses ef < k
+        params = {name: value for name, value in given.items() if value is not None}
+        is_loaded, self._loaded = self._loaded, False  # after an error: a restarted Milvus may have to load it again
+        with named_errors(self.path, UnavailableError):
+            if not is_loaded:
                 self._client.load_collection(self._collection, timeout=SEARCH_TIMEOUT_S)
-                self._loaded = True
-            return self._client.search(
+            found = self._client.search(
                 self._collection,
                 data=vectors,
                 anns_field="vector",
                 limit=k,
                 output_fields=["row"],
-                search_params={"metric_type": "IP", "params": self._search_params(k)},
+                search_params={"metric_type": "IP", "params": params},
                 timeout=SEARCH_TIMEOUT_S,
             )
-        except milvus_errors() as error:
-            self._loaded = False  # a restarted Milvus may have to load it again
-            raise UnavailableError(f"Milvus at {self.path} is down or slow ({reason(error)})") from error
-
-    def _search_params(self, k: int) -> dict[str, int]:
-        given = {"nprobe": self._nprobe, "ef": self._ef_search and max(self._ef_search, k)}  # Milvus refuses ef < k
-        return {name: value for name, value in given.items() if value is not None}
+        self._loaded = True
+        return found
 
     def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """(N, D) float32, the stored vectors of these rows, in this order. Raises InputError if one is missing."""
@@ -127,29 +124,19 @@ def is_url(uri: str) -> bool:
 
 
 @contextmanager
-def named_errors(name: str) -> Iterator[None]:
-    """Turns pymilvus's exceptions into an InputError that names the collection or server."""
-    try:
-        yield
-    except milvus_errors() as error:
-        check = f"check that it runs, --milvus_uri and {TOKEN_VARIABLE}"
-        if not is_url(name):
-            check = "only one process at a time may open such a file: stop the other one, or correct --milvus_uri"
-        raise InputError(f"Milvus at {name} fails ({reason(error)}): {check}") from error
-
-
-def milvus_errors() -> tuple[type[Exception], ...]:
-    """The exceptions that pymilvus raises; a timeout is gRPC's own exception."""
+def named_errors(name: str, kind: type[Exception] = InputError) -> Iterator[None]:
+    """Turns pymilvus's exceptions into one of this kind that names the collection or server."""
     import grpc
     from pymilvus import MilvusException
 
-    return MilvusException, grpc.RpcError
-
-
-def reason(error: Any) -> str:
-    """An exception of milvus_errors() as one line."""
-    text = error.details() if hasattr(error, "details") else error.message
-    return " ".join(str(text).split())
+    try:
+        yield
+    except (MilvusException, grpc.RpcError) as error:  # a timeout is gRPC's own exception
+        reason = " ".join(str(error.details() if hasattr(error, "details") else error.message).split())
+        check = f"check that it runs, --milvus_uri and {TOKEN_VARIABLE}"
+        if not is_url(name):
+            check = "only one process at a time may open such a file: stop the other one, or correct --milvus_uri"
+        raise kind(f"Milvus at {name} fails ({reason}): {check}") from error
 
 
 def read_collection_note(client: MilvusClient, path: str, collection: str) -> IndexNote:
