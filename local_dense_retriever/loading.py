@@ -13,7 +13,7 @@ from local_dense_retriever.errors import InputError, needing
 from local_dense_retriever.flat_file import read_flat_header, require_flat
 from local_dense_retriever.machine import fast_in_half_precision
 from local_dense_retriever.milvus_index import MilvusIndex
-from local_dense_retriever.notes import check_belongs, check_note
+from local_dense_retriever.notes import check_belongs, read_note
 from local_dense_retriever.retriever import Retriever
 from local_dense_retriever.searcher import DenseSearcher, HybridSearcher, Searcher, VectorIndex
 
@@ -77,11 +77,12 @@ def load_retriever(args: argparse.Namespace, report: Report) -> Retriever:
     report(f"the corpus {args.corpus_path}")
     corpus = Corpus(args.corpus_path)
     if index_path:
-        check_belongs(index_path, corpus, None if backend == "bm25" else args.retriever_name)
+        check_belongs(index_path, read_note(index_path), corpus, None if backend == "bm25" else args.retriever_name)
     if args.bm25_path:
-        check_belongs(Path(args.bm25_path), corpus, None)
+        check_belongs(args.bm25_path, read_note(Path(args.bm25_path)), corpus, None)
     if args.rescore_path:
-        check_belongs(index_file(args.rescore_path), corpus, args.retriever_name)
+        rescoring = index_file(args.rescore_path)
+        check_belongs(rescoring, read_note(rescoring), corpus, args.retriever_name)
     if args.rerank_depth < 1:
         raise InputError(f"--rerank_depth is {args.rerank_depth}; it must be at least 1")
     return Retriever(_load_searcher(args, backend, corpus, report), corpus, _load_reranker(args, report))
@@ -157,7 +158,7 @@ def _load_vectors(args: argparse.Namespace, backend: str, corpus: Corpus) -> Vec
     settings = {"nprobe": args.nprobe, "ef_search": args.ef_search}
     if backend == "milvus":
         stored = MilvusIndex(args.milvus_uri, args.milvus_collection, **settings)
-        check_note(stored.path, stored.note, corpus, args.retriever_name)
+        check_belongs(stored.path, stored.note, corpus, args.retriever_name)
         return stored
     from local_dense_retriever.faiss_index import FaissIndex, RescoredIndex
 

@@ -57,29 +57,24 @@ def publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
         write_note(index_path, note)
 
 
-def check_belongs(index_path: Path, corpus: Corpus, retriever_name: str | None) -> None:
-    """Raises InputError if the note names another corpus, or another encoder than this (None: an index without one)."""
-    note = read_note(index_path)
-    if note is None:
-        return
-    if note.corpus_digest != corpus.digest and partial(index_path).exists():
-        raise InputError(
-            f"the index {index_path} does not belong to {corpus.path}, and {partial(index_path)} is left over from "
-            "an interrupted build_index.py: run the same command again"
-        )
-    check_note(index_path, note, corpus, retriever_name)
+def check_belongs(index: str | Path, note: IndexNote | None, corpus: Corpus, retriever_name: str | None) -> None:
+    """Raises InputError if the note names another corpus, or another encoder than this (None: an index without one).
 
-
-def check_note(index_path: str | Path, note: IndexNote, corpus: Corpus, retriever_name: str | None) -> None:
-    """Like check_belongs; empty fields of the note are not checked."""
-    if note.corpus_digest and note.corpus_digest != corpus.digest:
+    Empty fields of the note are not checked.
+    """
+    if note and note.corpus_digest not in ("", corpus.digest):
+        if partial(Path(index)).exists():
+            raise InputError(
+                f"the index {index} does not belong to {corpus.path}, and {partial(Path(index))} is left over from an "
+                "interrupted build_index.py: run the same command again"
+            )
         raise InputError(
-            f"the index {index_path} was built from {note.rows} passages of another text than the {len(corpus)} in "
+            f"the index {index} was built from {note.rows} passages of another text than the {len(corpus)} in "
             f"{corpus.path}: build it again, or give the corpus it was built from"
         )
-    if retriever_name is not None and note.retriever_name and note.retriever_name != retriever_name:
+    if note and retriever_name is not None and note.retriever_name not in ("", retriever_name):
         raise InputError(
-            f"the index {index_path} was built with --retriever_name {note.retriever_name} and this is "
+            f"the index {index} was built with --retriever_name {note.retriever_name} and this is "
             f"{retriever_name}: give the one it was built with"
         )
 

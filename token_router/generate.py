@@ -62,7 +62,10 @@ class GenerateRoute:
     def _text_prompt(self, namespace: str, text: str) -> Path:
         known = self.store.longest(namespace, text)
         rest = text[sum(len(piece.text) for piece in known.pieces) :]
-        return known.extended(Piece(rest, array("i", encode_text(self.tokenizer, rest))))
+        try:
+            return known.extended(Piece(rest, array("i", encode(self.tokenizer, rest))))
+        except (TypeError, UnicodeError) as error:  # half a surrogate pair
+            raise bad_request(f"The text cannot be encoded: {error}") from error
 
     def _ids_prompt(self, namespace: str, ids: list[Any]) -> Path:
         try:
@@ -82,14 +85,6 @@ class GenerateRoute:
         if reply.finish != "abort":
             text = decode(self.tokenizer, reply.ids) if reply.text is None else reply.text
             self.store.add(namespace, [*prompt.pieces, piece_of(reply, text)])
-
-
-def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a caller's text. Raises ApiError if it is not valid text."""
-    try:
-        return encode(tokenizer, text)
-    except (TypeError, UnicodeError) as error:  # half a surrogate pair
-        raise bad_request(f"The text cannot be encoded: {error}") from error
 
 
 def read_reply(body: Any) -> Reply:

@@ -99,7 +99,7 @@ def assert_as_rebuilt(folder: Path, index: str = "flat.index") -> None:
     assert read_note(folder / index) == read_note(folder / "whole.index")
     corpus, whole = Corpus(folder / "c.jsonl"), Corpus(folder / "whole.jsonl")
     assert corpus.digest == whole.digest and list(corpus) == list(whole)
-    check_belongs(folder / index, corpus, "minilm")
+    check_belongs(folder / index, read_note(folder / index), corpus, "minilm")
 
 
 def test_an_append_gives_the_bytes_of_a_rebuild_and_leaves_nothing_else(folder: Path) -> None:
@@ -220,7 +220,7 @@ def test_outdated_indexes_of_the_corpus_are_named_with_the_command_that_mends_th
     corpus = Corpus(folder / "c.jsonl")
     assert faiss.read_index(str(folder / "sq8.index")).ntotal == len(corpus)
     for index in (folder / "sq8.index", folder / "second.index", words):
-        check_belongs(index, corpus, None)
+        check_belongs(index, read_note(index), corpus, None)
     assert_as_rebuilt(folder)
 
 
@@ -377,11 +377,11 @@ def assert_old_or_new_or_refused(folder: Path) -> None:
     corpus, index = Corpus(folder / "c.jsonl"), folder / "flat.index"
     rows = faiss.read_index(str(index)).ntotal
     if len(corpus) == rows:
-        check_belongs(index, corpus, "minilm")
+        check_belongs(index, read_note(index), corpus, "minilm")
     else:
         assert rows < len(corpus)
         try:
-            check_belongs(index, corpus, "minilm")  # else it is refused by its rows
+            check_belongs(index, read_note(index), corpus, "minilm")  # else it is refused by its rows
         except InputError as error:
             assert "interrupted build_index.py: run the same command again" in str(error)
 
