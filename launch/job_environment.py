@@ -23,18 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     further = dict(entry.split("=", 1) for entry in args.variables)
     try:
-        check_modes(os.environ)
+        modes = {key: os.environ[name] for key, name in variables().items() if key in CHOICES and os.environ.get(name)}
+        SearchConfig(**modes, google_api_key="unchecked", search_cache="unchecked")  # type: ignore[arg-type]
         print(json.dumps({"env_vars": {**job_variables(os.environ, joining=args.joining), **further}}))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def check_modes(environment: Mapping[str, str]) -> None:
-    """Raises ConfigError for an unknown mode, backend or other choice, and for incompatible modes."""
-    chosen = {key: environment[name] for key, name in variables().items() if key in CHOICES and environment.get(name)}
-    SearchConfig(**chosen, google_api_key="unchecked", search_cache="unchecked")  # type: ignore[arg-type]
 
 
 def job_variables(environment: Mapping[str, str], *, joining: bool) -> dict[str, str]:

@@ -149,17 +149,21 @@ def create_app(service: Service, default_topk: int = 3, api_key: str | None = No
 async def _answer(request: Request, service: Service, default_topk: int) -> Response:
     try:
         async with service.upload(BODY_TIMEOUT_S):
-            body = await _read_body(request)
-        if body is None:
-            return refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes: send fewer queries in a request")
+            body = bytearray()
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    problem = f"the body is larger than {MAX_BODY_BYTES} bytes: send fewer queries in a request"
+                    return refusal(413, problem)
         asked = RetrieveRequest.model_validate_json(body)
-        if service.loading is not None:
+        if service.batcher is None:
             return refusal(503, f"still loading {service.loading}", Retry_After="5")
-        search = service.search(asked.queries, asked.topk or default_topk)
+        search = service.batcher.search(asked.queries, asked.topk or default_topk)
         reply = encode_reply(await _unless_gone(request, search), asked.return_scores)
         return Response(reply, media_type="application/json")
-    except ValidationError as error:
-        return refusal(422, _problems(error))
+    except ValidationError as error:  # FastAPI's list, without the input, which may be long or invalid Unicode
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_PROBLEMS]
+        return refusal(422, [{**one, "loc": ("body", *one["loc"])} for one in found])
     except TimeoutError:
         if service.stopping:
             return refusal(503, "the server is stopping", Retry_After="5")
@@ -180,16 +184,6 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
         return Response(status_code=CLIENT_GONE)
 
 
-async def _read_body(request: Request) -> bytes | None:
-    """The body; None if it is too large."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            return None
-    return bytes(body)
-
-
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[list[Hit]]]) -> list[list[Hit]]:
     """The result of `work`. If the client hangs up, cancels `work` and raises ClientDisconnect."""
 
@@ -206,12 +200,6 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[list[Hit
     finally:
         working.cancel()
         watching.cancel()
-
-
-def _problems(error: ValidationError) -> list[dict[str, Any]]:
-    """FastAPI's problem list without the input, which may be long or invalid Unicode."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{**problem, "loc": ("body", *problem["loc"])} for problem in found[:MAX_PROBLEMS]]
 
 
 def _lock(api_key: str) -> Any:

@@ -55,7 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         audits = audit(Corpus(args.corpus_path), args.data)
         print(table(audits))
         if args.missing:
-            write_missing(args.missing, audits)
+            lines = [
+                {"set": audit.name, **one} for audit in audits for one in audit.missing_pages + audit.missing_answers
+            ]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            args.missing.write_text(text, encoding="utf-8")
+            print(f"\n{args.missing}: {len(lines):,} lines")
 
     return run_command(report, interrupted="this audit was not saved")
 
@@ -164,13 +169,6 @@ def table(audits: Sequence[SetAudit]) -> str:
         if (more := len(audit.missing_pages) - SHOWN) > 0:
             lines.append(f"  and {more:,} more: use --missing FILE to list them all")
     return "\n".join(lines)
-
-
-def write_missing(path: Path, audits: Sequence[SetAudit]) -> None:
-    """Writes a JSON line for each missing page, and for each question whose answers are in no passage."""
-    lines = [{"set": audit.name, **entry} for audit in audits for entry in audit.missing_pages + audit.missing_answers]
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    print(f"\n{path}: {len(lines):,} lines")
 
 
 if __name__ == "__main__":

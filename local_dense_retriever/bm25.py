@@ -21,7 +21,7 @@ class Bm25Searcher:
     def __init__(self, path: str | Path) -> None:
         """Raises InputError if the folder is missing or not a BM25 index."""
         self.path = Path(path)
-        if not is_bm25_folder(self.path):
+        if not (self.path / PARAMS_FILE).is_file():
             raise InputError(
                 f"{self.path} is not the folder of a BM25 index: make one with build_index.py --index_type BM25"
             )
@@ -81,7 +81,3 @@ def check_replaceable(path: Path) -> None:
     """Raises InputError if `path` exists and holds anything that bm25s did not write."""
     if path.exists() and not (path.is_dir() and all(OWN_FILE.fullmatch(file.name) for file in path.iterdir())):
         raise InputError(f"{path} exists and is not a BM25 index: remove it yourself, or give another --index_path")
-
-
-def is_bm25_folder(path: Path) -> bool:
-    return (path / PARAMS_FILE).is_file()

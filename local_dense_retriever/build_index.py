@@ -78,6 +78,10 @@ def build(args: argparse.Namespace) -> None:
         raise InputError(f"--index_path {index_path} is also the input: give another name")
     if not index_path.parent.is_dir():
         raise InputError(f"there is no folder {index_path.parent} to write the index into: create it first")
+    if args.index_type not in ("Flat", "BM25"):
+        from local_dense_retriever.faiss_index import check_factory
+
+        check_factory(args.index_type)
     if args.from_index:
         convert(args, index_path)
     elif args.index_type == "BM25":
@@ -88,10 +92,6 @@ def build(args: argparse.Namespace) -> None:
 
 def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
     """Encodes the corpus, into a flat index file first."""
-    if args.index_type != "Flat":
-        from local_dense_retriever.faiss_index import check_factory
-
-        check_factory(args.index_type)
     corpus = Corpus(args.corpus_path)
     encoder, note = load_named_encoder(args, corpus)
     with PartialEmbeddings(index_path, note) as partial:
@@ -110,9 +110,6 @@ def convert(args: argparse.Namespace, index_path: Path) -> None:
     flat = require_flat(args.from_index, "--from_index")
     if args.index_type in ("Flat", "BM25"):
         raise InputError(f"--index_type {args.index_type} cannot be made from a flat index: give another, such as SQ8")
-    from local_dense_retriever.faiss_index import check_factory
-
-    check_factory(args.index_type)
     old = read_note(flat.path)
     _write_converted(flat, index_path, args.index_type, old and old._replace(index_type=args.index_type))
     print(f"wrote {index_path}: {flat.rows} passages, {flat.dim} numbers each, {args.index_type}")

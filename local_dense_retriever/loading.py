@@ -1,11 +1,8 @@
 """Builds a Retriever from flags: chooses the files and the backend, and checks that they belong together."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.downloaded import index_file
@@ -16,9 +13,6 @@ from local_dense_retriever.milvus_index import MilvusIndex
 from local_dense_retriever.notes import check_belongs, read_note
 from local_dense_retriever.retriever import Retriever
 from local_dense_retriever.searcher import DenseSearcher, HybridSearcher, Searcher, VectorIndex
-
-if TYPE_CHECKING:  # torch and FAISS take seconds to import: only when something is loaded
-    from local_dense_retriever.reranker import Reranker
 
 Report = Callable[[str], None]  # called with what is being loaded
 FILE_FLAGS = ("faiss_gpu", "in_memory", "rescore_path")  # for a FAISS file only
@@ -85,7 +79,13 @@ def load_retriever(args: argparse.Namespace, report: Report) -> Retriever:
         check_belongs(rescoring, read_note(rescoring), corpus, args.retriever_name)
     if args.rerank_depth < 1:
         raise InputError(f"--rerank_depth is {args.rerank_depth}; it must be at least 1")
-    return Retriever(_load_searcher(args, backend, corpus, report), corpus, _load_reranker(args, report))
+    searcher = _load_searcher(args, backend, corpus, report)
+    if not args.reranker:
+        return Retriever(searcher, corpus)
+    report(f"the reranker {args.reranker}")
+    with needing("--reranker", install="torch transformers"):
+        from local_dense_retriever.reranker import CrossEncoder, Reranker
+    return Retriever(searcher, corpus, Reranker(CrossEncoder(args.reranker), args.rerank_depth))
 
 
 def _index_path(args: argparse.Namespace) -> Path | None:
@@ -138,7 +138,7 @@ def _load_searcher(args: argparse.Namespace, backend: str, corpus: Corpus, repor
     report(f"the index {args.index_path or args.milvus_uri}")
     index = _load_vectors(args, backend, corpus)
     report(f"the encoder {args.retriever_model}")
-    from local_dense_retriever.encoder import load_encoder
+    from local_dense_retriever.encoder import load_encoder  # late, as others here: torch and FAISS take seconds
 
     return DenseSearcher(load_encoder(args.retriever_name, args.retriever_model), index)
 
@@ -166,12 +166,3 @@ def _load_vectors(args: argparse.Namespace, backend: str, corpus: Corpus) -> Vec
     if not args.rescore_path:
         return index
     return RescoredIndex(index, require_flat(args.rescore_path, "--rescore_path"))
-
-
-def _load_reranker(args: argparse.Namespace, report: Report) -> Reranker | None:
-    if not args.reranker:
-        return None
-    report(f"the reranker {args.reranker}")
-    with needing("--reranker", install="torch transformers"):
-        from local_dense_retriever.reranker import CrossEncoder, Reranker
-    return Reranker(CrossEncoder(args.reranker), args.rerank_depth)

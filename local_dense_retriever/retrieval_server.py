@@ -56,7 +56,9 @@ def run() -> NoReturn:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        check_ranges(args)
+        for name, _, least, most, _ in FLAGS:
+            if not least <= (value := getattr(args, name)) <= most:
+                raise InputError(f"--{name} is {value}; it must be between {least} and {most}")
         with take_port(args.host, args.port) as listener:
             asyncio.run(serve(args, listener))
     except (InputError, OSError) as error:  # OSError: a file without read permission, …
@@ -78,12 +80,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     host = "address to listen on; 0.0.0.0 serves other machines too (default: 127.0.0.1)"
     parser.add_argument("--host", default="127.0.0.1", help=host)
     return parser.parse_args(argv)
-
-
-def check_ranges(args: argparse.Namespace) -> None:
-    for name, _, least, most, _ in FLAGS:
-        if not least <= (value := getattr(args, name)) <= most:
-            raise InputError(f"--{name} is {value}; it must be between {least} and {most}")
 
 
 def take_port(host: str, port: int) -> socket.socket:

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from local_dense_retriever.batcher import Batcher, Limits
 from local_dense_retriever.loading import Report
 from local_dense_retriever.metrics import Metrics
-from local_dense_retriever.retriever import Hit, Retriever
+from local_dense_retriever.retriever import Retriever
 
 
 class Service:
@@ -20,7 +20,7 @@ class Service:
         self.about: dict[str, str | int] = {}  # Retriever.describe(), once it is loaded
         self._limits = limits
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="retriever")
-        self._batcher: Batcher | None = None
+        self.batcher: Batcher | None = None  # None until everything is loaded
         self._loading, self._began = "", time.monotonic()
         self._uploads: set[asyncio.Timeout] = set()
         self.stopping = False
@@ -35,19 +35,14 @@ class Service:
         retriever = await asyncio.get_running_loop().run_in_executor(self._owner, load, report)
         self.about = retriever.describe()
         self.metrics.describe_index(self.about)
-        self._batcher = Batcher(retriever.search, self._owner, self._limits, self.metrics)
+        self.batcher = Batcher(retriever.search, self._owner, self._limits, self.metrics)
 
     @property
     def loading(self) -> str | None:
         """What is being loaded, and since how many seconds; None once everything is."""
-        if self._batcher is not None:
+        if self.batcher is not None:
             return None
         return f"{self._loading or 'nothing yet'}, for {time.monotonic() - self._began:.0f} s"
-
-    async def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """As Batcher.search, once everything is loaded."""
-        assert self._batcher is not None
-        return await self._batcher.search(queries, topk)
 
     @asynccontextmanager
     async def upload(self, timeout_s: float) -> AsyncIterator[None]:
@@ -67,6 +62,6 @@ class Service:
 
     def close(self) -> None:
         """Stops batching; the thread finishes its current work."""
-        if self._batcher is not None:
-            self._batcher.close()
+        if self.batcher is not None:
+            self.batcher.close()
         self._owner.shutdown(wait=False, cancel_futures=True)
