@@ -80,10 +80,9 @@ def audit(corpus: Corpus, files: Iterable[Path]) -> list[SetAudit]:
         if name not in known or known[name].asked != digest(questions)
     }
     if new:
-        found = Search(question for questions in new.values() for question in questions)
-        for passage in tqdm(corpus, total=len(corpus), unit=" passages", desc=f"reading {corpus.path.name}", delay=2):
-            found.look_at(passage)
-        known |= {name: summary(name, questions, found) for name, questions in new.items()}
+        passages = tqdm(corpus, total=len(corpus), unit=" passages", desc=f"reading {corpus.path.name}", delay=2)
+        pages, answers = lacking(passages, [question for questions in new.values() for question in questions])
+        known |= {name: summary(name, questions, pages, answers) for name, questions in new.items()}
         write_audits(corpus, list(known.values()))
     else:
         print(f"this corpus was audited before: {audit_path(corpus.path)}")
@@ -96,47 +95,39 @@ def digest(questions: Sequence[Asked]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class Search:
-    """The pages and answers not found yet; each passage removes those that it has."""
-
-    def __init__(self, questions: Iterable[Asked]) -> None:
-        self.pages: set[Page] = set()
-        self.answers: set[str] = set()
-        for question in questions:
-            self.pages.update(question.pages)
-            self.answers.update(question.answers)
-        # Compare an answer only with passages that contain its rarest word.
-        uses = Counter(word for answer in self.answers for word in set(answer.split()))
-        self._by_word: defaultdict[str, set[str]] = defaultdict(set)
-        for answer in self.answers:
-            self._by_word[min(answer.split(), key=lambda word: (uses[word], word))].add(answer)
-
-    def look_at(self, passage: Passage) -> None:
-        title = passage.contents.partition("\n")[0]
-        self.pages.discard(Page("title", _title_key(title)))
-        self.pages.discard(Page("passage_id", passage.id))
-        if not self._by_word:
-            return
-        text = f" {normalize_answer(passage.contents)} "
-        for word in self._by_word.keys() & text.split():
-            held = {answer for answer in self._by_word[word] if f" {answer} " in text}
-            self.answers -= held
-            self._by_word[word] -= held
-            if not self._by_word[word]:
-                del self._by_word[word]
+def lacking(passages: Iterable[Passage], questions: Sequence[Asked]) -> tuple[set[Page], set[str]]:
+    """The pages and answers that these questions need and no passage has."""
+    pages = {page for question in questions for page in question.pages}
+    answers = {answer for question in questions for answer in question.answers}
+    # Compare an answer only with passages that contain its rarest word.
+    uses = Counter(word for answer in answers for word in set(answer.split()))
+    by_word: defaultdict[str, set[str]] = defaultdict(set)
+    for answer in answers:
+        by_word[min(answer.split(), key=lambda word: (uses[word], word))].add(answer)
+    for passage in passages:
+        pages.discard(Page("title", _title_key(passage.contents.partition("\n")[0])))
+        pages.discard(Page("passage_id", passage.id))
+        text = f" {normalize_answer(passage.contents)} " if by_word else ""
+        for word in by_word.keys() & text.split():
+            held = {answer for answer in by_word[word] if f" {answer} " in text}
+            answers -= held
+            by_word[word] -= held
+            if not by_word[word]:
+                del by_word[word]
+    return pages, answers
 
 
 _title_key = functools.lru_cache(1024)(title_key)  # the passages of a page are consecutive
 
 
-def summary(name: str, questions: Sequence[Asked], left: Search) -> SetAudit:
-    """A set's figures, from the pages and answers that were not found."""
+def summary(name: str, questions: Sequence[Asked], pages: set[Page], answers: set[str]) -> SetAudit:
+    """A set's figures, from the pages and answers that no passage has."""
     looked_up = [question for question in questions if question.answers]
-    unanswered = [question for question in looked_up if question.answers <= left.answers]
+    unanswered = [question for question in looked_up if question.answers <= answers]
     missing: dict[Page, dict] = {}
     for question in questions:
         for page, title in question.pages.items():
-            if page in left.pages:
+            if page in pages:
                 missing.setdefault(page, {page.kind: title, "questions": []})["questions"].append(question.id)
     named = [question.pages for question in questions if question.pages]
     return SetAudit(
@@ -146,7 +137,7 @@ def summary(name: str, questions: Sequence[Asked], left: Search) -> SetAudit:
         looked_up=len(looked_up),
         answered=len(looked_up) - len(unanswered),
         named=len(named),
-        complete=sum(map(left.pages.isdisjoint, named)),
+        complete=sum(map(pages.isdisjoint, named)),
         missing_pages=list(missing.values()),
         missing_answers=[{"golds": question.golds, "question": question.id} for question in unanswered],
     )
