@@ -71,13 +71,6 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
-def read_environment(path: Path) -> dict[bytes, bytes]:
-    """Reads the variables that `env -0` wrote, and removes the file: it may hold keys."""
-    entries = path.read_bytes().split(b"\0")
-    path.unlink()
-    return dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
-
-
 class Log:
     """A file that is appended to, and stdout. Neither a full disk nor a closed terminal stops the command."""
 
@@ -129,10 +122,15 @@ def contain(args: argparse.Namespace, received: list[int], output: int | None = 
         if os.getppid() != parent:  # the parent died before the call
             os._exit(128 + signal.SIGTERM)
 
+    environment = None
+    if args.environment:
+        entries = args.environment.read_bytes().split(b"\0")
+        args.environment.unlink()  # it may hold keys
+        environment = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
     try:
         child = subprocess.Popen(
             args.command,
-            env=read_environment(args.environment) if args.environment else None,
+            env=environment,
             stdin=subprocess.DEVNULL if output is not None else None,
             stdout=output,
             stderr=output,

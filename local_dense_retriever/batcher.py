@@ -94,8 +94,6 @@ class Batcher:
     def close(self) -> None:
         self._task.cancel()
 
-    # ---- Waiting -----------------------------------------------------------------------------------------------------
-
     async def _searched(self, queries: list[str], topk: int) -> dict[str, list[Hit]]:
         under_way = {query: self._under_way(query, topk) for query in queries}
         new = {query: _Entry() for query, entry in under_way.items() if entry is None}
@@ -122,8 +120,6 @@ class Batcher:
     def _under_way(self, query: str, topk: int) -> _Entry | None:
         running = self._running.get(query)
         return running if running and running.topk >= topk else self._waiting.get(query)
-
-    # ---- Searching ---------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while True:

@@ -73,7 +73,10 @@ def download(args: argparse.Namespace) -> None:
         if not (INDEX_FILE in note.pieces and is_whole(inner, note, args.verify)):
             if inner.exists():
                 os.replace(inner, partial(inner))
-            download_joined(find_files(args.repo_id, PART_PREFIX), inner, note)
+            parts = find_files(args.repo_id, PART_PREFIX)
+            download_parts(parts, partial(inner))
+            note.add(inner.name, [Piece(part.size, part.sha256) for part in parts])
+            os.replace(partial(inner), inner)
     print(f"{corpus} and {index} are complete, already joined and unpacked")
 
 
@@ -136,13 +139,6 @@ def download_unpacked(remote: RemoteFile, target: Path, note: Note) -> None:
     note.add(target.name, [Piece(size, digest.hexdigest())])
     os.replace(unpacked, target)
     packed.unlink()
-
-
-def download_joined(parts: Sequence[RemoteFile], target: Path, note: Note) -> None:
-    """Downloads several files into one, in this order."""
-    download_parts(parts, partial(target))
-    note.add(target.name, [Piece(part.size, part.sha256) for part in parts])
-    os.replace(partial(target), target)
 
 
 def download_parts(parts: Sequence[RemoteFile], path: Path) -> None:

@@ -109,8 +109,6 @@ def onnx_folder(model: str) -> Path | None:
 
 
 def _downloaded(model: str) -> Path | None:
-    if importlib.util.find_spec("huggingface_hub") is None:
-        return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 

@@ -6,10 +6,7 @@ from contextlib import contextmanager
 
 
 class InputError(Exception):
-    """The user's input is wrong: a path, a file's content, a flag or a port.
-
-    The message is one sentence that names the fault and its remedy.
-    """
+    """The user's input is wrong: a path, a file, a flag, a port. The message is one sentence with the remedy."""
 
 
 @contextmanager

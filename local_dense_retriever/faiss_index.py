@@ -45,9 +45,13 @@ class FaissIndex:
         index = read_index(self.path, in_memory=in_memory or use_gpu)
         _set(index, self.path, "--nprobe", "nprobe", nprobe, "IVF")
         _set(index, self.path, "--ef_search", "efSearch", ef_search, "HNSW")
-        self._index = _to_all_gpus(index) if use_gpu else index
         self._index_type = type(index).__name__
         self.dim: int = index.d
+        self._index = index
+        if use_gpu:  # split over all GPUs in fp16, wiki-18's 65 GB of fp32 are 32 GB
+            options = faiss.GpuMultipleClonerOptions()
+            options.useFloat16 = options.shard = True
+            self._index = faiss.index_cpu_to_all_gpus(index, co=options)
 
     def __len__(self) -> int:
         return self._index.ntotal
@@ -132,17 +136,6 @@ def _require_gpu() -> None:
         raise InputError("--faiss_gpu finds no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or leave the flag out")
 
 
-def _to_all_gpus(index: faiss.Index) -> faiss.Index:
-    """Splits the vectors over all visible GPUs, in fp16: wiki-18's 65 GB of fp32 become 32 GB in all."""
-    options = faiss.GpuMultipleClonerOptions()
-    options.useFloat16 = True
-    options.shard = True
-    return faiss.index_cpu_to_all_gpus(index, co=options)
-
-
-# ---- Converting ------------------------------------------------------------------------------------------------------
-
-
 def check_factory(index_type: str) -> None:
     """Raises InputError if FAISS does not know the type, before hours of encoding."""
     try:
@@ -158,8 +151,10 @@ def write_converted(flat: FlatFile, path: Path, index_type: str) -> None:
     try:
         index = faiss.index_factory(flat.dim, index_type, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            print(f"training {index_type} on {min(flat.rows, TRAIN_ROWS)} of {flat.rows} vectors", flush=True)
-            index.train(training_sample(flat))
+            chosen = np.random.default_rng(0).choice(flat.rows, min(flat.rows, TRAIN_ROWS), replace=False)
+            sample = np.array(flat.vectors()[np.sort(chosen)])  # (T, D) float32, always the same
+            print(f"training {index_type} on {len(sample)} of {flat.rows} vectors", flush=True)
+            index.train(sample)
     except RuntimeError as error:
         raise _refusal(index_type, error) from error
     with tqdm(total=flat.rows, unit=" vectors", desc=index_type) as progress:
@@ -171,14 +166,6 @@ def write_converted(flat: FlatFile, path: Path, index_type: str) -> None:
     except RuntimeError as error:
         path.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: is the disk full? Run the same command again to continue") from error
-
-
-def training_sample(flat: FlatFile) -> np.ndarray:
-    """(T, D) float32: all vectors, or TRAIN_ROWS of them, always the same."""
-    if flat.rows <= TRAIN_ROWS:
-        return flat.read(0, flat.rows)
-    rows = np.sort(np.random.default_rng(0).choice(flat.rows, TRAIN_ROWS, replace=False))
-    return np.array(flat.vectors()[rows])
 
 
 def _refusal(index_type: str, error: RuntimeError) -> InputError:
