@@ -28,8 +28,6 @@ MAX_PROBLEMS = 10  # maximum problems that a reply lists
 
 CLIENT_GONE = 499  # for the metrics only: the client has hung up
 
-# ---- What goes over the wire -----------------------------------------------------------------------------------------
-
 
 def _not_blank(query: str) -> str:
     if not query.strip():
@@ -78,9 +76,6 @@ def encode_reply(found: list[list[Hit]], with_scores: bool) -> bytes:
 
 def refusal(status: int, detail: str | list[dict[str, Any]], **headers: str) -> Response:
     return JSONResponse({"detail": detail}, status, {name.replace("_", "-"): text for name, text in headers.items()})
-
-
-# ---- The routes ------------------------------------------------------------------------------------------------------
 
 
 def create_app(service: Service, default_topk: int = 3, api_key: str | None = None) -> FastAPI:

@@ -80,9 +80,6 @@ def only_append_to(corpus_path: Path) -> Iterator[IO[bytes]]:
                 path.unlink()
 
 
-# ---- What is refused -------------------------------------------------------------------------------------------------
-
-
 def appendable(index_path: Path, args: argparse.Namespace) -> tuple[FlatFile, IndexNote | None]:
     """The index and its note. Raises InputError, with the remedy, if it is not a flat one or is another encoder's."""
     if not index_path.exists():
@@ -190,9 +187,6 @@ def check_known_rows(encoder: Encoder, old: FlatFile, corpus: Corpus) -> None:
             f"the encoder does not make the vectors in {old.path} (cosine {worst:.3f} for passage number "
             f"{rows[int(cosines.argmin())] + 1}): give the --retriever_name and --retriever_model it was built with"
         )
-
-
-# ---- What is done ----------------------------------------------------------------------------------------------------
 
 
 def write_longer(corpus: Corpus, more: Corpus, copy: IO[bytes]) -> Corpus:

@@ -117,9 +117,6 @@ def make_folder(index: Path) -> Path:
     return index / index.name
 
 
-# ---- The two files ---------------------------------------------------------------------------------------------------
-
-
 def download_unpacked(remote: RemoteFile, target: Path, note: Note) -> None:
     """Downloads and unpacks a gzip file. The packed file is kept until the end."""
     packed, unpacked = partial(target.with_name(remote.name)), partial(target)
@@ -174,9 +171,6 @@ def complete(remote: RemoteFile, file: BinaryIO, start: int, have: int, progress
 
 def _progress(name: str, size: int | None = None) -> tqdm:
     return tqdm(total=size, unit="B", unit_scale=True, desc=name, mininterval=1)
-
-
-# ---- The hub ---------------------------------------------------------------------------------------------------------
 
 
 def find_files(repo_id: str, prefix: str) -> list[RemoteFile]:
@@ -235,9 +229,12 @@ def fetch(remote: RemoteFile, start: int) -> Iterator[bytes]:
 def _open(url: str, start: int | None = None) -> http.client.HTTPResponse:
     """A successful reply, from byte `start` on. Raises InputError, or another exception if a new try may help."""
     headers = {} if start is None else {"Accept-Encoding": "identity", "Range": f"bytes={start}-"}
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise InputError("HF_TOKEN has a space or another invalid character: set it again")  # without the value
     try:
         request = urllib.request.Request(url, headers=headers)
-        if token := _token():
+        if token:
             request.add_unredirected_header("Authorization", f"Bearer {token}")  # not sent to the host it redirects to
         return urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
@@ -249,14 +246,6 @@ def _open(url: str, start: int | None = None) -> http.client.HTTPResponse:
         ) from error
     except ValueError as error:
         raise InputError(f"{url} is not a URL: check HF_ENDPOINT") from error
-
-
-def _token() -> str:
-    """Raises InputError, without the value, if HF_TOKEN cannot be sent."""
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if not (token.isascii() and token.isprintable()) or " " in token:
-        raise InputError("HF_TOKEN has a space or another invalid character: set it again")
-    return token
 
 
 def _wait_or_raise(url: str, problem: Exception, tries: int) -> None:

@@ -7,7 +7,6 @@ Prints one line per check; the exit code is 1 if one fails. Loading compares row
 """
 
 import argparse
-import copy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,7 +61,10 @@ def verify(args: argparse.Namespace) -> Iterator[bool]:
 
         yield from stored_vectors(stored, rows, texts, load_encoder(args.retriever_name, args.retriever_model))
     if args.flat_index:
-        yield recall(retriever, exact_retriever(args), read_queries(args, texts), args.topk)
+        exact = argparse.Namespace(**vars(args) | {"index_path": args.flat_index, "index_backend": "exact"})
+        for flag in ("bm25_path", "milvus_uri", "rescore_path", "faiss_gpu", "in_memory", "nprobe", "ef_search"):
+            setattr(exact, flag, None)
+        yield recall(retriever, _load(exact), read_queries(args, texts), args.topk)
     else:
         print("recall is not measured: give --flat_index to compare with exact search")
 
@@ -107,15 +109,6 @@ def stored_vectors(stored: np.ndarray, rows: np.ndarray, texts: Sequence[str], e
         f"stored vectors match their passages: cosine {cosines.mean():.4f} on average, "
         f"{cosines[worst]:.4f} at worst, in row {rows[worst]} (at least {LEAST_COSINE})",
     )
-
-
-def exact_retriever(args: argparse.Namespace) -> Retriever:
-    """The same retriever with exact search over --flat_index."""
-    exact = copy.copy(args)
-    exact.index_path, exact.index_backend = args.flat_index, "exact"
-    for flag in ("bm25_path", "milvus_uri", "rescore_path", "faiss_gpu", "in_memory", "nprobe", "ef_search"):
-        setattr(exact, flag, None)
-    return _load(exact)
 
 
 def read_queries(args: argparse.Namespace, texts: Sequence[str]) -> Sequence[str]:

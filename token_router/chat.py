@@ -58,7 +58,11 @@ class ChatRoute:
 
     def _prompt(self, conversation: Conversation, keys: list[str]) -> Path:
         """The prompt as pieces; the template has just rendered the last one."""
-        known, rest = self._known(conversation.messages, keys)
+        known, rest = Path(), conversation.messages
+        for end in range(len(rest), 0, -1):  # the longest stored prefix of the messages first
+            if path := self.store.by_key(keys[end - 1]):
+                known, rest = path, rest[end:]
+                break
         kwargs = conversation.template_kwargs
         with template_errors():
             if known.pieces:
@@ -68,11 +72,3 @@ class ChatRoute:
                 text = render_prompt(self.tokenizer, rest, conversation.tools, **kwargs)
                 ids = encode(self.tokenizer, text)
         return Path((*known.pieces, Piece(text, array("i", ids))))
-
-    def _known(self, messages: list[dict[str, Any]], keys: list[str]) -> tuple[Path, list[dict[str, Any]]]:
-        """The longest stored prefix of the messages, and the messages after it."""
-        for end in range(len(messages), 0, -1):
-            path = self.store.by_key(keys[end - 1])
-            if path is not None:
-                return path, messages[end:]
-        return Path(), messages
