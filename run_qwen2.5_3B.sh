@@ -113,14 +113,11 @@ check_flags() { # ARGUMENT …: slime ignores a flag that no parser knows
 }
 
 value_of() { # FLAG DEFAULT ARGUMENT …: what the arguments say last
-  local flag="$1" value="$2"
-  shift 2
-  while (($#)); do
-    case "$1" in
-      "$flag") value="${2:-}" ;;
-      "$flag="*) value="${1#*=}" ;;
-    esac
-    shift
+  local flag="$1" value="$2" argument before=
+  for argument in "${@:3}"; do
+    [[ "$before" != "$flag" ]] || value="$argument"
+    [[ "$argument" != "$flag="* ]] || value="${argument#*=}"
+    before="$argument"
   done
   echo "$value"
 }

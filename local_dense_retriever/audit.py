@@ -28,8 +28,9 @@ if not __package__:  # started by path: Python then looks for modules in this fo
 
 from local_dense_retriever.corpus import Corpus, Passage
 from local_dense_retriever.errors import InputError, run_command
+from local_dense_retriever.files import write_json
 from local_dense_retriever.gold_pages import Asked, Page, read_asked, title_key
-from local_dense_retriever.notes import SetAudit, audit_path, read_audits, sentence, share, write_audits
+from local_dense_retriever.notes import SetAudit, audit_path, read_audits, sentence, share
 from qa_em_format import normalize_answer
 
 SHOWN = 5  # missing pages printed per set
@@ -83,7 +84,8 @@ def audit(corpus: Corpus, files: Iterable[Path]) -> list[SetAudit]:
         passages = tqdm(corpus, total=len(corpus), unit=" passages", desc=f"reading {corpus.path.name}", delay=2)
         pages, answers = lacking(passages, [question for questions in new.values() for question in questions])
         known |= {name: summary(name, questions, pages, answers) for name, questions in new.items()}
-        write_audits(corpus, list(known.values()))
+        sets = [one._asdict() for one in known.values()]
+        write_json(audit_path(corpus.path), {"corpus": corpus.digest, "sets": sets})
     else:
         print(f"this corpus was audited before: {audit_path(corpus.path)}")
     return [known[name] for name in by_set]

@@ -38,7 +38,9 @@ class Bm25Searcher:
     def search(self, queries: Sequence[str], topk: int) -> Found:
         """Finds only rows that share a word with the query; missing hits have row -1."""
         found, top = Found.nothing(len(queries), topk), min(topk, len(self))
-        for number, words in enumerate(tokenize(queries)):
+        # Lower-case words of two letters or more, without the commonest English ones.
+        tokenized = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
+        for number, words in enumerate(tokenized):
             if known := [self._words[word] for word in words if word in self._words]:
                 found.rows[number, :top], found.scores[number, :top] = self._best(known, top)
         return found
@@ -55,13 +57,6 @@ class Bm25Searcher:
         best = best[np.lexsort((best, -all_scores[best]))][:top]  # equal scores in the corpus's order
         scores = all_scores[best].astype(np.float32)
         return Found(np.where(scores > 0, best, -1), scores)
-
-
-def tokenize(texts: Sequence[str]) -> list[list[str]]:
-    """Lower-case words of two letters or more, without the commonest English ones."""
-    words = bm25s.tokenize(list(texts), return_ids=False, show_progress=False)
-    assert isinstance(words, list)
-    return words
 
 
 def build_bm25(texts: Iterable[str], path: Path) -> None:

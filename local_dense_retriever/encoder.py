@@ -104,15 +104,13 @@ def onnx_folder(model: str) -> Path | None:
     """The folder with a model's ONNX_FILES, from the hub if need be; None if one is missing, or onnxruntime is."""
     if not all(importlib.util.find_spec(package) for package in ("onnxruntime", "tokenizers")):
         return None
-    folder = Path(model) if Path(model).is_dir() else _downloaded(model)
-    return folder if folder and all((folder / file).is_file() for file in ONNX_FILES) else None
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
 
-
-def _downloaded(model: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(ONNX_FILES)))
-    except (HFValidationError, OSError):  # loading with torch fails for the same reason and reports it
-        return None
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=list(ONNX_FILES)))
+        except (HFValidationError, OSError):  # loading with torch fails for the same reason and reports it
+            return None
+    return folder if all((folder / file).is_file() for file in ONNX_FILES) else None

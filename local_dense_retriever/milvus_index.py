@@ -6,15 +6,13 @@
 The collection's property NOTE holds its IndexNote. Texts stay in the corpus file (docs/MULTI_NODE.md says why).
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,9 +21,6 @@ from numpy.typing import NDArray
 from local_dense_retriever.errors import InputError, needing
 from local_dense_retriever.notes import IndexNote
 from local_dense_retriever.searcher import About, Found, UnavailableError, best
-
-if TYPE_CHECKING:
-    from pymilvus import MilvusClient
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"  # an API key, or user:password
 NOTE = "search_r1.note"
@@ -100,8 +95,8 @@ class MilvusIndex:
         return {"backend": f"milvus {self.note.index_type}", "rows": len(self), "dimension": self.dim, "bytes": size}
 
 
-def connect(uri: str) -> MilvusClient:
-    """A client that uses the token in MILVUS_TOKEN. Raises InputError, without any secret, if it cannot connect."""
+def connect(uri: str) -> Any:
+    """A MilvusClient with the token of MILVUS_TOKEN. Raises InputError, without any secret, if it cannot connect."""
     if is_url(uri) and "@" in urlsplit(uri).netloc:
         raise InputError(
             f"--milvus_uri holds a password, which every user of this machine can read: put "
@@ -139,7 +134,7 @@ def named_errors(name: str, kind: type[Exception] = InputError) -> Iterator[None
         raise kind(f"Milvus at {name} fails ({reason}): {check}") from error
 
 
-def read_collection_note(client: MilvusClient, path: str, collection: str) -> IndexNote:
+def read_collection_note(client: Any, path: str, collection: str) -> IndexNote:
     """Raises InputError if there is no such collection, or if build_index.py did not make it."""
     if not client.has_collection(collection):
         raise InputError(f"there is no collection {path}: fill it with build_index.py, or correct --milvus_collection")
@@ -152,7 +147,7 @@ def read_collection_note(client: MilvusClient, path: str, collection: str) -> In
         ) from error
 
 
-def count_rows(client: MilvusClient, collection: str, condition: str = "") -> int:
+def count_rows(client: Any, collection: str, condition: str = "") -> int:
     """The number of rows that satisfy the condition, including those just written."""
     found = client.query(
         collection,

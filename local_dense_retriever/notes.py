@@ -124,7 +124,3 @@ def read_audits(corpus: Corpus) -> list[SetAudit]:
         return [SetAudit(**audit) for audit in note["sets"]] if note["corpus"] == corpus.digest else []
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
-
-
-def write_audits(corpus: Corpus, audits: list[SetAudit]) -> None:
-    write_json(audit_path(corpus.path), {"corpus": corpus.digest, "sets": [audit._asdict() for audit in audits]})
