@@ -60,8 +60,6 @@ bound_trajectories() { # to what a micro batch holds, if the table allows more; 
   SEARCH_R1_MAX_CONTEXT_LENGTH="$fits"
 }
 
-# --- helpers ---
-
 print_settings() { # for --help: the lines of launch/settings.sh, with the values of this call
   # shellcheck disable=SC2016 # the lines begin like this
   local line setting='^: "\$\{([A-Z0-9_]+):=.*# (.*)$'

@@ -49,17 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", type=Path, help="append the command's output to this file, and show it")
-    parser.add_argument("--name", default="the command", help="name of the command in the last line of the log")
-    parser.add_argument(
-        "--environment", type=Path, help="file with the command's environment in the format of `env -0`; it is removed"
-    )
-    parser.add_argument("--end-session", metavar="NAME", help="finally, kill this tmux session")
-    parser.add_argument(
-        "--grace", type=float, default=60.0, metavar="SECONDS", help="time to end after SIGTERM (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("--log", type=Path, help="append the command's output to this file, and show it")
+    add("--name", default="the command", help="name of the command in the last line of the log")
+    add("--environment", type=Path, help="file with the command's environment, written by `env -0`; it is removed")
+    add("--end-session", metavar="NAME", help="finally, kill this tmux session")
+    grace = "time to end after SIGTERM (default: %(default)s)"
+    add("--grace", type=float, default=60.0, metavar="SECONDS", help=grace)
     # One list: argparse would swallow a `--` after a separate positional argument.
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="the command with its arguments")
+    add("command", nargs=argparse.REMAINDER, help="the command with its arguments")
     args = parser.parse_args(argv)
     if not args.command:
         parser.error("there is no command to run")

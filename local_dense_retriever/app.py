@@ -82,7 +82,17 @@ def create_app(service: Service, default_topk: int = 3, api_key: str | None = No
     """The server's routes. With an API key, /retrieve and /metrics ask for it as `Authorization: Bearer <key>`."""
     # FastAPI's own pages of documentation load scripts from a CDN.
     app = FastAPI(title="local dense retriever", docs_url=None, redoc_url=None)
-    locks = [] if api_key is None else [Depends(_lock(api_key))]
+
+    async def require_key(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    ) -> None:
+        sent = b"" if given is None else given.credentials.encode("latin-1")  # the header's raw bytes
+        if not hmac.compare_digest(sent, (api_key or "").encode()):  # in constant time
+            raise HTTPException(
+                401, "this server needs a key: send Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"}
+            )
+
+    locks = [] if api_key is None else [Depends(require_key)]
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -195,19 +205,3 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[list[Hit
     finally:
         working.cancel()
         watching.cancel()
-
-
-def _lock(api_key: str) -> Any:
-    """A dependency that refuses requests without the key."""
-    expected = api_key.encode()
-
-    async def require_key(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
-    ) -> None:
-        sent = b"" if given is None else given.credentials.encode("latin-1")  # the header's raw bytes
-        if not hmac.compare_digest(sent, expected):  # in constant time
-            raise HTTPException(
-                401, "this server needs a key: send Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"}
-            )
-
-    return require_key

@@ -38,8 +38,9 @@ SHOWN = 5  # missing pages printed per set
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus_path", required=True, help="jsonl file, one passage a line")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--corpus_path", required=True, help="jsonl file, one passage a line")
+    add(
         "--data",
         nargs="+",
         type=Path,
@@ -47,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help=".jsonl or .parquet files of questions; a set is named by its rows' data_source, or by the file's folder",
     )
-    parser.add_argument(
-        "--missing", type=Path, metavar="FILE", help="write everything that is missing to this file, as JSON lines"
-    )
+    add("--missing", type=Path, metavar="FILE", help="write everything that is missing to this file, as JSON lines")
     args = parser.parse_args(argv)
 
     def report() -> None:

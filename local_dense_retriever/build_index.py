@@ -41,20 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--index_path", "--save_path", help="the file to write; a folder for BM25")
     add_milvus_arguments(parser, target)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--index_type",
         default="Flat",
         help="Flat, BM25, or a FAISS factory string such as SQ8, IVF4096,SQ8 or HNSW32; in Milvus its own names, such "
         "as DISKANN or HNSW,M=32,efConstruction=200 (default: Flat)",
     )
     add_encoder_arguments(parser)
-    parser.add_argument(
-        "--batch_size", type=int, help="passages encoded at a time (default: 64 by torch, 16 by onnxruntime)"
-    )
-    parser.add_argument(
-        "--append", metavar="FILE", help="jsonl file of new passages: adds them to --corpus_path and its flat index"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="build again although the index exists")
+    add("--batch_size", type=int, help="passages encoded at a time (default: 64 by torch, 16 by onnxruntime)")
+    add("--append", metavar="FILE", help="jsonl file of new passages: adds them to --corpus_path and its flat index")
+    add("--overwrite", action="store_true", help="build again although the index exists")
     args = parser.parse_args(argv)
     return run_command(lambda: build(args))
 

@@ -32,9 +32,8 @@ def add_milvus_arguments(parser: argparse.ArgumentParser, uri_group: argparse._A
         "--milvus_uri",
         help="URL of a Milvus cluster, or a milvus-lite file ending in .db; MILVUS_TOKEN holds its token",
     )
-    parser.add_argument(
-        "--milvus_collection", default="passages", help="name of the Milvus collection (default: passages)"
-    )
+    collection = "name of the Milvus collection (default: passages)"
+    parser.add_argument("--milvus_collection", default="passages", help=collection)
 
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:

@@ -149,11 +149,6 @@ def read_collection_note(client: Any, path: str, collection: str) -> IndexNote:
 
 def count_rows(client: Any, collection: str, condition: str = "") -> int:
     """The number of rows that satisfy the condition, including those just written."""
-    found = client.query(
-        collection,
-        filter=condition,
-        output_fields=["count(*)"],
-        consistency_level="Strong",
-        timeout=COUNT_TIMEOUT_S,
-    )
+    settings = {"consistency_level": "Strong", "timeout": COUNT_TIMEOUT_S}
+    found = client.query(collection, filter=condition, output_fields=["count(*)"], **settings)
     return int(found[0]["count(*)"])

@@ -156,20 +156,19 @@ def http_protocol() -> Any:
         return "h11"
 
     class BoundedProtocol(HttpToolsProtocol):
-        _head_bytes = 0  # of a request whose headers have not ended yet
-        _in_head = False
+        _head_bytes: int | None = None  # of a request whose headers have not ended yet
 
         def on_message_begin(self) -> None:
-            self._in_head, self._head_bytes = True, 0
+            self._head_bytes = 0
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            self._in_head = False
+            self._head_bytes = None
             super().on_headers_complete()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self._in_head and not self.transport.is_closing():
+            if self._head_bytes is not None and not self.transport.is_closing():
                 self._head_bytes += len(data)
                 if self._head_bytes > MAX_HEAD_BYTES:
                     self.send_400_response("The request's headers are too large.")

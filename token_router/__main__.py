@@ -62,11 +62,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--port", type=whole_number(0, 65535), required=True, help="port to listen on; 0 picks a free one")
     add("--tokenizer", type=Path, required=True, metavar="DIR", help="the model's folder")
     add("--upstream", type=_url, nargs="+", action="extend", default=[], metavar="URL", help="first workers")
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="0.0.0.0 serves other machines too; there is no password (default: %(default)s)",
-    )
+    host = "0.0.0.0 serves other machines too; there is no password (default: %(default)s)"
+    add("--host", default="127.0.0.1", help=host)
     add(
         "--tool-call-format",
         type=_format_name,
