@@ -94,8 +94,6 @@ print_commands() {
     "$HERE/local_dense_retriever/start_server.sh" --check >/dev/null || true # it prints what is missing
 }
 
-# --- up ---
-
 up() {
   if session_exists; then
     check_session_is_ours

@@ -58,10 +58,7 @@ def publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
 
 
 def check_belongs(index: str | Path, note: IndexNote | None, corpus: Corpus, retriever_name: str | None) -> None:
-    """Raises InputError if the note names another corpus, or another encoder than this (None: an index without one).
-
-    Empty fields of the note are not checked.
-    """
+    """Raises InputError if the note names another corpus or another encoder than this; empty fields go unchecked."""
     if note and note.corpus_digest not in ("", corpus.digest):
         if partial(Path(index)).exists():
             raise InputError(

@@ -1,7 +1,6 @@
 """Checks an index: loads it like the server, and runs searches with known results.
 
     python local_dense_retriever/verify.py --index_path e5_SQ8.index --corpus_path wiki.jsonl --flat_index e5_Flat.index
-    python local_dense_retriever/verify.py --milvus_uri URL --corpus_path wiki.jsonl --flat_index e5_Flat.index
 
 Prints one line per check; the exit code is 1 if one fails. Loading compares rows, passages, dimension and encoder.
 """
