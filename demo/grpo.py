@@ -79,7 +79,7 @@ def masked_log_probs(
                 predicting += [row * hidden.shape[1] + path[place - 1] for place in trained]
                 targets += [sample.tokens[place] for place in trained]
         # Only nodes before trained tokens need the output layer, each of them once.
-        nodes, which = torch.tensor(predicting, device=model.device).unique(return_inverse=True)
+        nodes, which = torch.unique(torch.tensor(predicting, device=model.device), return_inverse=True)
         logits = output_logits(model, hidden.flatten(0, 1)[nodes])  # (nodes, V)
     return torch.log_softmax(logits / temperature, dim=-1)[which, torch.tensor(targets, device=model.device)]
 
