@@ -43,7 +43,7 @@ class Cost(NamedTuple):
 
 def encode(way: str, pipe: Connection) -> None:
     """Receives texts; sends (N, D) vectors, the milliseconds on the clock and of CPU."""
-    from local_dense_retriever.encoder import load_encoder  # the package sets OMP_WAIT_POLICY
+    from local_dense_retriever.encoder_choice import load_encoder  # the package sets OMP_WAIT_POLICY
 
     if way == SPINNING:
         del os.environ["OMP_WAIT_POLICY"]

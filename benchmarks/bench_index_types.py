@@ -21,7 +21,7 @@ from benchmarks.reporting import ROOT, Report, parser
 from benchmarks.wordnet_corpus import write_wordnet
 from demo.models import encoder_folder
 from demo.retriever_process import build_index
-from local_dense_retriever.encoder import load_encoder
+from local_dense_retriever.encoder_choice import load_encoder
 from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.faiss_index import FaissIndex, RescoredIndex, write_converted
 from local_dense_retriever.flat_file import FlatFile, read_flat_header

@@ -26,11 +26,11 @@ from demo.retriever_process import build_index, index_path
 from demo.world_facts import Question, build_world, write_world
 from local_dense_retriever.bm25 import Bm25Searcher, build_bm25
 from local_dense_retriever.corpus import Corpus
-from local_dense_retriever.encoder import load_encoder
+from local_dense_retriever.encoder_choice import load_encoder
 from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.reranker import CrossEncoder, Reranker
-from local_dense_retriever.retriever import Hit, Retriever
-from local_dense_retriever.searcher import DenseSearcher
+from local_dense_retriever.retriever import Retriever
+from local_dense_retriever.searcher import DenseSearcher, Hit
 
 FOLDER = ROOT / ".cache" / "reranker"
 DEPTH = 32

@@ -15,8 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from local_dense_retriever.batcher import QueryFailedError, QueueFullError, SearchFailedError
 from local_dense_retriever.docs_page import PAGE
-from local_dense_retriever.retriever import Hit
-from local_dense_retriever.searcher import UnavailableError
+from local_dense_retriever.searcher import Hit, UnavailableError
 from local_dense_retriever.service import Service
 
 MAX_TOPK = 100

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from local_dense_retriever.metrics import Metrics
-from local_dense_retriever.retriever import Hit
-from local_dense_retriever.searcher import UnavailableError
+from local_dense_retriever.searcher import Hit, UnavailableError
 
 Search = Callable[[Sequence[str], int], list[list[Hit]]]  # queries, topk -> the hits of each query, best first
 

@@ -100,7 +100,7 @@ class PartialEmbeddings:
 
 def load_named_encoder(args: argparse.Namespace, corpus: Corpus) -> tuple[Encoder, IndexNote]:
     """The encoder that `args` name, and the note of an index of the corpus that is made with it."""
-    from local_dense_retriever.encoder import load_encoder  # imported late: checks before this need no torch
+    from local_dense_retriever.encoder_choice import load_encoder  # imported late: checks before this need no torch
 
     print(f"encoding {corpus.path} with {args.retriever_model}", flush=True)
     encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size)
@@ -169,7 +169,7 @@ _worker: tuple[Corpus, Encoder] | None = None  # in each process of the pool
 def _start_worker(waiting: SimpleQueue[str], corpus: Path, args: argparse.Namespace) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from local_dense_retriever.encoder import load_encoder
+    from local_dense_retriever.encoder_choice import load_encoder
 
     encoder = load_encoder(args.retriever_name, args.retriever_model, batch_size=args.batch_size, device=waiting.get())
     _worker = Corpus(corpus), encoder

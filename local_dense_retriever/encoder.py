@@ -1,24 +1,17 @@
-"""Encodes texts as vectors: three encoder families, each with the prefixes and pooling of its training.
+"""Encodes texts as vectors: three encoder families, each with the prefixes and pooling of its training."""
 
-On a GPU the model runs with torch in fp16. On a CPU it runs in float32, with onnxruntime if the model's folder has
-`onnx/model.onnx`, otherwise with torch. Most encoders on the Hugging Face hub have that file; export_onnx.py writes it.
-"""
-
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from local_dense_retriever.errors import InputError, needing
-from local_dense_retriever.machine import gpus
+from local_dense_retriever.errors import InputError
 
 MAX_QUERY_TOKENS = 256
 MAX_PASSAGE_TOKENS = 256  # a wiki-18 passage is 100 words
-ONNX_FILES = ("onnx/model.onnx", "tokenizer.json", "config.json")
+ONNX_FILES = ("onnx/model.onnx", "tokenizer.json", "config.json")  # of a model that onnxruntime can run
 
 
 class EncoderStyle(NamedTuple):
@@ -82,35 +75,3 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     return (by_length[start : start + size] for start in range(0, len(lengths), size))
-
-
-def load_encoder(name: str, model: str, *, batch_size: int | None = None, device: str | None = None) -> Encoder:
-    """The encoder for this machine: see the top of this file.
-
-    `model` is a local folder, loaded without any access to the hub, or a name on the Hugging Face hub. `device` is
-    torch's name of one; None takes the first GPU, or the CPU. Raises InputError if something is wrong or missing.
-    """
-    if name in STYLES and device is None and not gpus() and (folder := onnx_folder(model)):
-        from local_dense_retriever.onnx_encoder import OnnxEncoder
-
-        return OnnxEncoder(name, folder, batch_size)
-    remedy = f"torch transformers, or on a CPU onnxruntime tokenizers with a --retriever_model that has {ONNX_FILES[0]}"
-    with needing(f"the encoder {model}", install=remedy):
-        from local_dense_retriever.torch_encoder import TorchEncoder
-    return TorchEncoder(name, model, batch_size, device)
-
-
-def onnx_folder(model: str) -> Path | None:
-    """The folder with a model's ONNX_FILES, from the hub if need be; None if one is missing, or onnxruntime is."""
-    if not all(importlib.util.find_spec(package) for package in ("onnxruntime", "tokenizers")):
-        return None
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            folder = Path(snapshot_download(model, allow_patterns=list(ONNX_FILES)))
-        except (HFValidationError, OSError):  # loading with torch fails for the same reason and reports it
-            return None
-    return folder if all((folder / file).is_file() for file in ONNX_FILES) else None

@@ -137,7 +137,7 @@ def _load_searcher(args: argparse.Namespace, backend: str, corpus: Corpus, repor
     report(f"the index {args.index_path or args.milvus_uri}")
     index = _load_vectors(args, backend, corpus)
     report(f"the encoder {args.retriever_model}")
-    from local_dense_retriever.encoder import load_encoder  # late, as others here: torch and FAISS take seconds
+    from local_dense_retriever.encoder_choice import load_encoder  # late, as others here: torch and FAISS take seconds
 
     return DenseSearcher(load_encoder(args.retriever_name, args.retriever_model), index)
 

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 from local_dense_retriever.encoder import batches
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.machine import visible_devices
-from local_dense_retriever.retriever import Hit
+from local_dense_retriever.searcher import Hit
 from local_dense_retriever.torch_encoder import load_model, to_device
 
 MAX_PAIR_TOKENS = 512

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from local_dense_retriever.corpus import Corpus, Passage
+from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.notes import read_audits, sentence
-from local_dense_retriever.searcher import About, Searcher
+from local_dense_retriever.searcher import About, Hit, Searcher
 
 if TYPE_CHECKING:  # imports torch
     from local_dense_retriever.reranker import Reranker
-
-
-class Hit(NamedTuple):
-    passage: Passage
-    score: float  # larger is better: inner product of unit vectors, BM25, sum of reciprocal ranks, or reranked
 
 
 class Retriever:

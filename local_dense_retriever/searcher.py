@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from local_dense_retriever.corpus import Passage
 from local_dense_retriever.encoder import Encoder
 from local_dense_retriever.errors import InputError
 
@@ -35,6 +36,11 @@ class Found(NamedTuple):
     def nothing(cls, queries: int, k: int) -> Self:
         """A result without any row, to be filled."""
         return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32))
+
+
+class Hit(NamedTuple):
+    passage: Passage
+    score: float  # larger is better: inner product of unit vectors, BM25, sum of reciprocal ranks, or reranked
 
 
 class Searcher(Protocol):

@@ -56,7 +56,7 @@ def verify(args: argparse.Namespace) -> Iterator[bool]:
 
     stored = stored_rows(args, rows)
     if stored is not None:
-        from local_dense_retriever.encoder import load_encoder
+        from local_dense_retriever.encoder_choice import load_encoder
 
         yield from stored_vectors(stored, rows, texts, load_encoder(args.retriever_name, args.retriever_model))
     if args.flat_index:

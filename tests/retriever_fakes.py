@@ -21,7 +21,7 @@ from local_dense_retriever import app, retrieval_server
 from local_dense_retriever.app import create_app
 from local_dense_retriever.batcher import Limits
 from local_dense_retriever.corpus import Passage
-from local_dense_retriever.retriever import Hit
+from local_dense_retriever.searcher import Hit
 from local_dense_retriever.service import Service
 
 COLOURS = ("red", "green", "blue")

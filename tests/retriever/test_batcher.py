@@ -11,8 +11,7 @@ import pytest
 from local_dense_retriever.batcher import Batcher, Limits, QueryFailedError, QueueFullError, SearchFailedError
 from local_dense_retriever.corpus import Passage
 from local_dense_retriever.metrics import Metrics
-from local_dense_retriever.retriever import Hit
-from local_dense_retriever.searcher import UnavailableError
+from local_dense_retriever.searcher import Hit, UnavailableError
 
 CORPUS_SIZE = 20
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from retriever_fakes import minilm_folder, onnx_minilm_folder, write_corpus
 
-from local_dense_retriever import encoder as encoder_module
-from local_dense_retriever import export_onnx
-from local_dense_retriever.encoder import MAX_PASSAGE_TOKENS, load_encoder
+from local_dense_retriever import encoder_choice, export_onnx
+from local_dense_retriever.encoder import MAX_PASSAGE_TOKENS
+from local_dense_retriever.encoder_choice import load_encoder
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.onnx_encoder import OnnxEncoder
 from local_dense_retriever.torch_encoder import TorchEncoder
@@ -67,14 +67,14 @@ def test_a_cpu_takes_onnxruntime_where_the_model_has_that_file(monkeypatch: pyte
 
 
 def test_a_gpu_takes_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "gpus", lambda: ["cuda:0"])
+    monkeypatch.setattr(encoder_choice, "gpus", lambda: ["cuda:0"])
     monkeypatch.setattr("local_dense_retriever.torch_encoder.TorchEncoder", lambda name, model, *_: (name, model))
     assert load_encoder("minilm", str(onnx_minilm_folder())) == ("minilm", str(onnx_minilm_folder()))
 
 
 def test_a_cpu_without_onnxruntime_takes_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = encoder_module.importlib.util.find_spec
-    monkeypatch.setattr(encoder_module.importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name))
+    find = encoder_choice.importlib.util.find_spec
+    monkeypatch.setattr(encoder_choice.importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name))
     assert isinstance(load_encoder("minilm", str(onnx_minilm_folder()), batch_size=4), TorchEncoder)
 
 
@@ -149,7 +149,7 @@ def test_an_index_is_built_and_searched_without_torch(tmp_path: Path) -> None:
 
 def test_without_torch_and_without_the_onnx_file_one_sentence_says_what_to_install(tmp_path: Path) -> None:
     code = WITHOUT_TORCH % str(ROOT) + (
-        "from local_dense_retriever.encoder import load_encoder\n"
+        "from local_dense_retriever.encoder_choice import load_encoder\n"
         "from local_dense_retriever.errors import InputError\n"
         "try:\n    load_encoder('minilm', sys.argv[1])\nexcept InputError as error:\n    print(error)\n"
     )

@@ -20,8 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from retriever_fakes import ColourEncoder, minilm_folder
 
-from local_dense_retriever import appending, build_index, embedding
-from local_dense_retriever import encoder as encoder_module
+from local_dense_retriever import appending, build_index, embedding, encoder_choice
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.downloaded import Piece, check_downloaded, parse_note
 from local_dense_retriever.errors import InputError
@@ -50,7 +49,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "CHUNK_ROWS", 3)  # 7 passages: the last chunk holds one
     monkeypatch.setattr(appending, "COPY_ROWS", 2)
     monkeypatch.setattr(appending, "KNOWN_ROWS", 2)
-    monkeypatch.setattr(encoder_module, "load_encoder", BatchEncoder)
+    monkeypatch.setattr(encoder_choice, "load_encoder", BatchEncoder)
     monkeypatch.setattr(BatchEncoder, "encoded", [])
 
 
@@ -416,7 +415,7 @@ class SlowEncoder(ColourEncoder):
         time.sleep(0.02)
         return super().encode_passages(passages) + len(passages) / 1000
 if {fake}:
-    sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(load_encoder=SlowEncoder)
+    sys.modules["local_dense_retriever.encoder_choice"] = types.SimpleNamespace(load_encoder=SlowEncoder)
     sys.modules["local_dense_retriever.machine"] = types.SimpleNamespace(gpus=list)
 sys.exit(build_index.main(sys.argv[1:]))
 """

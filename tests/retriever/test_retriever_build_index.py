@@ -15,8 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from retriever_fakes import ColourEncoder, minilm_folder, write_corpus
 
-from local_dense_retriever import build_index, embedding, files
-from local_dense_retriever import encoder as encoder_module
+from local_dense_retriever import build_index, embedding, encoder_choice, files
 from local_dense_retriever.bm25 import Bm25Searcher
 from local_dense_retriever.notes import read_note
 
@@ -45,7 +44,7 @@ class ChunkEncoder(ColourEncoder):
 @pytest.fixture(autouse=True)
 def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "CHUNK_ROWS", 2)  # 7 passages: four chunks
-    monkeypatch.setattr(encoder_module, "load_encoder", ChunkEncoder)
+    monkeypatch.setattr(encoder_choice, "load_encoder", ChunkEncoder)
     monkeypatch.setattr(ChunkEncoder, "calls", 0)
     monkeypatch.setattr(ChunkEncoder, "stop_after", 1000)
 
@@ -294,7 +293,7 @@ FAKE_ENCODER = """import types
         def encode_passages(self, passages):
             time.sleep(0.02)
             return super().encode_passages(passages)
-    sys.modules["local_dense_retriever.encoder"] = types.SimpleNamespace(load_encoder=SlowEncoder)
+    sys.modules["local_dense_retriever.encoder_choice"] = types.SimpleNamespace(load_encoder=SlowEncoder)
     sys.modules["local_dense_retriever.machine"] = types.SimpleNamespace(gpus=list)
 """
 

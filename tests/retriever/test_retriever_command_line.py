@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from retriever_fakes import ColourEncoder, minilm_folder, write_corpus, write_flat_index
 
-from local_dense_retriever import build_index, check_installation, retrieval_server
-from local_dense_retriever import encoder as encoder_module
+from local_dense_retriever import build_index, check_installation, encoder_choice, retrieval_server
 
 REPOSITORY = Path(__file__).parents[2]
 TOY_CORPUS = REPOSITORY / "local_dense_retriever" / "toy_corpus.jsonl"
@@ -23,7 +22,7 @@ TOY_CORPUS = REPOSITORY / "local_dense_retriever" / "toy_corpus.jsonl"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index and a corpus of two passages, and an encoder, that belong together."""
-    monkeypatch.setattr(encoder_module, "load_encoder", lambda name, model: ColourEncoder())
+    monkeypatch.setattr(encoder_choice, "load_encoder", lambda name, model: ColourEncoder())
     write_corpus(tmp_path / "c.jsonl", ["red", "green"])
     write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(["red", "green"]))
     return tmp_path

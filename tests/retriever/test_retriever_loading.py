@@ -10,8 +10,7 @@ import pytest
 import torch
 from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
 
-from local_dense_retriever import build_index, loading, machine
-from local_dense_retriever import encoder as encoder_module
+from local_dense_retriever import build_index, encoder_choice, loading, machine
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.loading import add_index_arguments, load_retriever
@@ -22,7 +21,7 @@ TEXTS = ["red stone", "green stone", "blue stone", "red red blue"]
 
 
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "load_encoder", lambda name, model: ColourEncoder())
+    monkeypatch.setattr(encoder_choice, "load_encoder", lambda name, model: ColourEncoder())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 

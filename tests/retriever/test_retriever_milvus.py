@@ -17,8 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from retriever_fakes import ColourEncoder, client_of, write_corpus, write_flat_index
 
-from local_dense_retriever import build_index, embedding, milvus_index, verify
-from local_dense_retriever import encoder as encoder_module
+from local_dense_retriever import build_index, embedding, encoder_choice, milvus_index, verify
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.loading import add_index_arguments, load_retriever
@@ -52,7 +51,7 @@ class StoppedEncoder(ColourEncoder):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(embedding, "CHUNK_ROWS", 8)
-    monkeypatch.setattr(encoder_module, "load_encoder", StoppedEncoder)
+    monkeypatch.setattr(encoder_choice, "load_encoder", StoppedEncoder)
     monkeypatch.setattr(StoppedEncoder, "calls", 0)
     monkeypatch.delenv("MILVUS_TOKEN", raising=False)
     write_corpus(tmp_path / "c.jsonl", TEXTS)

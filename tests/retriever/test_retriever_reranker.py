@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from retriever_fakes import ColourEncoder, client_of, minilm_folder, write_corpus, write_flat_index
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from local_dense_retriever import encoder as encoder_module
+from local_dense_retriever import encoder_choice
 from local_dense_retriever.corpus import Corpus, Passage
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.faiss_index import FaissIndex
 from local_dense_retriever.loading import add_index_arguments, load_retriever
 from local_dense_retriever.reranker import CrossEncoder, Reranker
-from local_dense_retriever.retriever import Hit, Retriever
-from local_dense_retriever.searcher import DenseSearcher
+from local_dense_retriever.retriever import Retriever
+from local_dense_retriever.searcher import DenseSearcher, Hit
 
 POSITIONS = 64
 TEXTS = ["red", "red green", "red red blue", "green", "blue", "green blue"]
@@ -157,7 +157,7 @@ def test_hits_beyond_the_depth_are_not_reranked_and_come_last() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(encoder_module, "load_encoder", lambda name, model: ColourEncoder())
+    monkeypatch.setattr(encoder_choice, "load_encoder", lambda name, model: ColourEncoder())
     write_corpus(tmp_path / "c.jsonl", TEXTS)
     write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(TEXTS))
     return tmp_path

@@ -16,7 +16,7 @@ from local_dense_retriever import metrics as metrics_module
 from local_dense_retriever.app import create_app
 from local_dense_retriever.batcher import Limits
 from local_dense_retriever.loading import Report
-from local_dense_retriever.retriever import Hit
+from local_dense_retriever.searcher import Hit
 from local_dense_retriever.service import Service
 
 

@@ -23,8 +23,7 @@ import pytest
 from numpy.typing import NDArray
 from retriever_fakes import wait_until_ready, write_corpus, write_flat_index
 
-from local_dense_retriever import encoder as encoder_module
-from local_dense_retriever import retrieval_server
+from local_dense_retriever import encoder_choice, retrieval_server
 from search_rollout.http_client import JsonClient, RequestFailed
 
 SOAK_S = float(os.environ.get("SOAK_S", "20"))
@@ -195,5 +194,5 @@ def wait_until_ready_again(url: str) -> None:
 
 
 if __name__ == "__main__":
-    encoder_module.load_encoder = HashEncoder  # type: ignore[assignment]
+    encoder_choice.load_encoder = HashEncoder  # type: ignore[assignment]
     retrieval_server.run()

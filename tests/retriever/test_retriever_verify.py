@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from retriever_fakes import ColourEncoder, write_corpus, write_flat_index
 
-from local_dense_retriever import build_index, verify
-from local_dense_retriever import encoder as encoder_module
+from local_dense_retriever import build_index, encoder_choice, verify
 
 # 60 texts whose mixtures of colours are all different
 TEXTS = [f"{'red ' * (row % 7)}{'green ' * (row % 5)}{'blue ' * (1 + row)}" for row in range(60)]
@@ -15,7 +14,7 @@ TEXTS = [f"{'red ' * (row % 7)}{'green ' * (row % 5)}{'blue ' * (1 + row)}" for 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(encoder_module, "load_encoder", lambda name, model: ColourEncoder())
+    monkeypatch.setattr(encoder_choice, "load_encoder", lambda name, model: ColourEncoder())
     write_corpus(tmp_path / "c.jsonl", TEXTS)
     write_flat_index(tmp_path / "flat.index", ColourEncoder().encode_passages(TEXTS))
     return tmp_path
