@@ -127,7 +127,7 @@ def embed(corpus: Corpus, encoder: Encoder, done: GrowingIndex, args: argparse.N
 
 def fill(done: GrowingIndex, blocks: Iterable[NDArray[np.float32]], total: int) -> None:
     """Appends blocks of rows to `done`, until it has `total`."""
-    with tqdm(total=total, initial=min(done.rows_done, total), unit=" passages", delay=1) as progress:
+    with tqdm(total=total, initial=min(done.rows_done, total), unit=" passages") as progress:
         for vectors in blocks:
             done.append(vectors)
             progress.update(len(vectors))

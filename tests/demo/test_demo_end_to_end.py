@@ -76,7 +76,8 @@ def test_two_steps_leave_a_summary_a_report_and_no_process(finished: tuple[Path,
     assert all(step["unrecorded"] == 0.0 and "zero_variance_groups" in step for step in steps)
     if summary["config"]["api_mode"] == "generate":  # a tool call is longer than a turn of the tiny model may be
         assert any(step["groups_trained"] for step in steps)  # there was something to learn from
-        assert summary["mean_abs_delta_logprob"] <= 1e-4  # both sides in float32
+        # Both sides are in float32; in later steps some tokens were sampled with the weights before.
+        assert steps[0]["abs_delta_logprob"] <= 1e-4
     phases = {json.loads(line)["phase"] for line in (folder / "trajectories.jsonl").read_text().splitlines()}
     assert phases == {"untrained", "before", "step 1", "after"}
     assert "<html" in (folder / "report.html").read_text()

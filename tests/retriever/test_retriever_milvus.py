@@ -309,7 +309,8 @@ def test_a_filling_killed_at_random_moments_ends_with_every_row_once(folder: Pat
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
-            assert progress
+        if not progress:  # the runs before have written everything
+            break
     assert kills > 1
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     index = MilvusIndex(str(folder / "m.db"), "passages")
