@@ -208,7 +208,7 @@ async def test_a_step_in_which_nothing_varies_ends_after_its_rounds(slimes_loop,
     outputs, _, _ = await slimes_loop(1, group_filter="exact_match", group_filter_rounds=3, n_samples_per_prompt=1)
     [step] = outputs
     assert len(step.samples) == BATCH and sum(step.metrics.values()) == 3 * BATCH
-    assert "GROUP_FILTER has dropped 24 groups in this step (too_few 24); the 8 groups" in caplog.text
+    assert "GROUP_FILTER has dropped 24 groups in this step (too_few 24); the last 8 groups" in caplog.text
 
 
 async def test_a_filter_that_is_off_changes_nothing(slimes_loop):

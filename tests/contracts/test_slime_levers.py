@@ -66,7 +66,9 @@ def shown_by_the_script(tmp_path, **settings):
 
 def test_slimes_parser_reads_the_sets(parsed, evaluation, tmp_path):  # noqa: F811
     known = set_fields()
-    pytest.importorskip("omegaconf")  # with which slime reads the file
+    pytest.importorskip(
+        "omegaconf", reason="slime reads the file by omegaconf: .venv/bin/python -m pip install omegaconf"
+    )
     words, notes = shown_by_the_script(tmp_path, EVAL_INTERVAL="5", EVAL_CONFIG=str(evaluation))
     flags = ("--eval-interval", "--eval-config", "--input-key", "--label-key", "--custom-rm-path")
     argv = [word for flag in flags for word in (flag, words[words.index(flag) + 1])]
