@@ -357,7 +357,8 @@ clean_up() {
   trap '' HUP INT TERM
   if ((JOB_RUNS)); then
     say "stopping the job $JOB_ID"
-    timeout 20 ray job stop --address "$JOB_ADDRESS" "$JOB_ID" >&2 || true # a Ray with a job takes 30 s to stop
+    timeout 20 ray job stop --address "$JOB_ADDRESS" "$JOB_ID" >/dev/null 2>&1 || # a Ray with a job takes 30 s to stop
+      say "Ray did not confirm that the job has stopped."
   fi
   [[ -z "$RAY_PID" ]] || say "stopping Ray"
   local running
@@ -419,7 +420,7 @@ submit_job() { # COMMAND …: Ray's dashboard may answer a while before the agen
 follow_job() { # shows the job's log until it ends; dies unless it succeeds
   local failures=0 status
   while ((failures < 10)); do
-    interruptible ray job logs --follow --address "$JOB_ADDRESS" "$JOB_ID" || true
+    interruptible ray job logs --follow --address "$JOB_ADDRESS" "$JOB_ID" 2>/dev/null || true # a traceback if Ray is gone
     status="$(ray job status --address "$JOB_ADDRESS" "$JOB_ID" 2>&1)" || status=
     case "$status" in
       *succeeded*) JOB_RUNS=0 && return 0 ;;

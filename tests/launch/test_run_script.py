@@ -428,6 +428,16 @@ def test_a_broken_log_stream_does_not_end_the_job(checkout: Checkout) -> None:
         assert process.poll() is None
 
 
+@pytest.mark.slow
+def test_a_ray_that_dies_is_reported_without_a_traceback(checkout: Checkout) -> None:
+    with checkout.start(RUN, TRAIN="on") as process:
+        eventually(lambda: checkout.calls("train"))
+        os.kill(checkout.calls("ray-start")[0]["pid"], signal.SIGKILL)
+        assert process.wait(timeout=60) == 1
+    assert "no longer answers" in checkout.output and "did not confirm" in checkout.output
+    assert "Traceback" not in checkout.output
+
+
 # --- stopping ---
 
 
