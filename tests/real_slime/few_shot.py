@@ -16,18 +16,22 @@ ASKED |= {"Egypt": "Cairo", "Mali": "Bamako", "Nepal": "Kathmandu", "Ghana": "Ac
 
 def write_prompt_data(path: Path, mode: PromptMode) -> None:
     """slime's prompt data: a row per country of ASKED."""
-    instructions = CHAT_INSTRUCTIONS if mode == "chat" else XML_INSTRUCTIONS
-    rows = [
-        {
-            "prompt": [{"role": "system", "content": instructions}, *_examples(mode), _question(country)],
-            "reward_model": {"style": "rule", "ground_truth": {"target": [capital]}},
-            "data_source": "capitals",
-            "metadata": {"id": country, "data_source": "capitals"},
-            **({"tools": json.dumps([SEARCH_TOOL])} if mode == "chat" else {}),
-        }
-        for country, capital in ASKED.items()
-    ]
+    tools = {"tools": json.dumps([SEARCH_TOOL])} if mode == "chat" else {}
+    rows = [_row(country, _prompt(mode, country)) | tools for country in ASKED]
     pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_collapse(path: Path, good: int, bad: int) -> None:
+    """Prompt data of generate mode: `good` rows that are answered well, then `bad` rows that end in a loop."""
+    loop = [{"role": "user", "content": "la " * 40}]
+    rows = [_row("Italy", _prompt("generate", "Italy"))] * good + [_row("Italy", loop)] * bad
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_questions(path: Path) -> None:
+    """The questions of ASKED as `oai_format_data_preprocess.py` reads them."""
+    rows = [{"question": _question(country)["content"], "golden_answers": [ASKED[country]]} for country in ASKED]
+    path.write_text("".join(json.dumps({**row, "data_source": "capitals"}) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_corpus(path: Path) -> None:
@@ -37,6 +41,20 @@ def write_corpus(path: Path) -> None:
         for number, (country, capital) in enumerate({**ASKED, **EXAMPLES}.items())
     )
     path.write_text("".join(json.dumps(passage) + "\n" for passage in passages), encoding="utf-8")
+
+
+def _row(country: str, prompt: list[dict[str, str]]) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "reward_model": {"style": "rule", "ground_truth": {"target": [ASKED[country]]}},
+        "data_source": "capitals",
+        "metadata": {"id": country, "data_source": "capitals"},
+    }
+
+
+def _prompt(mode: PromptMode, country: str) -> list[dict[str, str]]:
+    instructions = CHAT_INSTRUCTIONS if mode == "chat" else XML_INSTRUCTIONS
+    return [{"role": "system", "content": instructions}, *_examples(mode), _question(country)]
 
 
 def _question(country: str) -> dict[str, str]:

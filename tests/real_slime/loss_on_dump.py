@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def main() -> None:
         for sample in samples:
             sample.rollout_log_probs = None
     data = training_data(args, samples)
-    print(json.dumps({"samples": gradients(args, data)}))
+    print(json.dumps(gradients(args, data)))
 
 
 def pretend_a_gpu() -> None:
@@ -118,8 +119,12 @@ def training_data(args: argparse.Namespace, samples: list[Any]) -> dict[str, Any
     return {**data, "partition": partition}
 
 
-def gradients(args: argparse.Namespace, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each sample of the dump, in its order: its advantage, and the response positions that get a gradient."""
+def gradients(args: argparse.Namespace, data: dict[str, Any]) -> dict[str, Any]:
+    """What the loss makes of the samples.
+
+    `samples` has for each sample of the dump, in its order, its advantage and the response positions that get a
+    gradient; `figures` has slime's figures of the loss, mean over the samples.
+    """
     from slime.backends.megatron_utils.data import get_batch, get_data_iterator
     from slime.backends.megatron_utils.loss import loss_function
     from transformers import AutoModelForCausalLM
@@ -127,18 +132,21 @@ def gradients(args: argparse.Namespace, data: dict[str, Any]) -> list[dict[str, 
     model = AutoModelForCausalLM.from_pretrained(args.hf_checkpoint, dtype=torch.float32).eval()
     (iterator,) = get_data_iterator(data)
     found: dict[int, dict[str, Any]] = {}
+    figures: Counter[str] = Counter()
     schedule = iter(data["micro_batch_indices"])
     for micro_batches, size in zip(data["num_microbatches"], data["global_batch_sizes"], strict=True):
         for _ in range(micro_batches):
             batch = get_batch(iterator, BATCH_KEYS, args.data_pad_size_multiplier, args.allgather_cp)
             logits = logits_of(model, batch)
-            loss, *_ = loss_function(args, batch, micro_batches, size, logits)
+            loss, _, log = loss_function(args, batch, micro_batches, size, logits)
             loss.backward()
+            figures.update(dict(zip(log["keys"], log["values"][1:].tolist(), strict=True)))  # sums over the samples
             assert logits.grad is not None
             touched = logits.grad[0].abs().sum(-1) > 0  # (T,)
             for index, sample in zip(next(schedule), by_sample(batch, touched), strict=True):
                 found[data["partition"][index]] = sample
-    return [found[number] for number in sorted(found)]
+    means = {name: value / len(found) for name, value in figures.items()}
+    return {"samples": [found[number] for number in sorted(found)], "figures": means}
 
 
 def logits_of(model: Any, batch: dict[str, Any]) -> torch.Tensor:

@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from few_shot import write_corpus, write_prompt_data
+from few_shot import write_corpus, write_prompt_data, write_questions
 from launch_helpers import COPIED, free_ports
 
+import oai_format_data_preprocess
 from demo.models import TOOL_TEMPLATE, encoder_folder, policy_folder
 from demo.retriever_process import RetrieverProcess, build_index
 from search_rollout.config import VALID_PAIRS
@@ -72,6 +74,7 @@ class Workplace:
         for mode in modes:
             write_prompt_data(self.prompt_data(mode), mode)
         write_corpus(self.corpus)
+        self._write_evaluation()
         self.index = folder / "corpus.index"
         build_index(self.corpus, self.index, encoder_folder())
         ray, dashboard, retriever, router = free_ports(4)
@@ -91,6 +94,7 @@ class Workplace:
             "NUM_GPUS": "1",  # Ray is told so; nothing looks for one
             "RAY_PORT": str(ray),
             "RAY_DASHBOARD_PORT": str(dashboard),
+            "EVAL_CONFIG": str(folder / "eval.yaml"),
             "SEARCH_BACKEND": "local",
             "RETRIEVAL_SERVER_URL": f"http://127.0.0.1:{retriever}",
             "TOKEN_ROUTER_URL": f"http://127.0.0.1:{router}",
@@ -114,6 +118,14 @@ class Workplace:
             "RAY_memory_monitor_refresh_ms": "0",  # other programs may need most of the machine's memory
         }
 
+    def _write_evaluation(self) -> None:
+        """eval.yaml as users make it: the questions, here with their worked examples, and the closed-book control."""
+        questions = self.folder / "questions.jsonl"
+        write_questions(questions)
+        arguments = ["--input", str(questions), "--splits", "test", "--local_dir", str(self.folder), "--format", "xml"]
+        assert oai_format_data_preprocess.main(arguments) == 0
+        write_prompt_data(self.folder / "eval" / "capitals.parquet", "generate")
+
     def prompt_data(self, api_mode: str) -> Path:
         """slime's prompt data of an API mode."""
         return self.folder / f"{api_mode}.parquet"
@@ -127,8 +139,11 @@ class Workplace:
         }
 
     def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Runs a launch script to its end; stdout holds stderr too. Over the time limit, the script is told to stop."""
-        with tempfile.TemporaryFile("w+") as output:
+        """Runs a launch script to its end; over the time limit, it is told to stop.
+
+        stdout holds stderr too. It is also kept in the folder, since a failed test shows its end only.
+        """
+        with tempfile.NamedTemporaryFile("w+", dir=self.folder, prefix=f"{script}.", delete=False) as output:
             process = subprocess.Popen(
                 [str(self.plugin / script), *arguments],
                 env={**self.environment, **variables},
@@ -174,9 +189,9 @@ class Workplace:
         session = f"={self.environment['TMUX_SESSION']}"
         self._await(lambda: not self._tmux("has-session", "-t", session), "the tmux session does not end")
 
-    def await_file(self, path: Path) -> None:
-        """Waits for a file that a job writes."""
-        self._await(path.is_file, f"{path} was not written")
+    def await_file(self, path: Path, unless: Callable[[], bool] = lambda: False) -> None:
+        """Waits for a file that a job writes, or until `unless` returns True: then the job has ended without it."""
+        self._await(lambda: path.is_file() or unless(), f"{path} was not written")
 
     def stop_session(self) -> None:
         """Ends the wrapper's session, if a test has left it running: contain.py then stops all programs."""
@@ -192,15 +207,21 @@ class Workplace:
             assert time.monotonic() < deadline, trouble
             time.sleep(1)
 
-    def processes(self) -> list[str]:
-        """The command lines of all processes that jobs of this workplace started."""
+    def processes(self) -> dict[int, str]:
+        """The command lines of all processes that jobs of this workplace started, by process id."""
         mark = f"TMPDIR={self.temporary}".encode()
-        found = []
+        found = {}
         for folder in Path("/proc").iterdir():
             with suppress(OSError):
                 if folder.name.isdecimal() and mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        return [line for line in found if line]  # a zombie has none
+                    line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[int(folder.name)] = line
+        return {number: line for number, line in found.items() if line}  # a zombie has none
+
+    def kill(self, program: str) -> None:
+        """Kills the one process of these jobs whose command line contains `program`."""
+        [number] = [number for number, line in self.processes().items() if program in line]
+        os.kill(number, signal.SIGKILL)
 
     def remove_rays_files(self) -> None:
         """Ray's logs and its token; they are of no use to the next job."""

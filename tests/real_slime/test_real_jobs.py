@@ -2,21 +2,51 @@
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from few_shot import write_collapse
 from launch_helpers import eventually
 from slime_job import MANUAL, SCRIPT, WRAPPER, Job, Workplace, arguments_for, samples_of
 from transformers import AutoTokenizer
 
 from evaluation import view
 from search_rollout.config import VALID_PAIRS
+from search_rollout.protocols.observation import UNAVAILABLE
 
 BY_ROUTER = [pair for pair in VALID_PAIRS if pair[1] != "manual"]
-# Settings and further arguments to try in a real job, and what its log must then show: one line each.
-EXTRA: dict[str, tuple[dict[str, str], list[str], str]] = {
-    "over-sampling": ({}, ["--over-sampling-batch-size", "4"], r"over_sampling_batch_size \.* 4\b"),
+
+
+class Extra(NamedTuple):
+    """Settings and arguments to try in a real job, and regular expressions that its log must then match."""
+
+    settings: dict[str, str]
+    arguments: list[str]
+    shown: list[str]
+
+
+EXTRA = {
+    "groups that teach": Extra(
+        {"GROUP_FILTER": "reward", "OVER_SAMPLING_BATCH_SIZE": "4", "PARTIAL_ROLLOUT": "1", "NUM_ROLLOUT": "2"},
+        [],
+        [
+            r"over_sampling_batch_size \.* 4\b",
+            r"Collected [1-9]\d* partial samples",
+            r"rollout 1: .*'rollout/search_r1/groups': .*'rollout/search_r1/groups_dropped/all_wrong': ",
+        ],
+    ),
+    "evaluation sets": Extra(
+        {"EVAL_INTERVAL": "1", "N_SAMPLES_PER_EVAL_PROMPT": "2"},
+        ["--skip-eval-before-train"],
+        [
+            # Some greedy answers are right. slime's curve is exact match, not the training reward.
+            r"'eval/capitals/search_r1/exact_match': (0\.[1-9]\d*)\b[\s\S]*'eval/capitals': \1\b",
+            r"'eval/capitals-pass@2': 0\.[1-9]",  # by --log-passrate
+            r"'eval/closed_book/search_r1/searches': 0\.0\b",
+        ],
+    ),
 }
 
 
@@ -46,7 +76,10 @@ def check_sample(sample: dict[str, Any], tokenizer: Any) -> None:
     assert all(value == 0.0 for value, trained in zip(log_probs, mask, strict=True) if not trained)
     assert tokenizer.decode(response) == sample["response"]
     assert isinstance(sample["reward"], int | float)
-    assert sample["metadata"]["search_r1"]["stop_reason"]
+    record = sample["metadata"]["search_r1"]
+    assert record["stop_reason"]
+    spans = {"sglang_generate"} | ({"search", "search_slot"} if record["search_counts"]["backend"] else set())
+    assert spans <= {event["name"] for event in sample["trace"]["events"]}
 
 
 def environment_text(sample: dict[str, Any], tokenizer: Any) -> str:
@@ -58,7 +91,7 @@ def environment_text(sample: dict[str, Any], tokenizer: Any) -> str:
 
 
 def check_nothing_is_left(workplace: Workplace) -> None:
-    eventually(lambda: workplace.processes() == [], timeout_s=90)  # behind a tmux session they end in their own time
+    eventually(lambda: not workplace.processes(), timeout_s=90)  # behind a tmux session they end in their own time
     note = workplace.temporary / "ray" / "ray_current_cluster"
     assert not note.exists(), "the next plain ray.init() would wait for the cluster that is gone"
     workplace.remove_rays_files()
@@ -85,15 +118,74 @@ def test_a_ray_that_asks_for_its_token(workplace: Workplace, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
-def test_further_flags(
-    workplace: Workplace, retriever: str, tmp_path: Path, extra: tuple[dict[str, str], list[str], str]
-) -> None:
-    settings, flags, shown = extra
-    variables = workplace.variables_of(MANUAL[0]) | {"RETRIEVAL_SERVER_URL": retriever} | settings
-    job = workplace.run(SCRIPT, *arguments_for(tmp_path), *flags, **variables)
+def test_further_settings(workplace: Workplace, retriever: str, tmp_path: Path, extra: Extra) -> None:
+    variables = {**workplace.variables_of(MANUAL[0]), "RETRIEVAL_SERVER_URL": retriever, **extra.settings}
+    job = workplace.run(SCRIPT, *arguments_for(tmp_path), *extra.arguments, **variables)
     assert job.returncode == 0, job.stdout[-6000:]
-    assert re.search(shown, job.stdout)
-    check_dumps(workplace, tmp_path)
+    for pattern in extra.shown:
+        assert re.search(pattern, job.stdout), f"{pattern} is missing:\n{job.stdout[-6000:]}"
+    check_dumps(workplace, tmp_path, steps=int(variables.get("NUM_ROLLOUT", "1")))
+    check_nothing_is_left(workplace)
+
+
+def test_the_guard_stops_a_collapsing_job_and_names_the_checkpoint(
+    workplace: Workplace, retriever: str, tmp_path: Path
+) -> None:
+    prompts, in_order, checkpoints = tmp_path / "prompts.parquet", tmp_path / "in-order.yaml", tmp_path / "checkpoints"
+    write_collapse(prompts, good=6, bad=10)  # at two a step, rollout 3 is the first bad one
+    in_order.write_text("rollout_shuffle: false\n")
+    for step in (1, 3):
+        (checkpoints / f"iter_{step:07d}").mkdir(parents=True)
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("3")
+    settings = {
+        "COLLAPSE_GUARD": "stop",
+        "PROMPT_DATA": str(prompts),
+        "CUSTOM_CONFIG_PATH": str(in_order),
+        "ROLLOUT_TEMPERATURE": "0.01",
+        "NUM_ROLLOUT": "8",
+        "SAVE_DIR": str(checkpoints),
+        "LOAD_DIR": str(workplace.reference),  # a job that starts at rollout 0
+    }
+    variables = {**workplace.variables_of(MANUAL[0]), "RETRIEVAL_SERVER_URL": retriever, **settings}
+    job = workplace.run(SCRIPT, *arguments_for(tmp_path), **variables)
+    assert job.returncode == 1, job.stdout[-6000:]
+    assert "since rollout 3" in job.stdout
+    assert f"Go back to {checkpoints}/iter_0000001 (LOAD_DIR={checkpoints}, and -- --ckpt-step 1)" in job.stdout
+    assert "COLLAPSE_GUARD=stop ended the job" in job.stdout
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [f"{number}.pt" for number in range(5)]
+    check_nothing_is_left(workplace)
+
+
+def test_a_job_goes_on_while_the_retriever_is_down(workplace: Workplace, tmp_path: Path) -> None:
+    variables = {**workplace.variables_of(MANUAL[0]), "NUM_ROLLOUT": "3"}
+    with ThreadPoolExecutor() as pool:
+        with workplace.retriever() as url:
+            variables["RETRIEVAL_SERVER_URL"] = url
+            running = pool.submit(workplace.run, SCRIPT, *arguments_for(tmp_path), **variables)
+            workplace.await_file(tmp_path / "0.pt", unless=running.done)
+        job = running.result()
+    assert job.returncode == 0, job.stdout[-6000:]
+    assert re.search(r"rollout 2: .*'rollout/search_r1/searches_failed': 1\.0\b", job.stdout)
+    check_dumps(workplace, tmp_path, steps=3)
+    tokenizer = AutoTokenizer.from_pretrained(workplace.model)
+    assert UNAVAILABLE in "".join(environment_text(sample, tokenizer) for sample in samples_of(tmp_path / "2.pt"))
+    check_nothing_is_left(workplace)
+
+
+def test_a_job_whose_engine_dies_discards_every_later_sample(
+    workplace: Workplace, retriever: str, tmp_path: Path
+) -> None:
+    variables = {**workplace.variables_of(MANUAL[0]), "NUM_ROLLOUT": "3", "RETRIEVAL_SERVER_URL": retriever}
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(workplace.run, SCRIPT, *arguments_for(tmp_path), **variables)
+        workplace.await_file(tmp_path / "0.pt", unless=running.done)
+        workplace.kill("sglang::scheduler")
+        job = running.result()
+    assert job.returncode == 0, job.stdout[-6000:]
+    assert re.search(r"rollout 2: .*'rollout/search_r1/discarded': 1\.0\b", job.stdout)
+    for sample in samples_of(tmp_path / "2.pt"):
+        assert sample["metadata"]["search_r1"]["stop_reason"] == "engine_failed"
+        assert (sample["reward"], sample["loss_mask"], sample["remove_sample"]) == (0.0, [0], True)
     check_nothing_is_left(workplace)
 
 

@@ -20,18 +20,18 @@ def has_a_schedule(workplace: Workplace) -> None:
         pytest.skip("this slime makes the schedule of its micro batches in the trainer, which needs a GPU")
 
 
-def loss_of(workplace: Workplace, job: Job, *options: str) -> list[dict[str, Any]]:
-    """What slime's loss does with the samples of a job's first step."""
+def loss_of(workplace: Workplace, job: Job, *options: str, **settings: str) -> dict[str, Any]:
+    """What slime's loss does with the samples of a job's first step: see `loss_on_dump.gradients`."""
     dump = job.folder / "0.pt"
     pair = next(pair for pair in MANUAL if pair[0] in job.folder.name)
-    argv, environment = job_of(workplace.dry_run(**workplace.variables_of(pair)))
+    argv, environment = job_of(workplace.dry_run(**workplace.variables_of(pair), **settings))
     del environment["PYTHONPATH"]
     printed = workplace.python("loss_on_dump.py", str(dump), *options, "--", *argv, **environment)
-    return json.loads(printed.splitlines()[-1])["samples"]
+    return json.loads(printed.splitlines()[-1])
 
 
 def test_exactly_the_trained_tokens_with_an_advantage_get_a_gradient(workplace: Workplace, manual_job: Job) -> None:
-    found = loss_of(workplace, manual_job, "--discard", str(DISCARDED))
+    found = loss_of(workplace, manual_job, "--discard", str(DISCARDED))["samples"]
     samples = samples_of(manual_job.folder / "0.pt")
     assert found.pop(DISCARDED) == {"advantage": 0.0, "gradient_at": []}
     del samples[DISCARDED]
@@ -41,6 +41,15 @@ def test_exactly_the_trained_tokens_with_an_advantage_get_a_gradient(workplace: 
         assert set(result["gradient_at"]) <= set(wanted)
         for place in set(wanted) - set(result["gradient_at"]):
             assert sample["rollout_log_probs"][place] > CERTAIN
+
+
+@pytest.mark.parametrize("correction", ["none", "mis"])
+def test_the_mismatch_of_exact_tokens_is_small(workplace: Workplace, manual_job: Job, correction: str) -> None:
+    figures = loss_of(workplace, manual_job, CORRECTION=correction)["figures"]
+    # The engine computes in bfloat16, the other side in float32.
+    assert 0.0 < figures["train_rollout_logprob_abs_diff"] < 0.1
+    assert figures["tis"] == pytest.approx(1.0, abs=0.1)
+    assert figures["tis_clipfrac"] < 0.05
 
 
 def test_slime_cannot_train_without_log_probabilities_and_the_plugin_says_so(
