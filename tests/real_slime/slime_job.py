@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 VENV = ROOT / ".venv-slime"
 SCRIPT, WRAPPER = "run_qwen2.5_3B.sh", "run_qwen2.5_3B_with_retrieval.sh"
 MANUAL = [pair for pair in VALID_PAIRS if pair[1] == "manual"]
-JOB_LIMIT_S = 1800.0  # a job takes 2 to 3 minutes on two idle cores
+JOB_LIMIT_S = 3600.0  # a job takes 2 to 3 minutes on two idle cores
 NO_GPU = "torch.cuda.is_available() and torch.cuda.device_count() > 0"  # in slime's HEAD; older ones do not ask
 CPU_ENGINE = [
     *("--sglang-device", "cpu", "--sglang-dtype", "bfloat16", "--sglang-attention-backend", "torch_native"),
@@ -116,6 +116,7 @@ class Workplace:
             "OMP_NUM_THREADS": "1",  # more of them wait for each other in loops
             "HF_HUB_OFFLINE": "1",
             "RAY_memory_monitor_refresh_ms": "0",  # other programs may need most of the machine's memory
+            "RAY_health_check_timeout_ms": "600000",  # on a busy machine Ray takes its own node for dead
         }
 
     def _write_evaluation(self) -> None:
