@@ -22,10 +22,16 @@ def write_prompt_data(path: Path, mode: PromptMode) -> None:
 
 
 def write_collapse(path: Path, good: int, bad: int) -> None:
-    """Prompt data of generate mode: `good` rows that are answered well, then `bad` rows that end in a loop."""
-    loop = [{"role": "user", "content": "la " * 40}]
-    rows = [_row("Italy", _prompt("generate", "Italy"))] * good + [_row("Italy", loop)] * bad
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    """Prompt data of generate mode: `good` rows that get a well-formed answer at once, then `bad` rows that loop."""
+    examples = [
+        turn
+        for country, capital in EXAMPLES.items()
+        for turn in (_question(country), {"role": "assistant", "content": _answer(capital)})
+    ]
+    system = {"role": "system", "content": XML_INSTRUCTIONS}
+    answered = _row("Italy", [system, *examples, _question("Italy")])
+    loop = _row("Italy", [{"role": "user", "content": "la " * 40}])
+    pq.write_table(pa.Table.from_pylist([answered] * good + [loop] * bad), path)
 
 
 def write_questions(path: Path) -> None:
@@ -69,7 +75,7 @@ def _example(mode: PromptMode, country: str, capital: str) -> list[dict[str, Any
     query = f"capital of {country}"
     found = f'Doc 1(Title: "{country} capital") The capital of {country} is {capital}.'
     thought = "<think>I need to search.</think>\n"
-    answer = f"<think>It is {capital}.</think>\n<answer>{capital}</answer>"
+    answer = _answer(capital)
     if mode != "chat":
         searched = f"{thought}<search>{query}</search>\n\n<information>{found}</information>\n\n{answer}"
         return [_question(country), {"role": "assistant", "content": searched}]
@@ -80,3 +86,7 @@ def _example(mode: PromptMode, country: str, capital: str) -> list[dict[str, Any
         {"role": "user", "content": f"<tool_response>\n{found}\n</tool_response>"},
         {"role": "assistant", "content": answer},
     ]
+
+
+def _answer(capital: str) -> str:
+    return f"<think>It is {capital}.</think>\n<answer>{capital}</answer>"
