@@ -156,7 +156,8 @@ def test_the_guard_stops_a_collapsing_job_and_names_the_checkpoint(
 def test_a_job_goes_on_without_its_retriever_and_discards_samples_without_its_engine(
     workplace: Workplace, tmp_path: Path
 ) -> None:
-    variables = {**workplace.variables_of(MANUAL[0]), "NUM_ROLLOUT": "5"}
+    # A search waits this long for a retriever that may come back.
+    variables = {**workplace.variables_of(MANUAL[0]), "NUM_ROLLOUT": "5", "SEARCH_R1_SEARCH_TIMEOUT_S": "5"}
     with ThreadPoolExecutor() as pool:
         with workplace.retriever() as url:
             variables["RETRIEVAL_SERVER_URL"] = url
