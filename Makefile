@@ -1,7 +1,7 @@
 ## make demo    train a small language model to search, on this machine's CPU
 ## make demo-chat    the same with messages and tool calls
-## make test    the tests, 3 minutes on two cores; only some: make test ARGS="tests/search -x"
-## make test-slow      the long ones: whole programs, outages, processes killed at random (5 minutes)
+## make test    the tests, 5 minutes on two cores; only some: make test ARGS="tests/search -x"
+## make test-slow      the long ones: whole programs, outages, processes killed at random (9 minutes)
 ## make test-sglang    one real model behind the demo's engine and behind SGLang on the CPU, which it installs (6 GB)
 ## make test-slime SLIME_DIR=... MEGATRON_DIR=...   real jobs of slime's on the CPU, packages installed (7 GB)
 ## make check   ruff, mypy, shellcheck
@@ -45,7 +45,7 @@ demo-chat: $(STAMP)
 	@.venv/bin/python -m demo.train --api-mode chat $(ARGS)
 
 test: $(STAMP)
-	@echo "one dot per test; about 3 minutes on two cores; make test-slow runs the rest"
+	@echo "one dot per test; about 5 minutes on two cores; make test-slow runs the rest"
 	@$(PYTEST) -m "not slow and not engine and not real_slime" $(ARGS)
 
 test-slow: $(STAMP)
