@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demo.interruption import terminating_interrupts
 from demo.train import MAX_LENGTH
+from evaluation.interruption import terminating_interrupts
 from evaluation.replay import Decode, first_difference
 
 if TYPE_CHECKING:  # it imports torch, which --help does not need

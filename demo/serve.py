@@ -19,8 +19,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demo.interruption import terminating_interrupts
 from demo.train import MAX_LENGTH, ROOT
+from evaluation.interruption import terminating_interrupts
 from evaluation.terminal import Progress, short
 
 

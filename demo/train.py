@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "slime_standin"))  # what slime's workers have on PYTHONPATH: slime …
 sys.path.insert(0, str(ROOT))  # … and this plugin's folder
 
-from demo.interruption import terminating_interrupts  # noqa: E402
 from demo.memory import keep_freed_memory  # noqa: E402
+from evaluation.interruption import terminating_interrupts  # noqa: E402
 from evaluation.terminal import Progress, short, typed  # noqa: E402
 
 MAX_LENGTH = 896  # maximum tokens per trajectory

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from evaluation.interruption import terminating_interrupts
 from search_rollout.config import SearchConfig, load_config
 from search_rollout.protocols.chat_template import render_prompt
 
@@ -23,7 +24,8 @@ def find_slime() -> None:
 
 
 def prepare_process() -> None:
-    """Sets up a command of this package: shows our warnings and hides those of transformers."""
+    """Sets up a command of this package: shows our warnings, hides those of transformers, and handles SIGTERM."""
+    terminating_interrupts()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -1,7 +1,9 @@
 """`search-r1 evaluate` from the command line to its files, between a fake engine and a fake retriever."""
 
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from demo_helpers import save_model
 from evaluation_helpers import CAPITALS, Geographer, fresh_state, records_of, save_tokenizer, serving, write_data  # noqa: F401
-from fakes import FakeEngine, FakeRetriever, Turn
+from fakes import FakeEngine, FakeRetriever, Turn, tiny_tokenizer
 from preflight_helpers import retriever_server
 from retriever_fakes import write_corpus
 
@@ -268,7 +271,10 @@ def test_two_processes_do_not_share_a_folder(
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_keeps_what_is_finished_and_says_so(tmp_path: Path, tokenizer_folder: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_finished_and_says_so(
+    tmp_path: Path, tokenizer_folder: Path, ending: signal.Signals
+) -> None:
     model = Geographer()
     answer = model.__call__
 
@@ -287,8 +293,38 @@ def test_an_interrupted_run_keeps_what_is_finished_and_says_so(tmp_path: Path, t
         path = tmp_path / "out" / "trajectories.jsonl"
         while time.monotonic() < deadline and (not path.exists() or len(path.read_text().splitlines()) < 3):
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         _, shown = process.communicate(timeout=30)
     assert process.returncode == 130
     assert shown.splitlines()[-1] == "interrupted; run the same command again to continue" and "Traceback" not in shown
     assert len(records_of(tmp_path / "out")) == len(CAPITALS) - 1
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_a_terminated_run_takes_its_engine_along(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", tiny_tokenizer())
+    data, log = write_data(tmp_path / "test.jsonl"), tmp_path / "out" / "engine.log"
+    flags = [
+        "--model",
+        tmp_path / "model",
+        "--engine",
+        "demo",
+        "--search",
+        "none",
+        "--data",
+        data,
+        "--output",
+        log.parent,
+    ]
+    command = [sys.executable, "-m", "evaluation.run", *map(str, flags), "--max_response_len", "400"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline, port = time.monotonic() + 90, None
+        while time.monotonic() < deadline and port is None:
+            port = re.search(r"http://127.0.0.1:(\d+)", log.read_text()) if log.exists() else None
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(30) == 130
+    assert port is not None
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port[1])), timeout=5)

@@ -1,4 +1,4 @@
-"""SIGTERM ends a program of the demo in order, however it was started."""
+"""SIGTERM ends a program in order, however it was started."""
 
 import signal
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BUSY = """
 import asyncio
-from demo.interruption import terminating_interrupts
+from evaluation.interruption import terminating_interrupts
 
 async def work():
     while True:  # in Python code nearly all of the time, so that a signal arrives there
