@@ -276,17 +276,18 @@ class TrainingRun:
         """
         title, began = f"step {step} rollouts", time.monotonic()
         if self.args.keep_steps:
-            groups = await self._repeatable_groups(step, title)
+            kept = await self._repeatable_groups(step, title)
+            dropped: list[Group] = []
         else:
             kept, dropped = await self.sampling.step(self.args.questions_per_step, title)
-            groups = kept + dropped
+        groups = kept + dropped
         rollout_s = time.monotonic() - began
         if step == 1 or step % SHOWN_EVERY == 0:
             for sample in groups[0][:2]:
                 self.folder.append_trajectory(f"step {step}", sample, self.tokenizer)
         batch: list[TrainSample] = []
         trained = 0
-        for group in groups:
+        for group in kept:  # a dropped one may vary only by a discarded sample
             advantages = group_advantages([sample.reward for sample in group])
             if advantages is None:
                 continue
