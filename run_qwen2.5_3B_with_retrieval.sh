@@ -19,7 +19,7 @@ usage: run_qwen2.5_3B_with_retrieval.sh [up | status | logs | attach | down] [--
   --check     check the settings, files and ports and start nothing; exit status 1 if something is wrong
   ARGUMENT    further arguments of slime's train.py; they override those of the script
 
-Settings are environment variables, here with the values of this call; README.md has those of the rollouts.
+Settings are environment variables, here with the values of this call; docs/CONFIGURATION.md has those of the rollouts.
 TEXT
   print_settings
 }

@@ -5,7 +5,7 @@
 set -o allexport # preflight, the tmux windows and the job read them too
 
 # --- where things are ---
-: "${SLIME_DIR:=$(find_slime)}"                                     # slime: two folders up, else /root/slime
+: "${SLIME_DIR:=$(find_slime)}"                                     # slime: the folder two levels up, else /root/slime
 : "${MEGATRON_DIR:=/root/Megatron-LM}"                              # Megatron-LM
 : "${MODEL_ARGS_FILE:=$SLIME_DIR/scripts/models/qwen2.5-3B.sh}"     # slime's model file, which defines MODEL_ARGS
 : "${HF_CHECKPOINT:=/root/Qwen2.5-3B-Instruct}"                     # the model in Hugging Face's format
@@ -48,8 +48,8 @@ check_whole_numbers ROLLOUT_BATCH_SIZE N_SAMPLES_PER_PROMPT
 : "${KL_LOSS_COEF:=0.00}"                                           # KL coefficient; 0 only logs the divergence
 : "${EPS_CLIP:=0.2}"                                                # lower clip of the ratio
 : "${EPS_CLIP_HIGH:=0.28}"                                          # upper clip of the ratio
-: "${CORRECTION:=none}"                                              # weights for engine against trainer: none, tis (cut at 2), mis (0.5 to 2)
-: "${MISMATCH_FIGURES:=1}"                                          # 0: no figures of that difference; saves a forward pass
+: "${CORRECTION:=none}"                                              # weights against the mismatch of engine and trainer: none, tis (cut at 2), mis (0.5 to 2)
+: "${MISMATCH_FIGURES:=1}"                                          # 0: slime's mismatch figures are not computed; saves a forward pass
 : "${LEARNING_RATE:=1e-6}"                                          # learning rate, constant
 : "${ROLLOUT_TEMPERATURE:=$(default_temperature)}"                  # 0.8 in generate mode, 1.0 in chat mode
 : "${ROLLOUT_MAX_RESPONSE_LEN:=512}"                                # maximum tokens per engine call

@@ -57,7 +57,7 @@ def unknown_variables(setup: Setup) -> Finding:
     if not names:
         return fine("none")
     near = difflib.get_close_matches(names[0], list(variables().values()), 1)
-    meant = f"did you mean {near[0]}?" if near else "unset it; README.md, section Settings, lists all settings"
+    meant = f"did you mean {near[0]}?" if near else "unset it; docs/CONFIGURATION.md lists all settings"
     return doubtful(f"{', '.join(names)}: there is no such setting, so it has no effect", meant)
 
 

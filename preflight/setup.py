@@ -131,7 +131,7 @@ class Setup:
 def read_config(setup: Setup) -> SearchConfig:
     """See `Setup.config`. Raises Mistake."""
     settings = {**setup.yaml, **({} if setup.google_key else {"google_api_key": "no-key-yet"})}
-    with mistake("README.md, section Settings, lists the values of each setting", ConfigError):
+    with mistake("docs/CONFIGURATION.md lists the values of each setting", ConfigError):
         return load_config(setup.defaults, setup.environment, argparse.Namespace(**settings))
 
 

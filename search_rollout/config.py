@@ -198,13 +198,13 @@ class SearchConfig:
             raise ConfigError("SEARCH_CACHE_MODE=replay needs a recording: set SEARCH_CACHE to its file.")
         if self.search_backend == "local":
             self._check_urls("retrieval_server_url", self.retrieval_urls, "RETRIEVAL_API_KEY")
-            return
-        self._check_urls("google_endpoint", [self.google_endpoint], "GOOGLE_API_KEY")
-        if self.google_api_key in ("", PLACEHOLDER_KEY) and self.caching != "replay":
-            raise ConfigError(
-                "SEARCH_BACKEND=google needs a key: set GOOGLE_API_KEY, from serper.dev, or set SEARCH_BACKEND=local "
-                "and RETRIEVAL_SERVER_URL to your retriever."
-            )
+        elif self.search_backend == "google":
+            self._check_urls("google_endpoint", [self.google_endpoint], "GOOGLE_API_KEY")
+            if self.google_api_key in ("", PLACEHOLDER_KEY) and self.caching != "replay":
+                raise ConfigError(
+                    "SEARCH_BACKEND=google needs a key: set GOOGLE_API_KEY, from serper.dev, or set "
+                    "SEARCH_BACKEND=local and RETRIEVAL_SERVER_URL to your retriever."
+                )
 
     def _check_urls(self, key: str, urls: list[str], key_variable: str) -> None:
         if any("@" in url or "?" in url for url in urls):  # not quoted in the message

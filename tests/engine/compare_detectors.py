@@ -69,7 +69,7 @@ def kind(ours: Calls, unreadable: int, them: Calls | None) -> str:
     if len(ours) > len(them):
         return "a call that SGLang misses"
     if len(ours) < len(them):
-        return "a call that ours takes for words"
+        return "a call that ours reads as text"
     return "the same calls with other values"
 
 

@@ -17,7 +17,7 @@ IGNORED = "a broken call that SGLang ignores: ours is an error"
 REPAIRED = "a broken call that SGLang repairs, or for which it drops others: ours is an error"
 VALUES = "the same calls with other values"
 MISSED = "a call that SGLang misses"
-LOOSER = "a call that ours takes for words"
+LOOSER = "a call that ours reads as text"
 HANGS = "SGLang raises or hangs"
 DIFFERENCES = {
     "hermes": {IGNORED, REPAIRED},
