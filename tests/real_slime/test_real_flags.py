@@ -13,7 +13,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "token router": {"TOKEN_TRACKING_MODE": "router_radix"},
     "no KL": {"USE_KL_LOSS": "0"},
     "logging": {"USE_WANDB": "1", "USE_TENSORBOARD": "1"},
-    "groups that teach": {"GROUP_FILTER": "reward", "OVER_SAMPLING_BATCH_SIZE": "4", "PARTIAL_ROLLOUT": "1"},
+    "group filter": {"GROUP_FILTER": "reward", "OVER_SAMPLING_BATCH_SIZE": "4", "PARTIAL_ROLLOUT": "1"},
     "evaluation sets": {"EVAL_INTERVAL": "20"},
     "truncated weights": {"CORRECTION": "tis"},
     "bounded weights": {"CORRECTION": "mis"},
