@@ -77,12 +77,16 @@ class Workplace:
         self._write_evaluation()
         self.index = folder / "corpus.index"
         build_index(self.corpus, self.index, encoder_folder())
+        self.environment = self._settings(megatron)
+
+    def _settings(self, megatron: Path) -> dict[str, str]:
+        """The environment of the launch scripts: small jobs, and nothing of the user's own."""
         ray, dashboard, retriever, router = free_ports(4)
-        self.environment = {
+        return {
             "PATH": f"{VENV / 'bin'}:/usr/local/bin:/usr/bin:/bin",
             "PYTHON": str(VENV / "bin" / "python"),
-            "HOME": str(temporary),  # Ray writes its token there
-            "TMPDIR": str(temporary),
+            "HOME": str(self.temporary),  # Ray writes its token there
+            "TMPDIR": str(self.temporary),
             "TERM": "xterm",
             "LANG": "C.UTF-8",
             "SLIME_DIR": str(self.slime),
@@ -90,11 +94,11 @@ class Workplace:
             "MODEL_ARGS_FILE": str(HERE / "smollm2.sh"),
             "HF_CHECKPOINT": str(self.model),
             "REF_LOAD": str(self.reference),
-            "LOG_DIR": str(folder / "logs"),
+            "LOG_DIR": str(self.folder / "logs"),
             "NUM_GPUS": "1",  # Ray is told so; nothing looks for one
             "RAY_PORT": str(ray),
             "RAY_DASHBOARD_PORT": str(dashboard),
-            "EVAL_CONFIG": str(folder / "eval.yaml"),
+            "EVAL_CONFIG": str(self.folder / "eval.yaml"),
             "SEARCH_BACKEND": "local",
             "RETRIEVAL_SERVER_URL": f"http://127.0.0.1:{retriever}",
             "TOKEN_ROUTER_URL": f"http://127.0.0.1:{router}",
