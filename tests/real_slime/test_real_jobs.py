@@ -30,7 +30,7 @@ class Extra(NamedTuple):
 EXTRA = {
     "a group filter, and evaluation sets": Extra(
         {
-            **{"GROUP_FILTER": "reward", "OVER_SAMPLING_BATCH_SIZE": "4", "PARTIAL_ROLLOUT": "1", "NUM_ROLLOUT": "2"},
+            **{"GROUP_FILTER": "reward", "OVER_SAMPLING_BATCH_SIZE": "5", "PARTIAL_ROLLOUT": "1", "NUM_ROLLOUT": "2"},
             **{"SEARCH_R1_GROUP_FILTER_ROUNDS": "3"},  # the untrained model has few groups that vary
             **{"EVAL_INTERVAL": "2", "N_SAMPLES_PER_EVAL_PROMPT": "2"},
         },
