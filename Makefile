@@ -3,7 +3,7 @@
 ## make test    the tests, 5 minutes on two cores; only some: make test ARGS="tests/search -x"
 ## make test-slow      the long ones: whole programs, outages, processes killed at random (9 minutes)
 ## make test-sglang    one real model behind the demo's engine and behind SGLang on the CPU, which it installs (6 GB)
-## make test-slime SLIME_DIR=... MEGATRON_DIR=...   real jobs of slime's on the CPU, packages installed (7 GB)
+## make test-slime SLIME_DIR=... MEGATRON_DIR=...   real jobs of slime's on the CPU, half an hour, packages installed (7 GB)
 ## make check   ruff, mypy, shellcheck
 ## make docs    the documentation site, in build/docs/site
 ## make bench   all benchmarks (benchmarks/RESULTS.md)
