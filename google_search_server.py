@@ -31,7 +31,6 @@ from search_rollout.search.searcher import Searcher
 from search_rollout.search.web_pages import WebPages
 
 RESULTS_FOR_ONE_CREDIT = 10  # always requested: some have no text
-MAX_QUERY_CHARACTERS = 2048  # the API ignores the rest
 
 MAX_TOPK = 100
 MAX_QUERIES = 512  # per request; this and the next limit are the local retriever's
@@ -74,7 +73,7 @@ class GoogleSearch:
         Raises RequestFailed; ServiceRefused if the key is wrong or the credits are used up.
         """
         num = max(self._topk, RESULTS_FOR_ONE_CREDIT)
-        hits = read_answer(await self._ask({"q": query[:MAX_QUERY_CHARACTERS], "num": num, **self._locale}))
+        hits = read_answer(await self._ask({"q": query, "num": num, **self._locale}))
         hits = [hit for hit in hits if hit.passage.text or (self._pages and hit.link)][: self._topk]
         if self._pages:
             hits = await asyncio.gather(*(_from_page(self._pages, hit, query) for hit in hits))
@@ -232,7 +231,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line's arguments; exits with 2 if they are wrong."""
     parser = argparse.ArgumentParser(
         description="Serves Google results with the local retriever's /retrieve. The plugin's environment variables "
-        "(README.md) set everything else: GOOGLE_API_KEY, SEARCH_CACHE, SEARCH_BUDGET, SEARCH_R1_GOOGLE_FULL_PAGES, … "
+        "(docs/CONFIGURATION.md) set everything else: GOOGLE_API_KEY, SEARCH_CACHE, SEARCH_BUDGET, SEARCH_R1_GOOGLE_FULL_PAGES, … "
         "With RETRIEVAL_API_KEY set, clients must send that key.",
     )
     parser.set_defaults(search_backend="google")
