@@ -6,7 +6,7 @@
 ## make test-slime SLIME_DIR=... MEGATRON_DIR=...   real jobs of slime's on the CPU, half an hour, packages installed (7 GB)
 ## make check   ruff, mypy, shellcheck
 ## make docs    the documentation site, in build/docs/site
-## make bench   all benchmarks (benchmarks/RESULTS.md)
+## make bench   the main benchmarks (benchmarks/RESULTS.md)
 ## Each sets up what it needs in .venv, once. Options of the demo: make demo ARGS="--minutes 5 --seed 1"
 
 PYTHON ?= python3

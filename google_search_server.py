@@ -231,8 +231,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line's arguments; exits with 2 if they are wrong."""
     parser = argparse.ArgumentParser(
         description="Serves Google results with the local retriever's /retrieve. The plugin's environment variables "
-        "(docs/CONFIGURATION.md) set everything else: GOOGLE_API_KEY, SEARCH_CACHE, SEARCH_BUDGET, SEARCH_R1_GOOGLE_FULL_PAGES, … "
-        "With RETRIEVAL_API_KEY set, clients must send that key.",
+        "(docs/CONFIGURATION.md) set everything else: GOOGLE_API_KEY, SEARCH_CACHE, SEARCH_BUDGET, … With "
+        "RETRIEVAL_API_KEY set, clients must send that key.",
     )
     parser.set_defaults(search_backend="google")
     parser.add_argument(
