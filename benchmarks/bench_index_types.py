@@ -96,7 +96,7 @@ def measured(
     began = time.perf_counter()
     found = np.concatenate([index.search(queries[i : i + BATCH], 10).rows for i in range(0, QUERIES, BATCH)])
     rate = QUERIES / (time.perf_counter() - began)
-    size = path.stat().st_size / len(index)
+    size = path.stat().st_size / index.about.rows
     row = {"type": name, "bytes/vector": size, "of flat": size / (4 * queries.shape[1]), "build s": build_s}
     return {**row, "queries/s": rate, "recall@3": recall(found, truth, 3), "recall@10": recall(found, truth, 10)}
 

@@ -20,34 +20,28 @@ OWN_FILE = re.compile(r"(params|vocab|(data|indices|indptr)\.csc|nonoccurrence_a
 class Bm25Searcher:
     def __init__(self, path: str | Path) -> None:
         """Raises InputError if the folder is missing or not a BM25 index."""
-        self.path = Path(path)
-        if not (self.path / PARAMS_FILE).is_file():
+        path = Path(path)
+        if not (path / PARAMS_FILE).is_file():
             raise InputError(
-                f"{self.path} is not the folder of a BM25 index: make one with build_index.py --index_type BM25"
+                f"{path} is not the folder of a BM25 index: make one with build_index.py --index_type BM25"
             )
         try:
-            self._bm25 = bm25s.BM25.load(self.path, mmap=True, show_progress=False)
-            self._rows = int(self._bm25.scores["num_docs"])
+            self._bm25 = bm25s.BM25.load(path, mmap=True, show_progress=False)
+            rows = int(self._bm25.scores["num_docs"])
             self._words: dict[str, int] = self._bm25.vocab_dict
         except Exception as error:  # whichever of its files is damaged: ValueError, KeyError, OSError, …
-            raise InputError(f"the BM25 index {self.path} cannot be read ({error}): build it again") from error
-
-    def __len__(self) -> int:
-        return self._rows
+            raise InputError(f"the BM25 index {path} cannot be read ({error}): build it again") from error
+        self.about = About(path, "bm25", rows, 0, sum(file.stat().st_size for file in path.iterdir()))
 
     def search(self, queries: Sequence[str], topk: int) -> Found:
         """Finds only rows that share a word with the query; missing hits have row -1."""
-        found, top = Found.nothing(len(queries), topk), min(topk, len(self))
+        found, top = Found.nothing(len(queries), topk), min(topk, self.about.rows)
         # Lower-case words of two letters or more, without the commonest English ones.
         tokenized = bm25s.tokenize(list(queries), return_ids=False, show_progress=False)
         for number, words in enumerate(tokenized):
             if known := [self._words[word] for word in words if word in self._words]:
                 found.rows[number, :top], found.scores[number, :top] = self._best(known, top)
         return found
-
-    def describe(self) -> About:
-        size = sum(file.stat().st_size for file in self.path.iterdir())
-        return {"backend": "bm25", "rows": len(self), "dimension": 0, "bytes": size}
 
     def _best(self, words: list[int], top: int) -> Found:
         """(top,) each."""

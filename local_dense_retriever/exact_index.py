@@ -7,6 +7,7 @@ all vectors first. That shifts all scores of a query equally, so no ranking chan
 where half precision is finest.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,34 +32,33 @@ class ExactIndex:
 
     def __init__(self, path: str | Path, devices: list[torch.device] | None = None) -> None:
         """Raises InputError if the file is missing, truncated, not flat, or too large for memory."""
-        self._file = flat = require_flat(path, "--index_path", "leave out --index_backend exact")
-        self.path, self.dim = flat.path, flat.dim
-        self._devices = devices or visible_devices()
-        self._dtype = half_dtype(self._devices[0])
+        flat = require_flat(path, "--index_path", "leave out --index_backend exact")
+        devices = devices or visible_devices()
+        dtype = half_dtype(devices[0])
+        backend = f"exact {devices[0].type} {str(dtype).removeprefix('torch.')}"
+        self.about = About(flat.path, backend, flat.rows, flat.dim, flat.rows * flat.dim * dtype.itemsize)
+        if devices[0].type == "cpu":
+            require_memory(self.about.bytes, f"exact search of {flat.path}", REMEDY)
         self._mean = _mean(flat)
         self._vectors = flat.vectors()
         self._broken = 0  # rows with NaN or an infinity
-        self._parts = self._load()
+        bounds = [flat.rows * i // len(devices) for i in range(len(devices) + 1)]
+        self._parts = [
+            (start, self._load(flat, start, stop, device, dtype))
+            for device, (start, stop) in zip(devices, itertools.pairwise(bounds), strict=True)
+        ]
         if self._broken:
             print(
-                f"warning: {self._broken} rows of {self.path} hold NaN or infinity and are never found: build it again"
+                f"warning: {self._broken} rows of {flat.path} hold NaN or infinity and are never found: build it again"
             )
-
-    def __len__(self) -> int:
-        return self._file.rows
-
-    def describe(self) -> About:
-        backend = f"exact {self._devices[0].type} {str(self._dtype).removeprefix('torch.')}"
-        size = sum(part.numel() * part.element_size() for _, part in self._parts)
-        return {"backend": backend, "rows": len(self), "dimension": self.dim, "bytes": size}
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Found:
         """(B, D) float32 queries -> the (B, k) nearest rows; row -1 beyond the index's size."""
-        result, top = Found.nothing(len(vectors), k), min(k, len(self))
+        result, top = Found.nothing(len(vectors), k), min(k, self.about.rows)
         pending = np.arange(len(vectors))
         count = max(FEWEST_CANDIDATES, 4 * top)
         while len(pending):
-            count = min(count, len(self))
+            count = min(count, self.about.rows)
             found, certain = self._search_once(vectors[pending], top, count)
             result.rows[pending, :top], result.scores[pending, :top] = found
             pending = pending[~certain]
@@ -77,28 +77,20 @@ class ExactIndex:
         # Any other row scores at most coarse[:, -1] plus its own error, estimated as twice the largest error measured.
         certain = found.scores[:, -1] - shift >= coarse[:, -1] + 2 * error
         hopeless = ~np.isfinite(vectors).all(axis=1)  # queries that the encoder turned into NaN
-        return found, certain | hopeless | (count >= len(self))
+        return found, certain | hopeless | (count >= self.about.rows)
 
-    def _load(self) -> list[tuple[int, Tensor]]:
-        """The vectors less their mean in half precision: (first row, (R, D) tensor) for each device."""
-        device = self._devices[0]
-        needed = self._file.rows * self.dim * 2
-        if device.type == "cpu":
-            require_memory(needed, f"exact search of {self.path}", REMEDY)
-        bounds = [self._file.rows * i // len(self._devices) for i in range(len(self._devices) + 1)]
-        parts = []
-        for device, start, stop in zip(self._devices, bounds, bounds[1:], strict=False):
-            try:
-                part = torch.empty(stop - start, self.dim, dtype=self._dtype, device=device)
-            except (torch.OutOfMemoryError, RuntimeError) as error:  # RuntimeError: the CPU's allocator
-                size = (stop - start) * self.dim * 2 / 1e9
-                raise InputError(f"{device} has no {size:.1f} GB free for {self.path}: {REMEDY}") from error
-            filled = 0
-            for block in self._file.blocks(start, stop, max(1, BLOCK_BYTES // (self.dim * 4))):
-                part[filled : filled + len(block)] = self._centred(block)
-                filled += len(block)
-            parts.append((start, part))
-        return parts
+    def _load(self, flat: FlatFile, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(stop - start, D) vectors less their mean."""
+        try:
+            part = torch.empty(stop - start, flat.dim, dtype=dtype, device=device)
+        except (torch.OutOfMemoryError, RuntimeError) as error:  # RuntimeError: the CPU's allocator
+            size = (stop - start) * flat.dim * dtype.itemsize / 1e9
+            raise InputError(f"{device} has no {size:.1f} GB free for {flat.path}: {REMEDY}") from error
+        filled = 0
+        for block in flat.blocks(start, stop, max(1, BLOCK_BYTES // (flat.dim * 4))):
+            part[filled : filled + len(block)] = self._centred(block)
+            filled += len(block)
+        return part
 
     def _centred(self, block: NDArray[np.float32]) -> Tensor:
         """(R, D) vectors less the mean, computed in place; broken vectors are counted and set to 0."""

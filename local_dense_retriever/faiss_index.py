@@ -39,31 +39,23 @@ class FaissIndex:
         Raises InputError if the file is missing, truncated or not a FAISS index, if a setting does not apply to it, or
         if there is no GPU or too little memory.
         """
-        self.path = index_file(path)
+        path = index_file(path)
         if use_gpu:
             _require_gpu()
-        index = read_index(self.path, in_memory=in_memory or use_gpu)
-        _set(index, self.path, "--nprobe", "nprobe", nprobe, "IVF")
-        _set(index, self.path, "--ef_search", "efSearch", ef_search, "HNSW")
-        self._index_type = type(index).__name__
-        self.dim: int = index.d
+        index = read_index(path, in_memory=in_memory or use_gpu)
+        _set(index, path, "--nprobe", "nprobe", nprobe, "IVF")
+        _set(index, path, "--ef_search", "efSearch", ef_search, "HNSW")
+        self.about = About(path, f"faiss {type(index).__name__}", index.ntotal, index.d, path.stat().st_size)
         self._index = index
         if use_gpu:  # split over all GPUs in fp16, wiki-18's 65 GB of fp32 are 32 GB
             options = faiss.GpuMultipleClonerOptions()
             options.useFloat16 = options.shard = True
             self._index = faiss.index_cpu_to_all_gpus(index, co=options)
 
-    def __len__(self) -> int:
-        return self._index.ntotal
-
     def search(self, vectors: NDArray[np.float32], k: int) -> Found:
         """(B, D) float32 queries -> the (B, k) nearest rows. An index of fewer than k vectors fills up with row -1."""
         scores, rows = self._index.search(vectors, k)
         return Found(rows, scores)
-
-    def describe(self) -> About:
-        size = self.path.stat().st_size
-        return {"backend": f"faiss {self._index_type}", "rows": len(self), "dimension": self.dim, "bytes": size}
 
 
 class RescoredIndex:
@@ -74,18 +66,15 @@ class RescoredIndex:
 
     def __init__(self, index: VectorIndex, flat: FlatFile) -> None:
         """Raises InputError if the two have different shapes."""
-        if (len(index), index.dim) != (flat.rows, flat.dim):
+        about = index.about
+        if (about.rows, about.dimension) != (flat.rows, flat.dim):
             raise InputError(
-                f"{index.path} has {len(index)} rows of {index.dim} numbers and {flat.path} {flat.rows} of {flat.dim}: "
-                "give the flat index that it was made from as --rescore_path"
+                f"{about.path} has {about.rows} rows of {about.dimension} numbers and {flat.path} {flat.rows} of "
+                f"{flat.dim}: give the flat index that it was made from as --rescore_path"
             )
-        self.path = index.path
-        self.dim = index.dim
+        self.about = about._replace(backend=f"{about.backend}, rescored")
         self._index = index
         self._vectors = flat.vectors()
-
-    def __len__(self) -> int:
-        return len(self._index)
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Found:
         """(B, D) float32 queries -> the (B, k) best of the index's candidates; -1 fills missing ones."""
@@ -93,10 +82,6 @@ class RescoredIndex:
         scores = exact_scores(self._vectors, vectors, proposed)
         scores[proposed < 0] = -np.inf
         return best(proposed, scores, k)
-
-    def describe(self) -> About:
-        about = self._index.describe()
-        return {**about, "backend": f"{about['backend']}, rescored"}
 
 
 def read_index(path: Path, in_memory: bool) -> faiss.Index:

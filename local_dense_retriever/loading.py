@@ -157,7 +157,7 @@ def _load_vectors(args: argparse.Namespace, backend: str, corpus: Corpus) -> Vec
     settings = {"nprobe": args.nprobe, "ef_search": args.ef_search}
     if backend == "milvus":
         stored = MilvusIndex(args.milvus_uri, args.milvus_collection, **settings)
-        check_belongs(stored.path, stored.note, corpus, args.retriever_name)
+        check_belongs(stored.about.path, stored.note, corpus, args.retriever_name)
         return stored
     from local_dense_retriever.faiss_index import FaissIndex, RescoredIndex
 

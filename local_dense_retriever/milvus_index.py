@@ -36,19 +36,17 @@ class MilvusIndex:
         """Loads it: minutes on a cluster. Raises InputError if Milvus is silent or build_index.py did not make it."""
         if not is_url(uri) and not Path(uri).exists():
             raise InputError(f"there is no file {uri}: fill it with build_index.py, or correct --milvus_uri")
-        self.path = f"{uri} ({collection})"
+        self._path = f"{uri} ({collection})"
         self._client = connect(uri)
         self._collection = collection
         with named_errors(uri):
-            self.note = read_collection_note(self._client, self.path, collection)
+            self.note = note = read_collection_note(self._client, self._path, collection)
             self._client.load_collection(collection)
-            self._rows = count_rows(self._client, collection)
+            rows = count_rows(self._client, collection)
         self._loaded = True
-        self.dim = self.note.dim
+        size = rows * note.dim * 4  # of the vectors in float32; Milvus may compress them or keep more copies
+        self.about = About(self._path, f"milvus {note.index_type}", rows, note.dim, size)
         self._nprobe, self._ef_search = nprobe, ef_search
-
-    def __len__(self) -> int:
-        return self._rows
 
     def search(self, vectors: NDArray[np.float32], k: int) -> Found:
         """(B, D) float32 queries -> the (B, k) nearest rows, -1 = none. Raises UnavailableError if Milvus is silent."""
@@ -65,7 +63,7 @@ class MilvusIndex:
         given = {"nprobe": self._nprobe, "ef": self._ef_search and max(self._ef_search, k)}  # Milvus refuses ef < k
         params = {name: value for name, value in given.items() if value is not None}
         is_loaded, self._loaded = self._loaded, False  # after an error: a restarted Milvus may have to load it again
-        with named_errors(self.path, UnavailableError):
+        with named_errors(self._path, UnavailableError):
             if not is_loaded:
                 self._client.load_collection(self._collection, timeout=SEARCH_TIMEOUT_S)
             found = self._client.search(
@@ -82,17 +80,12 @@ class MilvusIndex:
 
     def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """(N, D) float32, the stored vectors of these rows, in this order. Raises InputError if one is missing."""
-        with named_errors(self.path):
+        with named_errors(self._path):
             found = self._client.get(self._collection, ids=list(rows), output_fields=["vector"])
         stored = {entity["row"]: entity["vector"] for entity in found}
         if missing := [row for row in rows if row not in stored]:
-            raise InputError(f"{self.path} has no row {missing[0]}: fill it again with build_index.py")
+            raise InputError(f"{self._path} has no row {missing[0]}: fill it again with build_index.py")
         return np.array([stored[row] for row in rows], np.float32)
-
-    def describe(self) -> About:
-        """`bytes` is the size of the vectors in float32; Milvus may compress them or keep more copies."""
-        size = len(self) * self.dim * 4
-        return {"backend": f"milvus {self.note.index_type}", "rows": len(self), "dimension": self.dim, "bytes": size}
 
 
 def connect(uri: str) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.notes import read_audits, sentence
-from local_dense_retriever.searcher import About, Hit, Searcher
+from local_dense_retriever.searcher import Hit, Searcher
 
 if TYPE_CHECKING:  # imports torch
     from local_dense_retriever.reranker import Reranker
@@ -19,9 +19,10 @@ class Retriever:
 
     def __init__(self, searcher: Searcher, corpus: Corpus, reranker: Reranker | None = None) -> None:
         """Raises InputError if the index was not made from a corpus of this size."""
-        if len(searcher) != len(corpus):
+        about = searcher.about
+        if about.rows != len(corpus):
             raise InputError(
-                f"the index {searcher.path} has {len(searcher)} rows but the corpus {corpus.path} has {len(corpus)} "
+                f"the index {about.path} has {about.rows} rows but the corpus {corpus.path} has {len(corpus)} "
                 "passages: build the index again from this corpus, or give the corpus it was built from"
             )
         self._searcher = searcher
@@ -44,9 +45,10 @@ class Retriever:
             for rows, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
         ]
 
-    def describe(self) -> About:
+    def describe(self) -> dict[str, str | int]:
         """The index's backend, rows, dimension, bytes, encoder and reranker, and the corpus's audit if there is one."""
-        about = self._searcher.describe()
+        about = {name: value for name, value in self._searcher.about._asdict().items() if value is not None}
+        del about["path"]
         if self._reranker is not None:
             about["reranker"] = self._reranker.name
         if audits := read_audits(self._corpus):

@@ -19,11 +19,21 @@ from local_dense_retriever.errors import InputError
 
 RANK_OFFSET = 60
 DEPTH = 100  # ranks of each searcher that count
-About = dict[str, str | int]  # describes an index for logs and /metrics: backend, rows, dimension, bytes, encoder
 
 
 class UnavailableError(ConnectionError):
     """The service that holds the index does not answer any query; the message is for the log."""
+
+
+class About(NamedTuple):
+    """An index, for messages, /ready and /metrics."""
+
+    path: str | Path  # the file, folder or collection that it was loaded from
+    backend: str
+    rows: int
+    dimension: int  # 0 for BM25
+    bytes: int
+    encoder: str | None = None  # None for BM25
 
 
 class Found(NamedTuple):
@@ -44,45 +54,32 @@ class Hit(NamedTuple):
 
 
 class Searcher(Protocol):
-    @property
-    def path(self) -> str | Path:
-        """The file, folder or URL it was loaded from, for messages."""
+    about: About
 
-    def __len__(self) -> int: ...
     def search(self, queries: Sequence[str], topk: int) -> Found: ...
-    def describe(self) -> About: ...
 
 
 class VectorIndex(Protocol):
-    dim: int
+    about: About
 
-    @property
-    def path(self) -> str | Path: ...
-    def __len__(self) -> int: ...
-    def search(self, vectors: NDArray[np.float32], k: int) -> Found: ...  # (B, dim) float32
-    def describe(self) -> About: ...
+    def search(self, vectors: NDArray[np.float32], k: int) -> Found: ...  # (B, D) float32
 
 
 class DenseSearcher:
     def __init__(self, encoder: Encoder, index: VectorIndex) -> None:
         """Raises InputError if the index's vectors and the encoder's have different dimensions."""
-        if index.dim != encoder.dim:
+        about = index.about
+        if about.dimension != encoder.dim:
             raise InputError(
-                f"the index {index.path} has vectors of dimension {index.dim}, but the encoder makes {encoder.dim}: "
-                "give the --retriever_name and --retriever_model that the index was built with"
+                f"the index {about.path} has vectors of dimension {about.dimension}, but the encoder makes "
+                f"{encoder.dim}: give the --retriever_name and --retriever_model that the index was built with"
             )
-        self.path = index.path
+        self.about = about._replace(encoder=encoder.name)
         self._encoder = encoder
         self._index = index
 
-    def __len__(self) -> int:
-        return len(self._index)
-
     def search(self, queries: Sequence[str], topk: int) -> Found:
         return self._index.search(self._encoder.encode_queries(queries), topk)
-
-    def describe(self) -> About:
-        return {**self._index.describe(), "encoder": self._encoder.name}
 
 
 class HybridSearcher:
@@ -93,15 +90,14 @@ class HybridSearcher:
 
     def __init__(self, first: Searcher, second: Searcher) -> None:
         """Raises InputError if they have different numbers of rows."""
-        if len(first) != len(second):
+        one, other = first.about, second.about
+        if one.rows != other.rows:
             raise InputError(
-                f"{first.path} has {len(first)} rows but {second.path} has {len(second)}: build both from one corpus"
+                f"{one.path} has {one.rows} rows but {other.path} has {other.rows}: build both from one corpus"
             )
-        self.path = first.path
+        backend = f"hybrid of {one.backend} and {other.backend}"
+        self.about = one._replace(backend=backend, bytes=one.bytes + other.bytes)
         self._searchers = (first, second)
-
-    def __len__(self) -> int:
-        return len(self._searchers[0])
 
     def search(self, queries: Sequence[str], topk: int) -> Found:
         depth = max(DEPTH, topk)
@@ -111,16 +107,6 @@ class HybridSearcher:
             for position, (row, score) in enumerate(fuse(rankings)[:topk]):
                 found.rows[number, position], found.scores[number, position] = row, score
         return found
-
-    def describe(self) -> About:
-        first, second = (searcher.describe() for searcher in self._searchers)
-        return {
-            "backend": f"hybrid of {first['backend']} and {second['backend']}",
-            "rows": len(self),
-            "dimension": first["dimension"],
-            "bytes": int(first["bytes"]) + int(second["bytes"]),
-            "encoder": first["encoder"],
-        }
 
 
 def fuse(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
@@ -137,9 +123,8 @@ def exact_scores(
     stored: NDArray[np.float32], vectors: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """(N, D) stored, (B, D) queries, (B, C) rows -> (B, C) inner products, -inf for NaN. Row -1 reads the last one."""
-    products: Sequence[NDArray] = [stored[own] @ query for own, query in zip(rows, vectors, strict=True)]
-    scores = np.stack(products).astype(np.float32, copy=False)
-    return np.where(np.isfinite(scores), scores, -np.inf).astype(np.float32, copy=False)
+    scores = np.stack([stored[own] @ query for own, query in zip(rows, vectors, strict=True)])
+    return np.where(np.isfinite(scores), scores, np.float32(-np.inf))
 
 
 def best(rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Found:

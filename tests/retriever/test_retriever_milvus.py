@@ -23,7 +23,7 @@ from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.loading import add_index_arguments, load_retriever
 from local_dense_retriever.milvus_index import MilvusIndex, connect
 from local_dense_retriever.retriever import Retriever
-from local_dense_retriever.searcher import UnavailableError
+from local_dense_retriever.searcher import About, UnavailableError
 
 pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install -e '.[milvus]'")
 server_manager = pytest.importorskip("milvus_lite.server_manager", reason="milvus-lite is not installed")
@@ -108,8 +108,8 @@ def test_milvus_finds_what_exact_search_finds(folder: Path, index_type: str, fla
         assert np.array_equal(found.rows, truth.rows)
         np.testing.assert_allclose(found.scores, truth.scores, atol=1e-5)
     assert (str(found.rows.dtype), str(found.scores.dtype)) == ("int64", "float32")
-    about = {"backend": f"milvus {index_type}", "rows": 2000, "dimension": 24, "bytes": 2000 * 24 * 4}
-    assert index.describe() == about
+    path = f"{folder / 'm.db'} (passages)"
+    assert index.about == About(path, f"milvus {index_type}", rows=2000, dimension=24, bytes=2000 * 24 * 4)
 
 
 def test_a_collection_of_sixty_rows_asked_for_more_says_that_there_are_none(folder: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_chunk_that_arrived_in_part_is_written_again_and_is_there_once(
     assert fill(folder) == 0
     connect(str(folder / "m.db")).delete("passages", filter="row >= 21")
     assert fill(folder) == 0
-    assert len(MilvusIndex(str(folder / "m.db"), "passages")) == 60
+    assert MilvusIndex(str(folder / "m.db"), "passages").about.rows == 60
     np.testing.assert_allclose(stored(folder), ColourEncoder().encode_passages(TEXTS), rtol=1e-6)
 
 
@@ -245,7 +245,7 @@ def test_a_collection_made_from_something_else_is_refused_and_replaced_only_when
     assert fill(folder, *flags) == 1
     error = one_sentence(capsys)
     assert complaint in error and "--overwrite" in error
-    assert len(MilvusIndex(str(folder / "m.db"), "passages")) == 60
+    assert MilvusIndex(str(folder / "m.db"), "passages").about.rows == 60
     if change != "dimension":
         assert fill(folder, *flags, "--overwrite") == 0
 
@@ -314,7 +314,7 @@ def test_a_filling_killed_at_random_moments_ends_with_every_row_once(folder: Pat
     assert kills > 1
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     index = MilvusIndex(str(folder / "m.db"), "passages")
-    assert len(index) == 60_000
+    assert index.about.rows == 60_000
     for start in range(0, 60_000, 10_000):
         rows = range(start, start + 10_000)
         assert np.array_equal(index.vectors(rows), vectors[rows.start : rows.stop])

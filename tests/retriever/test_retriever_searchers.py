@@ -71,7 +71,7 @@ def test_a_query_of_unknown_words_finds_nothing_and_is_not_an_error(tmp_path: Pa
 
 def test_bm25_returns_fewer_hits_if_there_are_not_enough(tmp_path: Path) -> None:
     searcher = bm25(tmp_path, ["red", "green"])
-    assert (len(searcher), searcher.search(["red"], topk=5).rows.tolist()) == (2, [[0, -1, -1, -1, -1]])
+    assert (searcher.about.rows, searcher.search(["red"], topk=5).rows.tolist()) == (2, [[0, -1, -1, -1, -1]])
 
 
 def test_a_folder_that_is_not_a_bm25_index_or_a_damaged_one_is_reported_in_one_sentence(tmp_path: Path) -> None:
