@@ -65,7 +65,7 @@ def main() -> int:
         return 0
     reached = bandwidth(device, copied)
     torch.cuda.empty_cache()
-    vectors = torch.empty(args.rows, args.dim, dtype=half_dtype(device), device=device).normal_()
+    vectors = torch.empty(args.rows, args.dim, dtype=half_dtype(device.type), device=device).normal_()
     rows = []
     for batch in BATCHES:
         took = seconds(partial(coarse_search, [(0, vectors)], torch.randn(batch, args.dim), CANDIDATES))

@@ -30,14 +30,15 @@ REMEDY = "give --index_backend faiss, which maps the file from disk, or convert 
 class ExactIndex:
     """The vectors of a flat index file in half precision, in the memory of all visible GPUs or of the CPU."""
 
-    def __init__(self, path: str | Path, devices: list[torch.device] | None = None) -> None:
+    def __init__(self, path: str | Path, devices: Sequence[str] = ()) -> None:
         """Raises InputError if the file is missing, truncated, not flat, or too large for memory."""
         flat = require_flat(path, "--index_path", "leave out --index_backend exact")
         devices = devices or visible_devices()
-        dtype = half_dtype(devices[0])
-        backend = f"exact {devices[0].type} {str(dtype).removeprefix('torch.')}"
+        kind = devices[0].partition(":")[0]
+        dtype = half_dtype(kind)
+        backend = f"exact {kind} {str(dtype).removeprefix('torch.')}"
         self.about = About(flat.path, backend, flat.rows, flat.dim, flat.rows * flat.dim * dtype.itemsize)
-        if devices[0].type == "cpu":
+        if kind == "cpu":
             require_memory(self.about.bytes, f"exact search of {flat.path}", REMEDY)
         self._mean = _mean(flat)
         self._vectors = flat.vectors()
@@ -79,7 +80,7 @@ class ExactIndex:
         hopeless = ~np.isfinite(vectors).all(axis=1)  # queries that the encoder turned into NaN
         return found, certain | hopeless | (count >= self.about.rows)
 
-    def _load(self, flat: FlatFile, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _load(self, flat: FlatFile, start: int, stop: int, device: str, dtype: torch.dtype) -> Tensor:
         """(stop - start, D) vectors less their mean."""
         try:
             part = torch.empty(stop - start, flat.dim, dtype=dtype, device=device)
@@ -126,9 +127,9 @@ def coarse_search(
     return highest.numpy(), rows.gather(1, at).numpy()
 
 
-def half_dtype(device: torch.device) -> torch.dtype:
-    """fp16 on a GPU, bf16 on a CPU: correct on all CPUs, and fast on those with bf16 instructions."""
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
+def half_dtype(kind: str) -> torch.dtype:
+    """fp16 for "cuda", bf16 for "cpu": correct on all CPUs, and fast on those with bf16 instructions."""
+    return torch.float16 if kind == "cuda" else torch.bfloat16
 
 
 def _mean(file: FlatFile) -> NDArray[np.float32]:

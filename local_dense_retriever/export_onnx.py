@@ -38,7 +38,8 @@ def export(folder: Path) -> Path:
         import torch
 
         from local_dense_retriever.torch_encoder import TokenStates, load_model
-    tokenizer, model, _ = load_model(str(folder), attn_implementation="eager")  # onnxruntime optimises this pattern
+    # onnxruntime optimises the pattern of eager attention.
+    tokenizer, model, _ = load_model(str(folder), "cpu", attn_implementation="eager")
     batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))
     path = folder / ONNX_FILES[0]
     path.parent.mkdir(exist_ok=True)

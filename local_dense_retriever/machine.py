@@ -1,16 +1,10 @@
 """What this machine has: GPUs, fast instructions, free memory. torch is imported late: a CPU server needs none."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from local_dense_retriever.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, ARM
@@ -26,11 +20,9 @@ def gpus() -> list[str]:
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
-def visible_devices() -> list[torch.device]:
-    """All GPUs, or the CPU."""
-    import torch
-
-    return [torch.device(name) for name in gpus() or ["cpu"]]
+def visible_devices() -> list[str]:
+    """torch's names of all GPUs, or of the CPU."""
+    return gpus() or ["cpu"]
 
 
 def fast_in_half_precision() -> bool:

@@ -12,7 +12,7 @@ from local_dense_retriever.encoder import batches
 from local_dense_retriever.errors import InputError
 from local_dense_retriever.machine import visible_devices
 from local_dense_retriever.searcher import Hit
-from local_dense_retriever.torch_encoder import load_model, to_device
+from local_dense_retriever.torch_encoder import load_model
 
 MAX_PAIR_TOKENS = 512
 BATCH_PAIRS = 32
@@ -28,7 +28,8 @@ class CrossEncoder:
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # else it lists missing and surplus weights
         try:
-            self._tokenizer, self._model, missing = load_model(model, AutoModelForSequenceClassification, "--reranker")
+            kind = AutoModelForSequenceClassification
+            self._tokenizer, self._model, missing = load_model(model, self._device, kind, "--reranker")
         finally:
             transformers_logging.set_verbosity(verbosity)
         config = self._model.config
@@ -38,7 +39,6 @@ class CrossEncoder:
             raise InputError(f"--reranker {model} has {config.num_labels} classes: a cross-encoder has 1 or 2")
         positions = getattr(config, "max_position_embeddings", MAX_PAIR_TOKENS)
         self._max_tokens = min(MAX_PAIR_TOKENS, self._tokenizer.model_max_length, positions)
-        to_device(self._model, self._device)
 
     def logits(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """(N,), one per pair of query and passage: larger is a better match; -inf if the model returns NaN."""

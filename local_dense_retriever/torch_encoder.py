@@ -19,23 +19,15 @@ class TorchEncoder(Encoder):
 
     usual_batch_size = 64
 
-    def __init__(
-        self,
-        name: str,
-        model: str,
-        batch_size: int | None = None,
-        device: str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, name: str, model: str, batch_size: int | None = None, device: str | None = None) -> None:
         """Loads the weights; `name` is a key of STYLES, `model` a local folder or a name on the Hugging Face hub.
 
-        A local folder is loaded without any access to the hub. `device` None takes the first GPU, or the CPU; `dtype`
-        None is fp16 on a GPU and fp32 on a CPU. Raises InputError if name or model is wrong.
+        A local folder is loaded without any access to the hub. `device` None takes the first GPU, or the CPU. Raises
+        InputError if name or model is wrong.
         """
         super().__init__(name, batch_size)
-        self._device = torch.device(device) if device else visible_devices()[0]
-        self._tokenizer, self._model, _ = load_model(model)
-        to_device(self._model, self._device, dtype)
+        self._device = device or visible_devices()[0]
+        self._tokenizer, self._model, _ = load_model(model, self._device)
         self.dim = self._model.config.hidden_size
 
     @torch.inference_mode()
@@ -48,9 +40,12 @@ class TorchEncoder(Encoder):
 
 
 def load_model(
-    model: str, kind: Any = AutoModel, what: str = "the encoder --retriever_model", **options: Any
+    model: str, device: str, kind: Any = AutoModel, what: str = "the encoder --retriever_model", **options: Any
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[str]]:
-    """Tokenizer, weights, names of missing weights; `options` are from_pretrained's. Raises InputError if it fails."""
+    """Tokenizer, weights in fp16 on a GPU or float32 on a CPU, names of missing weights; InputError if that fails.
+
+    `options` are from_pretrained's.
+    """
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -67,13 +62,8 @@ def load_model(
             f"the tokenizer of {what} {model} knows {len(tokenizer)} of the model's {weights.config.vocab_size} "
             "tokens: copy the model's tokenizer files too (tokenizer.json, vocab.txt)"
         )
+    weights.to(device=device, dtype=torch.float16 if device.startswith("cuda") else torch.float32)
     return tokenizer, weights, list(found["missing_keys"])
-
-
-def to_device(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """Moves a model there to be used, without a dtype in fp16 on a GPU and in float32 on a CPU."""
-    model.to(device=device, dtype=dtype or (torch.float16 if device.type == "cuda" else torch.float32))
-    model.eval()
 
 
 class TokenStates(torch.nn.Module):

@@ -40,12 +40,6 @@ class FakeModel:
 
     config = SimpleNamespace(hidden_size=2)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "FakeModel":
-        return self
-
-    def eval(self) -> "FakeModel":
-        return self
-
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=torch.stack([input_ids.float(), torch.ones(input_ids.shape)], dim=-1))
 
@@ -53,7 +47,7 @@ class FakeModel:
 @pytest.fixture
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> FakeTokenizer:
     fake = FakeTokenizer()
-    monkeypatch.setattr(torch_encoder, "load_model", lambda model: (fake, FakeModel(), []))
+    monkeypatch.setattr(torch_encoder, "load_model", lambda model, device: (fake, FakeModel(), []))
     return fake
 
 

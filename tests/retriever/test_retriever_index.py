@@ -5,7 +5,6 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from retriever_fakes import write_flat_index
 
@@ -129,8 +128,7 @@ def test_rows_closer_than_half_precision_resolves_are_ranked_in_float32(
 def test_exact_search_over_several_devices_counts_rows_through(tmp_path: Path) -> None:
     vectors = unit_vectors(1001, 8)
     path = write_flat_index(tmp_path / "flat.index", vectors)
-    cpu = torch.device("cpu")
-    split = ExactIndex(path, devices=[cpu, cpu, cpu])
+    split = ExactIndex(path, devices=["cpu"] * 3)
     assert np.array_equal(split.search(vectors[::100], k=4).rows, ExactIndex(path).search(vectors[::100], k=4).rows)
 
 
