@@ -75,10 +75,6 @@ def build(args: argparse.Namespace) -> None:
         raise InputError(f"--index_path {index_path} is also the input: give another name")
     if not index_path.parent.is_dir():
         raise InputError(f"there is no folder {index_path.parent} to write the index into: create it first")
-    if args.index_type not in ("Flat", "BM25"):
-        from local_dense_retriever.faiss_index import check_factory
-
-        check_factory(args.index_type)
     if args.from_index:
         convert(args, index_path)
     elif args.index_type == "BM25":
@@ -91,6 +87,10 @@ def build_vectors(args: argparse.Namespace, index_path: Path) -> None:
     """Encodes the corpus, into a flat index file first."""
     corpus = Corpus(args.corpus_path)
     encoder, note = load_named_encoder(args, corpus)
+    if args.index_type != "Flat":
+        from local_dense_retriever.faiss_index import empty_index
+
+        empty_index(args.index_type, note.dim)  # refused now rather than after hours of encoding
     with PartialEmbeddings(index_path, note) as partial:
         embed(corpus, encoder, partial, args)
         flat = partial.finish()

@@ -16,7 +16,6 @@ from local_dense_retriever.searcher import About, Found, VectorIndex, best, exac
 
 ADD_ROWS = 65_536  # read and added at a time
 TRAIN_ROWS = 262_144  # maximum; FAISS uses 256 of them per centroid
-PROBE_DIM = 64  # divided evenly by the usual numbers of parts
 FEWEST_CANDIDATES = 100  # of a rescored search
 CANDIDATES_PER_RESULT = 10
 REMEDY = "build it with build_index.py, or copy it again"
@@ -121,27 +120,25 @@ def _require_gpu() -> None:
         raise InputError("--faiss_gpu finds no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or leave the flag out")
 
 
-def check_factory(index_type: str) -> None:
-    """Raises InputError if FAISS does not know the type, before hours of encoding."""
+def empty_index(index_type: str, dim: int) -> faiss.Index:
+    """Raises InputError if FAISS does not know the type, or if it does not suit the dimension."""
     try:
-        faiss.index_factory(PROBE_DIM, index_type, faiss.METRIC_INNER_PRODUCT)
+        return faiss.index_factory(dim, index_type, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        if "could not parse" in str(error):
-            raise _refusal(index_type, error) from error
-        # Otherwise perhaps only the dimension PROBE_DIM does not suit it.
+        raise _refusal(index_type, error) from error
 
 
 def write_converted(flat: FlatFile, path: Path, index_type: str) -> None:
     """Writes an index of this type with all vectors. Raises InputError if it does not suit them or the disk is full."""
-    try:
-        index = faiss.index_factory(flat.dim, index_type, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            chosen = np.random.default_rng(0).choice(flat.rows, min(flat.rows, TRAIN_ROWS), replace=False)
-            sample = np.array(flat.vectors()[np.sort(chosen)])  # (T, D) float32, always the same
-            print(f"training {index_type} on {len(sample)} of {flat.rows} vectors", flush=True)
+    index = empty_index(index_type, flat.dim)
+    if not index.is_trained:
+        chosen = np.random.default_rng(0).choice(flat.rows, min(flat.rows, TRAIN_ROWS), replace=False)
+        sample = np.array(flat.vectors()[np.sort(chosen)])  # (T, D) float32, always the same
+        print(f"training {index_type} on {len(sample)} of {flat.rows} vectors", flush=True)
+        try:
             index.train(sample)
-    except RuntimeError as error:
-        raise _refusal(index_type, error) from error
+        except RuntimeError as error:
+            raise _refusal(index_type, error) from error
     with tqdm(total=flat.rows, unit=" vectors", desc=index_type) as progress:
         for block in flat.blocks(0, flat.rows, ADD_ROWS):
             index.add(block)

@@ -264,12 +264,13 @@ def test_a_passage_that_the_encoder_makes_nan_of_is_reported(
     ("index_type", "complaint"),
     [("nonsense", "cannot make --index_type nonsense (could not parse"), ("PQ2", "cannot make --index_type PQ2 (")],
 )
-def test_a_type_that_faiss_cannot_make_is_reported_in_one_sentence(
+def test_a_type_that_faiss_cannot_make_is_reported_in_one_sentence_before_anything_is_encoded(
     folder: Path, capsys: pytest.CaptureFixture[str], index_type: str, complaint: str
 ) -> None:
     assert build(folder, "--index_type", index_type) == 1
     error = capsys.readouterr().err
     assert complaint in error
+    assert ChunkEncoder.calls == 0
 
 
 # ---- Killed ----------------------------------------------------------------------------------------------------------
