@@ -16,6 +16,7 @@ import os
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,7 +143,8 @@ def _write_offsets(corpus: Path, offsets: Offsets, before: os.stat_result) -> No
             sync(file)
         os.replace(temporary, path)
     except OSError as error:  # such as a read-only folder: not fatal, but every start is as slow as this one
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this too
+            temporary.unlink()
         print(f"cannot write {path} ({error.strerror}): every start has to read the whole corpus", file=sys.stderr)
 
 

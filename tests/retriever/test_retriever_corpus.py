@@ -151,3 +151,13 @@ def test_a_sidecar_that_cannot_be_written_is_said_and_done_without(
     assert Corpus(path).passages([0]) == [("a", "x")]
     assert "c.jsonl.offsets (Permission denied): every start has to read the whole corpus" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_refuses_every_change_is_said_and_done_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "c.jsonl", LINES)
+    # Cannot be opened for writing, nor removed, like every name on a read-only disk.
+    (tmp_path / f"c.jsonl.offsets.{os.getpid()}.tmp").mkdir()
+    assert Corpus(path).passages([0]) == [("a", "x")]
+    assert "every start has to read the whole corpus" in capsys.readouterr().err
