@@ -3,10 +3,10 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
@@ -73,58 +73,16 @@ def encode_reply(found: list[list[Hit]], with_scores: bool) -> bytes:
     return to_json({"result": [[hit.passage._asdict() for hit in hits] for hits in found]})
 
 
-def refusal(status: int, detail: str | list[dict[str, Any]], **headers: str) -> Response:
-    return JSONResponse({"detail": detail}, status, {name.replace("_", "-"): text for name, text in headers.items()})
+def refusal(status: int, detail: str | list[dict[str, Any]], headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"detail": detail}, status, headers)
 
 
 def create_app(service: Service, default_topk: int = 3, api_key: str | None = None) -> FastAPI:
     """The server's routes. With an API key, /retrieve and /metrics ask for it as `Authorization: Bearer <key>`."""
     # FastAPI's own pages of documentation load scripts from a CDN.
     app = FastAPI(title="local dense retriever", docs_url=None, redoc_url=None)
-
-    async def require_key(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
-    ) -> None:
-        sent = b"" if given is None else given.credentials.encode("latin-1")  # the header's raw bytes
-        if not hmac.compare_digest(sent, (api_key or "").encode()):  # in constant time
-            raise HTTPException(
-                401, "this server needs a key: send Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"}
-            )
-
-    locks = [] if api_key is None else [Depends(require_key)]
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """The process is alive."""
-        return {"status": "ok"}
-
-    @app.get("/ready", responses={503: {"description": "still loading"}})
-    async def ready(response: Response) -> dict[str, Any]:
-        """Answers 200 once everything is loaded; until then 503 with what is being loaded."""
-        if service.loading is not None:
-            response.status_code = 503
-            return {"loading": service.loading}
-        return {"status": "ready", **service.about}
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        """A page to try the server from; 503 until everything is loaded."""
-        if service.loading is not None:
-            return Response(f"still loading {service.loading}\n", 503, {"Retry-After": "5"}, "text/plain")
-        return HTMLResponse(PAGE)
-
-    @app.get(
-        "/metrics",
-        response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}, 401: {"model": Refusal}, 501: {"model": Refusal}},
-        dependencies=locks,
-    )
-    async def metrics() -> Response:
-        """Figures for Prometheus."""
-        text = service.metrics.text()
-        if text is None:
-            return refusal(501, "metrics need the package prometheus-client: pip install prometheus-client")
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+    locks = [] if api_key is None else [Depends(_lock(api_key))]
+    app.include_router(_status_routes(service, locks))
 
     # Reading and validating the body here instead of in FastAPI bounds its size and takes half the time.
     body = {"required": True, "content": {"application/json": {"schema": RetrieveRequest.model_json_schema()}}}
@@ -150,6 +108,60 @@ def create_app(service: Service, default_topk: int = 3, api_key: str | None = No
     return app
 
 
+def _lock(api_key: str) -> Callable[..., Awaitable[None]]:
+    """A dependency that refuses requests without the key."""
+
+    async def require_key(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    ) -> None:
+        sent = b"" if given is None else given.credentials.encode("latin-1")  # the header's raw bytes
+        if not hmac.compare_digest(sent, api_key.encode()):  # in constant time
+            raise HTTPException(
+                401, "this server needs a key: send Authorization: Bearer <key>", {"WWW-Authenticate": "Bearer"}
+            )
+
+    return require_key
+
+
+def _status_routes(service: Service, locks: list[Any]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "ok"}
+
+    @router.get("/ready", responses={503: {"description": "still loading"}})
+    async def ready(response: Response) -> dict[str, Any]:
+        """Answers 200 once everything is loaded; until then 503 with what is being loaded."""
+        if service.loading is not None:
+            response.status_code = 503
+            return {"loading": service.loading}
+        return {"status": "ready", **service.about}
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """A page to try the server from; 503 until everything is loaded."""
+        if service.loading is not None:
+            return Response(f"still loading {service.loading}\n", 503, {"Retry-After": "5"}, "text/plain")
+        return HTMLResponse(PAGE)
+
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}, 401: {"model": Refusal}, 501: {"model": Refusal}},
+        dependencies=locks,
+    )
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        text = service.metrics.text()
+        if text is None:
+            return refusal(501, "metrics need the package prometheus-client: pip install prometheus-client")
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router
+
+
 async def _answer(request: Request, service: Service, default_topk: int) -> Response:
     try:
         async with service.upload(BODY_TIMEOUT_S):
@@ -161,7 +173,7 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
                     return refusal(413, problem)
         asked = RetrieveRequest.model_validate_json(body)
         if service.batcher is None:
-            return refusal(503, f"still loading {service.loading}", Retry_After="5")
+            return refusal(503, f"still loading {service.loading}", {"Retry-After": "5"})
         search = service.batcher.search(asked.queries, asked.topk or default_topk)
         reply = encode_reply(await _unless_gone(request, search), asked.return_scores)
         return Response(reply, media_type="application/json")
@@ -170,20 +182,20 @@ async def _answer(request: Request, service: Service, default_topk: int) -> Resp
         return refusal(422, [{**one, "loc": ("body", *one["loc"])} for one in found])
     except TimeoutError:
         if service.stopping:
-            return refusal(503, "the server is stopping", Retry_After="5")
-        return refusal(408, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s", Connection="close")
+            return refusal(503, "the server is stopping", {"Retry-After": "5"})
+        return refusal(408, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s", {"Connection": "close"})
     except QueueFullError:
-        return refusal(503, "too many queries are waiting: try again", Retry_After="1")
+        return refusal(503, "too many queries are waiting: try again", {"Retry-After": "1"})
     except QueryFailedError as error:
         at = ("body", "queries", asked.queries.index(str(error)))
         problem = "this query fails while others succeed; the server's log says why"
         return refusal(422, [{"loc": at, "msg": problem, "type": "search_failed"}])
     except UnavailableError:
-        return refusal(503, "the index does not answer; the server's log says why: try again", Retry_After="5")
+        return refusal(503, "the index does not answer; the server's log says why: try again", {"Retry-After": "5"})
     except SearchFailedError:
         return refusal(500, "the search failed; the server's log says why")
     except asyncio.CancelledError:  # only the server cancels it, after its stop timeout
-        return refusal(503, "the server is stopping", Retry_After="5")
+        return refusal(503, "the server is stopping", {"Retry-After": "5"})
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
 
