@@ -63,19 +63,15 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
 def load_retriever(args: argparse.Namespace, report: Report) -> Retriever:
     """Loads what the flags name, reporting each part first. Raises InputError if a part is missing or does not fit."""
     index_path = _index_path(args)
-    for path in (Path(args.corpus_path), index_path):  # checked first: loading one may take minutes
-        if path and not path.exists():
-            raise InputError(f"there is no file {path}: build the index with build_index.py, or correct the path")
+    for file in (Path(args.corpus_path), index_path):  # checked first: loading one may take minutes
+        if file and not file.exists():
+            raise InputError(f"there is no file {file}: build the index with build_index.py, or correct the path")
     backend = choose_backend(args, index_path)
     report(f"the corpus {args.corpus_path}")
     corpus = Corpus(args.corpus_path)
-    if index_path:
-        check_belongs(index_path, read_note(index_path), corpus, None if backend == "bm25" else args.retriever_name)
-    if args.bm25_path:
-        check_belongs(args.bm25_path, read_note(Path(args.bm25_path)), corpus, None)
-    if args.rescore_path:
-        rescoring = index_file(args.rescore_path)
-        check_belongs(rescoring, read_note(rescoring), corpus, args.retriever_name)
+    for given in filter(None, (args.index_path, args.bm25_path, args.rescore_path)):
+        path = index_file(given)
+        check_belongs(path, read_note(path), corpus, args.retriever_name)
     if args.rerank_depth < 1:
         raise InputError(f"--rerank_depth is {args.rerank_depth}; it must be at least 1")
     searcher = _load_searcher(args, backend, corpus, report)

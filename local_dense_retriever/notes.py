@@ -57,7 +57,7 @@ def publish(finished: Path, index_path: Path, note: IndexNote | None) -> None:
         write_note(index_path, note)
 
 
-def check_belongs(index: str | Path, note: IndexNote | None, corpus: Corpus, retriever_name: str | None) -> None:
+def check_belongs(index: str | Path, note: IndexNote | None, corpus: Corpus, retriever_name: str) -> None:
     """Raises InputError if the note names another corpus or another encoder than this; empty fields go unchecked."""
     if note and note.corpus_digest not in ("", corpus.digest):
         if partial(Path(index)).exists():
@@ -69,7 +69,7 @@ def check_belongs(index: str | Path, note: IndexNote | None, corpus: Corpus, ret
             f"the index {index} was built from {note.rows} passages of another text than the {len(corpus)} in "
             f"{corpus.path}: build it again, or give the corpus it was built from"
         )
-    if note and retriever_name is not None and note.retriever_name not in ("", retriever_name):
+    if note and note.retriever_name not in ("", retriever_name):
         raise InputError(
             f"the index {index} was built with --retriever_name {note.retriever_name} and this is "
             f"{retriever_name}: give the one it was built with"

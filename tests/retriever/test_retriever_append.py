@@ -219,7 +219,7 @@ def test_outdated_indexes_of_the_corpus_are_named_with_the_command_that_mends_th
     corpus = Corpus(folder / "c.jsonl")
     assert faiss.read_index(str(folder / "sq8.index")).ntotal == len(corpus)
     for index in (folder / "sq8.index", folder / "second.index", words):
-        check_belongs(index, read_note(index), corpus, None)
+        check_belongs(index, read_note(index), corpus, "minilm")
     assert_as_rebuilt(folder)
 
 
