@@ -15,7 +15,6 @@ import argparse
 import os
 import shlex
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -155,11 +154,10 @@ def check_space(corpus: Corpus, more: Corpus, old: FlatFile, is_new: bool) -> No
     if is_new:
         sizes = corpus.start(len(corpus)) + more.start(len(more)) + 8 * rows  # the last term: offsets
         needed[corpus.path] = sizes - _size(beside(corpus.path, LONGER))
-    by_disk: Counter[int] = Counter()
-    for path, size in needed.items():
-        by_disk[path.stat().st_dev] += size
     for path in needed:
-        free, need = shutil.disk_usage(path.parent).free, by_disk[path.stat().st_dev]
+        disk = path.stat().st_dev
+        free = shutil.disk_usage(path.parent).free
+        need = sum(size for other, size in needed.items() if other.stat().st_dev == disk)
         if free < need:
             raise InputError(
                 f"{path.parent} has {free / 1e9:.1f} GB free and --append needs {need / 1e9:.1f} GB, because it keeps "
