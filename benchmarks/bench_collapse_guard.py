@@ -7,12 +7,11 @@ tests/rollout/test_collapse_guard.py checks that it notices each recorded collap
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.reporting import Report, parser
+from benchmarks.reporting import Report, parser, run
 from search_rollout.collapse_guard import MARGINS, CollapseGuard
 
 RECORDED = Path(__file__).with_name("collapses.json")
@@ -49,26 +48,21 @@ def series_of_run(folder: Path) -> dict[str, list[float]]:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = parser(__doc__)
-    options.add_argument("runs", nargs="*", type=Path, help="demo runs (default: the recorded series)")
-    args = options.parse_args(argv)
-    runs: list[dict[str, Any]] = json.loads(RECORDED.read_text(encoding="utf-8"))
-    try:
-        if args.runs:
-            runs = [{"name": run.name, "collapsed": "?", "series": series_of_run(run)} for run in args.runs]
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def measure(report: Report) -> None:
+    """A row for each run: whether it collapsed, and what the guard did."""
+    runs: list[dict[str, Any]] = [
+        {"name": folder.name, "collapsed": "?", "series": series_of_run(folder)} for folder in report.args.runs
+    ]
     rows = []
-    for run in runs:
-        found = replay(run["series"])
-        row = {"run": run["name"], "collapsed": run["collapsed"], "steps": len(run["series"]["exact_match"])}
+    for recorded in runs or json.loads(RECORDED.read_text(encoding="utf-8")):
+        series = recorded["series"]
+        found = replay(series)
+        row = {"run": recorded["name"], "collapsed": recorded["collapsed"], "steps": len(series["exact_match"])}
         rows.append({**row, "alarm in step": found.alarm, "exact match lost in step": found.lost})
-    report = Report(args)
     report.table("the guard over recorded runs", rows)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parser(__doc__)
+    options.add_argument("runs", nargs="*", type=Path, help="demo runs (default: the recorded series)")
+    run(measure, options)

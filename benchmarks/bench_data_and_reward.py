@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import ROOT, Report, parser
+from benchmarks.reporting import ROOT, Report, parser, run
 from qa_em_format import score_trajectory
 from search_rollout.config import REWARD_PRESETS
 from search_rollout.protocols.xml import parse_turn
@@ -103,26 +103,23 @@ def scoring(searches: int, preset: str) -> float:
     return TRAJECTORIES / (time.process_time() - began)
 
 
-def main() -> int:
-    args = parser(__doc__).parse_args()
+def measure(report: Report) -> None:
+    """Both tables."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.jsonl"
         write_raw(raw)
-        prepared: list[dict[str, Any]] = [
-            {f"preparing {ROWS} rows": form, **preparation(form, raw)} for form in ("chat", "xml")
-        ]
+        prepared = {form: preparation(form, raw) for form in ("chat", "xml")}
+    rows = [{f"preparing {ROWS} rows": form, **figures} for form, figures in prepared.items()]
+    report.table("data preparation", rows)
     scored = {
         preset: {str(searches): scoring(searches, preset) for searches in range(4)} for preset in ("default", "f1")
     }
-    report = Report(args)
-    report.table("data preparation", prepared)
     rows = [{"scored/s, by searches": f"preset {preset}", **rates} for preset, rates in scored.items()]
     report.table("scoring", rows)
-    report.bound("preparation takes {} MiB", max(row["peak MiB"] for row in prepared), most=1536.0)
+    report.bound("preparation takes {} MiB", max(figures["peak MiB"] for figures in prepared.values()), most=1536.0)
     least = min(rate for rates in scored.values() for rate in rates.values())
     report.bound("a core scores {} trajectories a second", least, least=10_000.0)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, parser(__doc__))

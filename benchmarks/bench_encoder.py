@@ -16,21 +16,20 @@ three passages of each query, place by place, against those of torch.
 import itertools
 import json
 import os
-import sys
 import time
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.bench_retriever import questions
-from benchmarks.reporting import ROOT, Report, medians, parser
+from benchmarks.reporting import CACHE, Report, parser, run
 from benchmarks.servers import apart
 from benchmarks.wordnet_corpus import write_wordnet
 from demo.models import encoder_folder, onnx_encoder_folder
 
-CACHE = ROOT / ".cache"
 BATCH, ROUNDS, REPEATS = 64, 5, 4
 PASSAGES, QUERIES, TOPK = 5000, 500, 3
 SPINNING, TORCH, ONNX = WAYS = ("torch, threads that spin", "torch", "onnxruntime")
@@ -72,7 +71,7 @@ def costs(pipes: dict[str, Connection]) -> dict[str, Cost]:
             for _ in range(REPEATS):
                 pipe.send(list(itertools.islice(fresh, BATCH)))
                 found[name].append(pipe.recv()[1])
-    return {name: Cost(*medians(runs)) for name, runs in found.items()}
+    return {name: Cost(*np.median(runs, axis=0).tolist()) for name, runs in found.items()}
 
 
 def agreement(pipes: dict[str, Connection]) -> float:
@@ -81,18 +80,19 @@ def agreement(pipes: dict[str, Connection]) -> float:
     with files.corpus.open(encoding="utf-8") as lines:
         passages = [json.loads(line)["contents"] for line in itertools.islice(lines, 0, None, 20)][:PASSAGES]
     queries = files.queries.read_text(encoding="utf-8").splitlines()[:QUERIES]
-    places = []
-    for name in (TORCH, ONNX):
-        vectors = []
-        for texts in (passages, queries):
-            pipes[name].send(texts)
-            vectors.append(pipes[name].recv()[0])
-        places.append(np.argsort(-(vectors[1] @ vectors[0].T), axis=1, kind="stable")[:, :TOPK])  # (QUERIES, TOPK)
-    return float(np.mean(places[0] == places[1]))
+
+    def places(pipe: Connection) -> NDArray[np.int64]:  # (QUERIES, TOPK)
+        pipe.send(passages)
+        stored, _ = pipe.recv()
+        pipe.send(queries)
+        asked, _ = pipe.recv()
+        return np.argsort(-(asked @ stored.T), axis=1, kind="stable")[:, :TOPK]
+
+    return float(np.mean(places(pipes[TORCH]) == places(pipes[ONNX])))
 
 
-def main() -> int:
-    args = parser(__doc__).parse_args()
+def measure(report: Report) -> None:
+    """Each way's costs, alone and beside the neighbour."""
     onnx_encoder_folder(CACHE)
     with ExitStack() as stack:
         pipes = {name: stack.enter_context(apart(encode, name)) for name in WAYS}
@@ -112,13 +112,11 @@ def main() -> int:
         }
         for name, one in alone.items()
     }
-    report = Report(args)
     report.table("encoding on a CPU", list(rows.values()))
     report.bound("onnxruntime is {} times as fast as torch was", rows[ONNX]["times as fast"], least=2.0)
     report.bound("{} of the places agree", agreed, least=0.99)
     report.bound("beside a neighbour it takes {} times the CPU", rows[ONNX]["CPU beside / alone"], most=1.25)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, parser(__doc__))

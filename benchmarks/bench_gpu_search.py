@@ -7,14 +7,13 @@ from the file. A pass over all vectors is bounded by memory bandwidth, which is 
 Without a GPU it says so and does nothing. It has not been run on one yet.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from benchmarks.reporting import Report, parser
+from benchmarks.reporting import Report, parser, run
 from local_dense_retriever.exact_index import coarse_search, half_dtype
 
 WIKI_18_ROWS, E5_DIM, CANDIDATES = 21_015_324, 768, 64
@@ -46,23 +45,21 @@ def bandwidth(device: torch.device, size: int) -> float:
     return 2 * size / seconds(lambda: target.copy_(source))
 
 
-def main() -> int:
-    options = parser(__doc__)
-    options.add_argument("--rows", type=int, default=WIKI_18_ROWS, help="vectors (default: wiki-18's 21,015,324)")
-    options.add_argument("--dim", type=int, default=E5_DIM, help="numbers of a vector (default: 768)")
-    options.add_argument("--cpu", action="store_true", help="measure this machine's CPU instead, in bfloat16")
-    args = options.parse_args()
+def measure(report: Report) -> None:
+    """A row for each size of a batch."""
+    args = report.args
     if not args.cpu and not torch.cuda.is_available():
         print("no GPU is visible to torch: nothing measured")
-        return 0
+        return
     device = torch.device("cpu") if args.cpu else torch.device("cuda", 0)
     name = "CPU" if args.cpu else torch.cuda.get_device_name(device)
     size = args.rows * args.dim * 2
     copied = min(COPY_BYTES, size)
     if not args.cpu and size + 2 * copied > (free := torch.cuda.mem_get_info(device)[0]):
-        print(f"{args.rows} vectors and room to work need {(size + 2 * copied) / 1e9:.0f} GB of GPU memory and "
-              f"{free / 1e9:.0f} are free: give fewer --rows")  # fmt: skip
-        return 0
+        raise RuntimeError(
+            f"{args.rows} vectors and room to work need {(size + 2 * copied) / 1e9:.0f} GB of GPU memory and "
+            f"{free / 1e9:.0f} are free: give fewer --rows"
+        )
     reached = bandwidth(device, copied)
     torch.cuda.empty_cache()
     vectors = torch.empty(args.rows, args.dim, dtype=half_dtype(device.type), device=device).normal_()
@@ -71,11 +68,13 @@ def main() -> int:
         took = seconds(partial(coarse_search, [(0, vectors)], torch.randn(batch, args.dim), CANDIDATES))
         row = {"batch": batch, "ms a pass": 1000 * took, "queries/s": batch / took}
         rows.append({**row, "of bandwidth": size / took / reached})
-    report = Report(args)
     title = f"{name}: {args.rows} x {args.dim} in {vectors.dtype}, a copy reaches {reached / 1e9:.0f} GB/s"
     report.table(title, rows)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parser(__doc__)
+    options.add_argument("--rows", type=int, default=WIKI_18_ROWS, help="vectors (default: wiki-18's 21,015,324)")
+    options.add_argument("--dim", type=int, default=E5_DIM, help="numbers of a vector (default: 768)")
+    options.add_argument("--cpu", action="store_true", help="measure this machine's CPU instead, in bfloat16")
+    run(measure, options)

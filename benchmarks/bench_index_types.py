@@ -7,7 +7,6 @@ is built by the index builder's own code and loaded as the server does. Vectors 
 .cache/wordnet; stopped, that goes on where it was. Recall is against exact search in float32. Queries/s at batch 64.
 """
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.reporting import ROOT, Report, parser
+from benchmarks.reporting import CACHE, Report, parser, run
 from benchmarks.wordnet_corpus import write_wordnet
 from demo.models import encoder_folder
 from demo.retriever_process import build_index
@@ -27,7 +26,7 @@ from local_dense_retriever.faiss_index import FaissIndex, RescoredIndex, write_c
 from local_dense_retriever.flat_file import FlatFile, read_flat_header
 from local_dense_retriever.searcher import VectorIndex
 
-FOLDER = ROOT / ".cache" / "wordnet"
+FOLDER = CACHE / "wordnet"
 QUERIES, BATCH = 1000, 64
 SMALL = 1 / 8  # at least one type as small as this finds as much
 
@@ -106,8 +105,8 @@ def recall(found: NDArray, truth: NDArray, k: int) -> float:
     return float(np.mean([len(set(a[:k]) & set(b[:k])) / k for a, b in zip(found, truth, strict=True)]))
 
 
-def main() -> int:
-    args = parser(__doc__).parse_args()
+def measure(report: Report) -> None:
+    """A row for each type, compared with exact search in float32."""
     flat, queries = embeddings()
     truth = np.argsort(-(queries @ flat.read(0, flat.rows).T), axis=1)[:, :10]
     rows = [
@@ -117,12 +116,10 @@ def main() -> int:
     for kind in KINDS:
         path, build_s = built(flat, kind)
         rows.append(measured(str(kind), path, build_s, load(path, kind, flat), queries, truth))
-    report = Report(args)
     report.table("which index", rows)
     best = max((row["recall@3"] for row in rows if row["of flat"] <= SMALL), default=0.0)
     report.bound("recall@3 {} at 1/8 of flat or less", best, least=0.95)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, parser(__doc__))

@@ -22,7 +22,6 @@ import asyncio
 import itertools
 import math
 import os
-import sys
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -33,7 +32,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.reporting import ROOT, Report, parser
+from benchmarks.reporting import CACHE, Report, parser, run
 from demo.engine import Engine, Request, SamplingParams
 from demo.engine_server import EngineServer
 from demo.grpo import Lot, TrainSample, masked_log_probs
@@ -60,7 +59,6 @@ TEXT_TURNS = 2  # max_turns of slime's example
 CALL_TOKENS = 96  # of one engine call by text; slime's example allows 512
 SAMPLES = 4  # of each question
 DTYPE = torch.bfloat16
-CACHE = ROOT / ".cache"
 
 
 @dataclass
@@ -263,7 +261,7 @@ async def trajectories(
     return ways
 
 
-def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def figures_of_ways(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Way → figures; prints what the other tokenizer does."""
     world, encoder = CACHE / "world", encoder_folder()
     write_world(build_world(), world)
@@ -298,28 +296,22 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = parser(__doc__)
-    options.add_argument("--model", type=Path, required=True, help="a model folder of a demo run")
-    options.add_argument("--questions", type=int, default=16, help="of the demo's training questions (16)")
-    options.add_argument("--tokenizer", type=Path, help="folder of another model's tokenizer")
-    args = options.parse_args(argv)
+def measure(report: Report) -> None:
+    """A column for each way."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     find_slime()
-    try:
-        found = measure(args)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    report = Report(args)
+    found = figures_of_ways(report.args)
     rows = [{"": name} | {way: _shown(name, figures[name]) for way, figures in found.items()} for name in found["ids"]]
     report.table("engine against trainer", rows)
     report.figures["ways"] = found
     again, text = (found[way]["mean |Δ| where text differs"] for way in ("ids, again", "text"))
     report.bound("by ids the mean |Δ| is {}", found["ids"]["mean |Δ|"], most=0.01)
     report.bound("where text is read otherwise it is {} times that by ids", text / again, least=1.0)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = parser(__doc__)
+    options.add_argument("--model", type=Path, required=True, help="a model folder of a demo run")
+    options.add_argument("--questions", type=int, default=16, help="of the demo's training questions (16)")
+    options.add_argument("--tokenizer", type=Path, help="folder of another model's tokenizer")
+    run(measure, options)

@@ -37,7 +37,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from benchmarks.reporting import Report, parser
+from benchmarks.reporting import Report, parser, run
 from benchmarks.servers import engine_reply
 from search_rollout.engine.client import EngineClient
 from search_rollout.http_client import never
@@ -131,7 +131,7 @@ async def _until_it_routes(url: str, process: Process) -> None:
             except (aiohttp.ClientError, ValueError, KeyError):
                 pass
             await asyncio.sleep(0.2)
-    raise SystemExit(f"sglang-router ended with status {process.returncode} before it served.")
+    raise RuntimeError(f"sglang-router ended with status {process.returncode} before it served.")
 
 
 def samples(seed: int) -> list[tuple[int, list[int], int]]:
@@ -152,7 +152,7 @@ async def roll_out(client: EngineClient, key: str, prompt: list[int], calls: int
         await asyncio.sleep(random.uniform(0.0, 0.1))  # a search
 
 
-async def measure(policy: str, seed: int) -> tuple[float, float, int]:
+async def step(policy: str, seed: int) -> tuple[float, float, int]:
     """(share of prompt ids cached, busiest engine / average, ids computed) of one step by one policy."""
     by_group = policy == "by group"
     engines = [FakeEngine() for _ in range(ENGINES)]
@@ -182,25 +182,23 @@ def possible(seed: int) -> float:
     return 1 - new / read
 
 
-def main() -> int:
-    args = parser(__doc__).parse_args()
+def measure(report: Report) -> None:
+    """A row for each policy, the mean of STEPS steps."""
     if importlib.util.find_spec("sglang_router") is None:
-        raise SystemExit("sglang-router is not installed: pip install sglang-router.")
+        raise RuntimeError("sglang-router is not installed: pip install sglang-router.")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # the router first tries whether they speak gRPC
     rows: list[dict[str, Any]] = []
     for policy in POLICIES:
-        runs = [asyncio.run(measure(policy, seed)) for seed in range(STEPS)]
+        runs = [asyncio.run(step(policy, seed)) for seed in range(STEPS)]
         hit, busiest, computed = map(statistics.fmean, zip(*runs, strict=True))
         row = {"policy": policy, "prompt ids cached": hit, "busiest engine / average": busiest}
         rows.append({**row, "ids computed": round(computed)})
         print(f"{policy}: {hit:.3f}", file=sys.stderr)
     most = statistics.fmean(map(possible, range(STEPS)))
-    report = Report(args)
     report.table(f"One engine with an endless cache would know {most:.3f} of the ids.", rows)
     robin, hashing = (row["ids computed"] for row in rows if row["policy"] in ("round_robin", "consistent_hashing"))
     report.bound("round_robin computes {} times the prompt ids of consistent_hashing", robin / hashing, least=1.2)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, parser(__doc__))

@@ -11,7 +11,6 @@ Recall@k is the share of queries whose passage is among the first k of those tha
 
 import os
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from benchmarks.reporting import ROOT, Report, parser
+from benchmarks.reporting import CACHE, Report, parser, run
 from demo.models import encoder_folder
 from demo.retriever_process import build_index, index_path
 from demo.world_facts import Question, build_world, write_world
@@ -32,7 +31,7 @@ from local_dense_retriever.reranker import CrossEncoder, Reranker
 from local_dense_retriever.retriever import Retriever
 from local_dense_retriever.searcher import DenseSearcher, Hit
 
-FOLDER = ROOT / ".cache" / "reranker"
+FOLDER = CACHE / "reranker"
 DEPTH = 32
 TRAINED, ASKED = 400, 100  # queries
 NEGATIVES, GROUPS, LEARNING_RATE = 3, 8, 5e-5  # wrong passages a query; queries a step
@@ -45,15 +44,17 @@ class Labelled(NamedTuple):
 
 
 def by_vectors(corpus: Path) -> Retriever:
-    index, model = index_path(ROOT / ".cache", corpus), encoder_folder()  # the demo's own, if it has run
+    """MiniLM's vectors of this corpus, searched exactly."""
+    index, model = index_path(CACHE, corpus), encoder_folder()  # the demo's own, if it has run
     build_index(corpus, index, model)
     return Retriever(DenseSearcher(load_encoder("minilm", str(model)), ExactIndex(index)), Corpus(corpus))
 
 
 def by_words(path: Path) -> Retriever:
+    """BM25 of this corpus."""
     corpus, folder = Corpus(path), FOLDER / "words"
     if not folder.exists():
-        build_bm25((corpus.passages([row])[0].contents for row in range(len(corpus))), folder)
+        build_bm25((passage.contents for passage in corpus), folder)
     return Retriever(Bm25Searcher(folder), corpus)
 
 
@@ -120,23 +121,22 @@ def measured(name: str, retriever: Retriever, asked: Sequence[Labelled], model: 
 
 
 def recall(found: Sequence[Sequence[Hit]], asked: Sequence[Labelled], k: int) -> float:
+    """The share of queries whose passage is among their first k hits."""
     right = (one.passage_id in [hit.passage.id for hit in hits[:k]] for one, hits in zip(asked, found, strict=True))
     return sum(right) / len(asked)
 
 
-def main() -> int:
-    args = parser(__doc__).parse_args()
+def measure(report: Report) -> None:
+    """Trains a cross-encoder, once, then measures a row for each index."""
     facts, corpus, model = build_world(), FOLDER / "world" / "corpus.jsonl", FOLDER / "model"
     write_world(facts, corpus.parent)
     vectors = by_vectors(corpus)
     if not model.exists():
         train(vectors, random.Random(0).sample(searches(facts.train), TRAINED), model)
     asked = random.Random(1).sample(searches(facts.held_out), ASKED)
-    report = Report(args)
     rows = [measured("MiniLM's vectors", vectors, asked, model), measured("BM25", by_words(corpus), asked, model)]
     report.table(f"{torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.0f}", rows)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, parser(__doc__))

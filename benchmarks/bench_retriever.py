@@ -1,6 +1,6 @@
 """The retriever server under a rollout's load, its search alone, and its restart.
 
-    python -m benchmarks.bench_retriever [--only throughput,search,restart] [--json FILE]
+    python -m benchmarks.bench_retriever [--json FILE]
 
     throughput   64 clients with one query each, beside a plain server: one request, one encoding, one FAISS search, in
                  a thread pool. And 256 searches at once, by the plugin's client and by a request for each, beside the
@@ -20,7 +20,6 @@ import random
 import re
 import socket
 import statistics
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -34,7 +33,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import numpy as np
 
-from benchmarks.reporting import ROOT, Report, parser, percentile
+from benchmarks.reporting import CACHE, ROOT, Report, parser, run
 from benchmarks.servers import apart, program
 from demo.models import encoder_folder, onnx_encoder_folder
 from evaluation.server_process import ServerProcess
@@ -42,7 +41,7 @@ from local_dense_retriever.flat_file import write_flat_header
 from search_rollout.search.local_retriever import LocalRetriever
 from search_rollout.search.searcher import Searcher
 
-FILES = ROOT / ".cache" / "bench_retriever"
+FILES = CACHE / "bench_retriever"
 MINILM_DIM, E5_DIM, ROWS = 384, 768, 200_000
 TOPK, BATCH = 3, 64
 WORDS = (ROOT / "local_dense_retriever" / "toy_corpus.jsonl").read_text(encoding="utf-8").replace('"', " ").split()
@@ -83,6 +82,7 @@ def _write_corpus(path: Path, rows: int, dim: int) -> None:
 
 
 def unit_vectors(rows: int, dim: int, seed: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """(rows, dim), random, of length 1."""
     vectors = np.random.default_rng(seed).standard_normal((rows, dim), dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -146,7 +146,7 @@ def direct(made: Files, pipe: Connection) -> None:
 def _flags(made: Files) -> list[str]:
     return [
         *("--index_path", str(made.index), "--corpus_path", str(made.corpus)),
-        *("--retriever_name", "minilm", "--retriever_model", str(onnx_encoder_folder(FILES.parent))),
+        *("--retriever_name", "minilm", "--retriever_model", str(onnx_encoder_folder(CACHE))),
     ]
 
 
@@ -199,6 +199,7 @@ async def plugin_load(port: int, queries: Sequence[str], at_once: int) -> float:
 
 
 def throughput(report: Report) -> None:
+    """The server beside the plain one, and the plugin beside direct calls."""
     made, fresh = files(ROWS, MINILM_DIM), questions()
 
     def ask(port: int, count: int, clients: int = 64, *, repeats: int = 1) -> Load:
@@ -231,7 +232,7 @@ def throughput(report: Report) -> None:
         served[asked, server] = {
             **{"64 clients": asked, "server": server},
             "queries/s": statistics.median(one.queries_per_s for one in loads),
-            **{"median ms": statistics.median(latencies_ms), "p99 ms": percentile(latencies_ms, 99)},
+            **{"median ms": statistics.median(latencies_ms), "p99 ms": float(np.percentile(latencies_ms, 99))},
         }
     report.table("200,000 × 384 vectors", list(served.values()))
     rates = {"rollouts of the plugin": by_plugin, "clients": burst, f"direct calls, batches of {BATCH}": straight}
@@ -272,6 +273,7 @@ def _search_alone(made: Files, pipe: Connection) -> None:
 
 
 def search(report: Report) -> None:
+    """Exact search beside FAISS, without encoder and server."""
     with apart(_search_alone, files(ROWS, E5_DIM)) as pipe:
         flat, exact, recall = pipe.recv()
     names = ("search alone, 200,000 × 768", "queries/s", "recall@3")
@@ -288,6 +290,7 @@ class Start(NamedTuple):
 
 
 def start(made: Files, *flags: str) -> Start:
+    """Starts the server, asks it, and stops it."""
     began = time.perf_counter()
     with our_server(made, *flags) as server:
         ready_s = time.perf_counter() - began
@@ -298,6 +301,7 @@ def start(made: Files, *flags: str) -> Start:
 
 
 def restart(report: Report) -> None:
+    """Starts over small and large indexes, and what they mean for 21 million vectors."""
     small_made, large_made = (files(count, MINILM_DIM) for count in (ROWS, 1_000_000))
     for made in (small_made, large_made):
         start(made)  # writes the corpus's sidecar
@@ -316,20 +320,12 @@ def restart(report: Report) -> None:
         report.bound(f"{backend}: index {index_mb:.0f} MB and {{}} MB", one.resident_mb - index_mb, most=900.0)
 
 
-SECTIONS = {"throughput": throughput, "search": search, "restart": restart}
-
-
-def main() -> int:
-    arguments = parser(__doc__)
-    arguments.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas (default: %(default)s)")
-    args = arguments.parse_args()
-    if unknown := set(args.only.split(",")) - set(SECTIONS):
-        arguments.error(f"--only knows {', '.join(SECTIONS)}, not {', '.join(unknown)}")
-    report = Report(args)
-    for name in args.only.split(","):
-        SECTIONS[name](report)
-    return report.finish()
+def measure(report: Report) -> None:
+    """All three parts."""
+    throughput(report)
+    search(report)
+    restart(report)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, parser(__doc__))

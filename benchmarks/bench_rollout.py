@@ -25,7 +25,7 @@ import aiohttp
 from aiohttp import web
 from transformers import AutoTokenizer
 
-from benchmarks.reporting import ROOT, Report, parser
+from benchmarks.reporting import CACHE, Report, parser, run
 from benchmarks.servers import apart, engine_reply, serve
 from demo.models import policy_folder
 from evaluation.plugin import find_slime, plugin_args
@@ -133,7 +133,7 @@ async def by_text(args: argparse.Namespace, turns: int, number: int, session: ai
     return len(prompt_ids) + len(response_ids)
 
 
-async def measure(way: Any, args: argparse.Namespace, turns: int, pipe: Connection) -> tuple[float, float, float]:
+async def cost(way: Any, args: argparse.Namespace, turns: int, pipe: Connection) -> tuple[float, float, float]:
     """(client CPU ms, engine's tokenising ms, tokens) of one trajectory."""
     import generate_with_search
 
@@ -149,10 +149,10 @@ async def measure(way: Any, args: argparse.Namespace, turns: int, pipe: Connecti
     return 1000 * client / CONCURRENT, 1000 * pipe.recv() / CONCURRENT, statistics.mean(lengths)
 
 
-def main() -> int:
-    args = parser(__doc__).parse_args()
+def measure(report: Report) -> None:
+    """A row for each number of turns."""
     find_slime()
-    model = str(policy_folder(ROOT / ".cache"))
+    model = str(policy_folder(CACHE))
     rows: dict[int, dict[str, float]] = {}
     with apart(engine_and_retriever, model) as pipe:
         port = pipe.recv()
@@ -160,7 +160,7 @@ def main() -> int:
             runs: dict[Any, list[tuple[float, float, float]]] = {by_ids: [], by_text: []}
             for _ in range(5 if turns <= 4 else 2):
                 for way, found in runs.items():
-                    found.append(asyncio.run(measure(way, slime_args(model, port, turns), turns, pipe)))
+                    found.append(asyncio.run(cost(way, slime_args(model, port, turns), turns, pipe)))
             (ids_client, ids_engine, tokens), (text_client, text_engine, _) = (
                 map(statistics.mean, zip(*found, strict=True)) for found in runs.values()
             )
@@ -171,14 +171,12 @@ def main() -> int:
                 "text / ids": (text_client + text_engine) / (ids_client + ids_engine),
             }
             print(f"{turns} turns measured", file=sys.stderr)
-    report = Report(args)
     title = f"CPU milliseconds of one trajectory, {CONCURRENT} at once; mean of 5 runs of each, of 2 from 8 turns on"
     report.table(title, list(rows.values()))
     four, sixteen = (rows[turns]["ids: client"] + rows[turns]["ids: engine tokenising"] for turns in (4, 16))
     report.bound("at 4 turns text costs {} times ids", rows[4]["text / ids"], least=2.0)
     report.bound("16 turns cost {} times 4 turns by ids", sixteen / four, most=6.0)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, parser(__doc__))

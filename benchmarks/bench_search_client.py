@@ -12,7 +12,6 @@ The figures are this process's CPU time and the time on the clock, for each sear
 """
 
 import asyncio
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -20,9 +19,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import aiohttp
+import numpy as np
 from aiohttp import web
 
-from benchmarks.reporting import Report, medians, parser
+from benchmarks.reporting import Report, parser, run
 from benchmarks.servers import apart, serve
 from search_rollout.search.cache import SearchCache
 from search_rollout.search.local_retriever import LocalRetriever
@@ -71,7 +71,7 @@ def by_searcher(searcher: Searcher) -> Search:
     return search
 
 
-async def measure(search: Search) -> tuple[float, float]:
+async def cost(search: Search) -> tuple[float, float]:
     """(CPU, clock) microseconds of one search, 256 clients that each wait for their answer."""
     left = (f"where does place {number} lie, and since when?" for number in range(SEARCHES))
 
@@ -98,19 +98,18 @@ async def compare(url: str, cache_file: str) -> dict[str, list[tuple[float, floa
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(RUNS + 1):
         for name, search in ways.items():
-            found[name].append(await measure(search))
+            found[name].append(await cost(search))
     await plain.close()
     await cached.close()
     return {name: runs[1:] for name, runs in found.items()}
 
 
-def main() -> int:
-    args = parser(__doc__).parse_args()
+def measure(report: Report) -> None:
+    """A row for each way."""
     with apart(retriever) as pipe, tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(compare(f"http://127.0.0.1:{pipe.recv()}", str(Path(folder) / "cache.db")))
-    costs = {name: medians(runs) for name, runs in found.items()}
+    costs = {name: np.median(runs, axis=0).tolist() for name, runs in found.items()}
     usual_cpu = costs["new session"][0]
-    report = Report(args)
     report.table(
         f"Microseconds of one search, {SEARCHES} searches, {CONCURRENT} at once; median of {RUNS} runs of each",
         [
@@ -119,8 +118,7 @@ def main() -> int:
         ],
     )
     report.bound("a new session costs {} times the searcher", usual_cpu / costs["searcher"][0], least=3.0)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, parser(__doc__))

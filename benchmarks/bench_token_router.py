@@ -12,8 +12,6 @@ many tokens as its bound allows.
 import asyncio
 import itertools
 import random
-import statistics
-import sys
 import time
 from array import array
 from multiprocessing.connection import Connection
@@ -21,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 from aiohttp import web
 from transformers import AutoTokenizer
 
-from benchmarks.reporting import ROOT, Report, parser, percentile
+from benchmarks.reporting import CACHE, Report, parser, run
 from benchmarks.servers import apart, engine_reply, program, serve
 from demo.models import policy_folder
 from token_router.token_trie import Piece, TokenTrie
@@ -94,7 +93,7 @@ def latency(model: str) -> dict[str, float]:
                 for kind, found in seconds.items():
                     port = router.port if kind == TEXT_TO_ROUTER else upstream
                     found += asyncio.run(sessions(port, tokenizer, as_text=kind != IDS_TO_WORKER))
-    return {kind: 1000 * statistics.median(found) for kind, found in seconds.items()}
+    return {kind: 1000 * float(np.median(found)) for kind, found in seconds.items()}
 
 
 def trajectory(number: int, choose: random.Random) -> list[Piece]:
@@ -146,21 +145,19 @@ def _resident_bytes() -> int:
     return pages * 4096
 
 
-def main() -> int:
-    args = parser(__doc__).parse_args()
-    size, calls, found = bytes_per_token(), latency(str(policy_folder(ROOT / ".cache"))), lookups()
-    p99 = percentile(found, 99)
+def measure(report: Report) -> None:
+    """Latency, look-ups and memory; memory first, while this process is small."""
+    size, calls = bytes_per_token(), latency(str(policy_folder(CACHE)))
+    median, p99 = np.percentile(lookups(), [50, 99]).tolist()
     figures = {f"{kind}, median ms": figure for kind, figure in calls.items()}
-    figures[f"look-up among {STORED} trajectories, median µs"] = statistics.median(found)
+    figures[f"look-up among {STORED} trajectories, median µs"] = median
     figures["look-up, 99th percentile µs"] = p99
     figures["resident bytes a token at the bound"] = size
-    report = Report(args)
     report.table("the token router", [{"what": what, "figure": figure} for what, figure in figures.items()])
     report.bound("the router adds {} ms to the same call", calls[TEXT_TO_ROUTER] - calls[TEXT_TO_WORKER], most=3.0)
     report.bound("a look-up takes {} µs at the 99th percentile", p99, most=1000.0)
     report.bound("{} bytes a token at the bound", size, most=BYTES_PER_TOKEN)
-    return report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, parser(__doc__))

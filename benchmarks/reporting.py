@@ -5,13 +5,17 @@ import json
 import math
 import os
 import platform
-import statistics
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from evaluation.interruption import terminating_interrupts
+from evaluation.terminal import exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers warn when a process is made after their first use
 
 
@@ -26,7 +30,7 @@ class Report:
     """What one benchmark found: printed as it comes, and written as JSON by `finish`."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self._json: Path | None = args.json
+        self.args = args
         self.figures: dict[str, Any] = {}
         self._bounds: list[dict[str, Any]] = []
 
@@ -51,22 +55,23 @@ class Report:
 
     def finish(self) -> int:
         """Writes --json with the machine and the day; returns 1 if a bound was missed."""
-        if self._json is not None:
+        if self.args.json is not None:
             machine = {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
             record = {"date": time.strftime("%Y-%m-%d"), "machine": machine, **self.figures, "bounds": self._bounds}
-            self._json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            self.args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return 0 if all(bound["held"] for bound in self._bounds) else 1
 
 
-def medians(runs: Iterable[Sequence[float]]) -> list[float]:
-    """The median of each figure over several runs."""
-    return [statistics.median(column) for column in zip(*runs, strict=True)]
+def run(measure: Callable[[Report], None], options: argparse.ArgumentParser) -> NoReturn:
+    """A benchmark's command line; the exit status is 1 if a bound was missed, or after an error."""
+    terminating_interrupts()  # so that servers are stopped
+    report = Report(options.parse_args())
 
+    def measure_all() -> int:
+        measure(report)
+        return report.finish()
 
-def percentile(figures: Iterable[float], percent: int) -> float:
-    """The figure below which this many of a hundred are."""
-    ordered = sorted(figures)
-    return ordered[len(ordered) * percent // 100]
+    sys.exit(exit_code(measure_all))
 
 
 def _shown(figure: object) -> str:
