@@ -8,10 +8,8 @@ is built by the index builder's own code and loaded as the server does. Vectors 
 """
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,79 +21,48 @@ from demo.retriever_process import build_index
 from local_dense_retriever.encoder_choice import load_encoder
 from local_dense_retriever.exact_index import ExactIndex
 from local_dense_retriever.faiss_index import FaissIndex, RescoredIndex, write_converted
-from local_dense_retriever.flat_file import FlatFile, read_flat_header
+from local_dense_retriever.flat_file import FlatFile, require_flat
 from local_dense_retriever.searcher import VectorIndex
 
 FOLDER = CACHE / "wordnet"
 QUERIES, BATCH = 1000, 64
 SMALL = 1 / 8  # at least one type as small as this finds as much
-
-
-class Kind(NamedTuple):
-    name: str  # FAISS factory string
-    settings: Mapping[str, int] = MappingProxyType({})
-    rescored: bool = False  # by the flat file, which stays on disk
-
-    def __str__(self) -> str:
-        settings = [f"{name} {value}" for name, value in self.settings.items()]
-        return ", ".join([self.name, *settings, *["rescored"] * self.rescored])
-
-
-NPROBE, EF_SEARCH = {"nprobe": 32}, {"ef_search": 128}
-KINDS = (
-    Kind("SQfp16"),
-    Kind("SQ8"),
-    Kind("RaBitQ4"),
-    Kind("SQ4"),
-    Kind("RaBitQ"),
-    Kind("RaBitQ", rescored=True),
-    Kind("PQ48"),
-    Kind("PQ48", rescored=True),
-    Kind("IVF1024,Flat", NPROBE),
-    Kind("IVF1024,SQ8", NPROBE),
-    Kind("IVF1024,RaBitQ", NPROBE),
-    Kind("IVF1024,RaBitQ", NPROBE, rescored=True),
-    Kind("HNSW32", EF_SEARCH),
-    Kind("HNSW32_SQ8", EF_SEARCH),
+TYPES = (
+    *("SQfp16", "SQ8", "RaBitQ4", "SQ4", "RaBitQ", "PQ48"),
+    *("IVF1024,Flat", "IVF1024,SQ8", "IVF1024,RaBitQ", "HNSW32", "HNSW32_SQ8"),
 )
+RESCORED = ("RaBitQ", "PQ48", "IVF1024,RaBitQ")  # once more, by the flat file, which stays on disk
+SETTINGS: dict[str, dict[str, Any]] = {"IVF": {"nprobe": 32}, "HNSW": {"ef_search": 128}}  # of these families
 
 
 def embeddings() -> tuple[FlatFile, NDArray[np.float32]]:
     """The passages' vectors, made once, and the (QUERIES, D) of the queries."""
     files, model = write_wordnet(FOLDER), encoder_folder()
     build_index(files.corpus, FOLDER / "flat.index", model)
-    flat = read_flat_header(FOLDER / "flat.index")
-    assert flat is not None
     lines = files.queries.read_text().splitlines()
     chosen = np.random.default_rng(0).choice(len(lines), QUERIES, replace=False)
-    return flat, load_encoder("minilm", str(model)).encode_queries([lines[i] for i in chosen])
+    queries = load_encoder("minilm", str(model)).encode_queries([lines[i] for i in chosen])
+    return require_flat(FOLDER / "flat.index", "the index"), queries
 
 
-def built(flat: FlatFile, kind: Kind) -> tuple[Path, float]:
+def built(flat: FlatFile, index_type: str) -> tuple[Path, float]:
     """The index of this type, and the seconds that making it took; made once."""
-    path = FOLDER / f"{kind.name.replace(',', '_')}.index"
+    path = FOLDER / f"{index_type.replace(',', '_')}.index"
     seconds = path.with_suffix(".seconds")
     if not seconds.exists():
         began = time.perf_counter()
-        write_converted(flat, path, kind.name)
+        write_converted(flat, path, index_type)
         seconds.write_text(str(time.perf_counter() - began))
     return path, float(seconds.read_text())
 
 
-def load(path: Path, kind: Kind, flat: FlatFile) -> VectorIndex:
-    index = FaissIndex(path, nprobe=kind.settings.get("nprobe"), ef_search=kind.settings.get("ef_search"))
-    return RescoredIndex(index, flat) if kind.rescored else index
-
-
-def measured(
-    name: str, path: Path, build_s: float, index: VectorIndex, queries: NDArray, truth: NDArray
-) -> dict[str, Any]:
+def measured(name: str, build_s: float, index: VectorIndex, queries: NDArray, truth: NDArray) -> dict[str, Any]:
     """A row of the table."""
     index.search(queries[:BATCH], 10)  # pages and threads are warm
     began = time.perf_counter()
     found = np.concatenate([index.search(queries[i : i + BATCH], 10).rows for i in range(0, QUERIES, BATCH)])
     rate = QUERIES / (time.perf_counter() - began)
-    size = path.stat().st_size / index.about.rows
+    size = Path(index.about.path).stat().st_size / index.about.rows
     row = {"type": name, "bytes/vector": size, "of flat": size / (4 * queries.shape[1]), "build s": build_s}
     return {**row, "queries/s": rate, "recall@3": recall(found, truth, 3), "recall@10": recall(found, truth, 10)}
 
@@ -110,12 +77,17 @@ def measure(report: Report) -> None:
     flat, queries = embeddings()
     truth = np.argsort(-(queries @ flat.read(0, flat.rows).T), axis=1)[:, :10]
     rows = [
-        measured("Flat (FAISS)", flat.path, 0.0, FaissIndex(flat.path), queries, truth),
-        measured("Flat (exact, torch)", flat.path, 0.0, ExactIndex(flat.path), queries, truth),
+        measured("Flat (FAISS)", 0.0, FaissIndex(flat.path), queries, truth),
+        measured("Flat (exact, torch)", 0.0, ExactIndex(flat.path), queries, truth),
     ]
-    for kind in KINDS:
-        path, build_s = built(flat, kind)
-        rows.append(measured(str(kind), path, build_s, load(path, kind, flat), queries, truth))
+    for index_type in TYPES:
+        path, build_s = built(flat, index_type)
+        settings = next((SETTINGS[family] for family in SETTINGS if index_type.startswith(family)), {})
+        index = FaissIndex(path, **settings)
+        name = ", ".join([index_type, *(f"{setting} {value}" for setting, value in settings.items())])
+        rows.append(measured(name, build_s, index, queries, truth))
+        if index_type in RESCORED:
+            rows.append(measured(f"{name}, rescored", build_s, RescoredIndex(index, flat), queries, truth))
     report.table("which index", rows)
     best = max((row["recall@3"] for row in rows if row["of flat"] <= SMALL), default=0.0)
     report.bound("recall@3 {} at 1/8 of flat or less", best, least=0.95)
