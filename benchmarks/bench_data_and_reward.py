@@ -8,8 +8,8 @@ core.
 """
 
 import json
+import os
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,11 +27,6 @@ from search_rollout.trajectory import StopReason
 
 ROWS = 50_000
 TRAJECTORIES = 2_000
-MEASURE = (  # runs the script in its arguments, then prints the peak memory of that process in KiB
-    "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
-    "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    "finally: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-)
 
 
 def write_raw(path: Path) -> None:
@@ -57,15 +52,16 @@ def write_raw(path: Path) -> None:
 def preparation(form: str, raw: Path) -> dict[str, float]:
     """Rows a second, start of the process included, its peak memory, and the size of the file."""
     made = raw.parent / form / "train.parquet"
-    command = [ROOT / "oai_format_data_preprocess.py", "--input", raw, "--local_dir", made.parent, "--format", form]
+    command: list[str | Path] = [sys.executable, ROOT / "oai_format_data_preprocess.py"]
+    command += ["--input", raw, "--local_dir", made.parent, "--format", form]
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
-    peak = re.search(r"^peak (\d+)$", done.stdout, re.MULTILINE)
-    if done.returncode or not made.is_file() or not peak:
-        raise RuntimeError(f"data preparation failed: {done.stderr.strip()}")
-    size = made.stat().st_size / 2**20
-    return {"rows/s": ROWS / seconds, "peak MiB": int(peak[1]) / 1024, "file MiB": size}
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError("data preparation failed; its message is above")
+    return {"rows/s": ROWS / seconds, "peak MiB": usage.ru_maxrss / 1024, "file MiB": made.stat().st_size / 2**20}
 
 
 def trajectory(searches: int, choose: random.Random) -> tuple[dict[str, Any], list[str]]:
