@@ -193,7 +193,7 @@ def steps(smoke: bool, output: Path, cache: Path, minutes: float) -> list[Step]:
     demo = ["demo.train", "--world", str(cache / "world"), "--cache", str(cache), "--runs", str(output / "demo")]
     demo += ["--no-save-models"]
     if smoke:
-        search += ["--cpu", "--rows", "20000", "--dim", "64"]
+        search += ["--cpu", "--rows", "20000"]
         retriever += ["--cpu", "--rows", "2000", "--queries", "100"]
         demo += ["--minutes", "1", "--steps", "1", "--warm-start-steps", "1", "--held-out", "2"]
         demo += ["--questions-per-step", "2", "--samples", "2"]
