@@ -22,6 +22,7 @@ import asyncio
 import itertools
 import math
 import os
+import statistics
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -130,10 +131,8 @@ async def by_text(runtime: Runtime, engine: Engine, args: Any, sample: Any, stop
         if params.max_new_tokens < 1:
             break
         done = await asyncio.wrap_future(engine.submit(Request(uuid.uuid4().hex, context, params)))
-        turn = Turn(len(made.ids), done.log_probs)
-        turn.retokenised = context != made.context(turn)
+        made.turns.append(Turn(len(made.ids), done.log_probs, retokenised=context != made.prompt_ids + made.ids))
         said = tokenizer.decode(done.output_ids)
-        made.turns.append(turn)
         made.surplus += len(done.output_ids) - _tokens_of_action(tokenizer, done.output_ids)
         made.append(done.output_ids, trained=1)
         action = first_action(said)
@@ -175,6 +174,7 @@ def figures(
     delta = torch.cat(by_trajectory)
     weights, later = delta.exp(), [turn for one in trajectories for turn in one.turns[1:]]
     size, low, high = delta.abs(), *MIS_BOUNDS
+    dropped = [(one.exp() < low) | (one.exp() > high) for one in by_trajectory]  # (N,) each
     return {
         "trajectories": len(trajectories),
         "trained tokens": len(delta),
@@ -190,9 +190,9 @@ def figures(
         "weight, 1 %": weights.quantile(0.01).item(),
         "weight, 99 %": weights.quantile(0.99).item(),
         "cut by TIS": (weights > TIS_CLIP).double().mean().item(),
-        "dropped by MIS": ((weights < low) | (weights > high)).double().mean().item(),
-        "trajectories touched by MIS": _share(((one.exp() < low) | (one.exp() > high)).any() for one in by_trajectory),
-        "trajectories vetoed": _share((one.exp() < VETO).any() for one in by_trajectory),
+        "dropped by MIS": torch.cat(dropped).double().mean().item(),
+        "trajectories touched by MIS": statistics.fmean(one.any() for one in dropped),
+        "trajectories vetoed": statistics.fmean((one.exp() < VETO).any() for one in by_trajectory),
         "effective tokens": effective_share(weights.clamp(max=TIS_CLIP)),
         "effective trajectories": effective_share(torch.stack([one.sum() for one in by_trajectory]).exp()),
     }
@@ -214,18 +214,13 @@ def retokenised_by(tokenizer: Any, ours: Any, trajectories: Sequence[Trajectory]
             text, ids = text + part, ids + encode(tokenizer, part)
             if number % 2:  # behind an observation, where a later turn begins
                 differs.append(encode(tokenizer, text) != ids)
-    return _share(differs)
+    return statistics.fmean(differs)
 
 
 def effective_share(weights: torch.Tensor) -> float:
     """Effective sample size over sample size, (Σw)² / (n Σw²): 1 if all weights are equal, 1/n if one has it all."""
     weights = weights.double()
     return (weights.sum() ** 2 / (len(weights) * (weights**2).sum())).item()
-
-
-def _share(values: Any) -> float:
-    known = [bool(value) for value in values]
-    return sum(known) / len(known)
 
 
 def _shown(name: str, value: float) -> str:
