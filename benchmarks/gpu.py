@@ -29,8 +29,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache"
+from benchmarks.reporting import CACHE, ROOT
+from evaluation.terminal import exit_code
+
+OUTPUT = ROOT / "runs" / "gpu"
 PART_BYTES = 60 * 10**6
 NEEDED = ("torch", "transformers", "accelerate", "numpy", "aiohttp", "prometheus_client", "tqdm")
 # What such a machine lacks, with its own dependencies: pip is told not to look for more.
@@ -40,6 +42,7 @@ CARRIED = (
     *("annotated-doc==0.0.7", "typing-inspection==0.4.5", "uvicorn==0.54.0", "httptools==0.9.0"),
 )
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+TIMED_OUT = 124, 137  # exit statuses of `timeout`: the step ended on SIGTERM, or had to be killed
 
 
 class Step(NamedTuple):
@@ -59,24 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", default="3.12", help="--prepare: that machine's Python (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, on the CPU")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu", help="default: runs/gpu")
     args = parser.parse_args(argv)
     if args.smoke:
         args.minutes = 60.0  # a busy machine's CPU takes its time
-    try:
-        if args.prepare:
-            prepare(args.prepare, args.python)
-            return 0
-        return measure(args)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(lambda: prepare(args.prepare, args.python) if args.prepare else measure(args))
 
 
 # --- here: what is carried -------------------------------------------------------------------------------------------
 
 
-def prepare(folder: Path, python: str) -> None:
+def prepare(folder: Path, python: str) -> int:
     """Writes the parts: a tar archive cut into files, and their SHA-256 sums. Raises RuntimeError."""
     from demo.models import encoder_folder
     from demo.retriever_process import build_index, index_path
@@ -88,7 +83,8 @@ def prepare(folder: Path, python: str) -> None:
     build_index(CACHE / "world" / "corpus.jsonl", index, encoder_folder())
     with tempfile.TemporaryDirectory() as temporary:
         wheels = Path(temporary) / "wheels"
-        download(wheels, python)
+        platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
+        pip("download", "--python-version", python, *platforms, "--only-binary=:all:", "--dest", str(wheels), *CARRIED)
         packed = Path(temporary) / "packed.tar"
         with tarfile.open(packed, "w") as archive:
             archive.add(wheels, "wheels")
@@ -98,16 +94,18 @@ def prepare(folder: Path, python: str) -> None:
                     archive.add(file, f"cache/{file.name}")
         count = cut(packed, folder)
     print(f"{folder}: {count} parts and parts.json; bring all of them")
+    return 0
 
 
-def download(folder: Path, python: str) -> None:
-    """The wheels of CARRIED for another machine's Python. Raises RuntimeError with pip's own reason."""
-    platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, *platforms]
-    done = subprocess.run([*command, "--dest", str(folder), *CARRIED], stderr=subprocess.PIPE, text=True, check=False)
+def pip(*words: str) -> None:
+    """Downloads or installs packages without their dependencies. Raises RuntimeError with pip's own reason."""
+    command = [sys.executable, "-m", "pip", *words, "--no-deps", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"pip could not download the wheels: {done.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError(
+            f"pip {words[0]} failed: {done.stderr.strip().splitlines()[-1]} (This is Python "
+            f"{sys.version_info.major}.{sys.version_info.minor}; --prepare --python names the other machine's.)"
+        )
 
 
 def cut(packed: Path, folder: Path, part_bytes: int = PART_BYTES) -> int:
@@ -148,14 +146,7 @@ def unpack(parts: Path, folder: Path) -> None:
     with tarfile.open(fileobj=packed) as archive:
         archive.extractall(folder, filter="data")
     wheels = sorted(map(str, (folder / "wheels").glob("*.whl")))
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    command += ["--disable-pip-version-check", "--target", str(folder / "site"), *wheels]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"the wheels cannot be installed here: {done.stderr.strip().splitlines()[-1]} "
-            f"This is Python {sys.version_info.major}.{sys.version_info.minor}; --prepare --python names it."
-        )
+    pip("install", "--no-index", "--no-compile", "--target", str(folder / "site"), *wheels)
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -167,30 +158,30 @@ def measure(args: argparse.Namespace) -> int:
 
     if not args.smoke and not torch.cuda.is_available():
         raise ValueError("torch sees no GPU; --smoke runs the same steps on the CPU, tiny.")
-    args.output.mkdir(parents=True, exist_ok=True)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
     cache, environment = CACHE, dict(os.environ)
     if args.parts:
-        unpacked = ROOT / ".cache" / "gpu"
+        unpacked = CACHE / "gpu"
         unpack(args.parts, unpacked)
         cache = unpacked / "cache"
         environment["PYTHONPATH"] = os.pathsep.join([str(unpacked / "site"), os.environ.get("PYTHONPATH", "")])
     print(f"{'CPU' if args.smoke else torch.cuda.get_device_name(0)}, torch {torch.__version__}", flush=True)
     results = []
-    for step in steps(args.smoke, args.output, cache, args.minutes):
+    for step in steps(args.smoke, cache, args.minutes):
         left_s = 60 * args.minutes - (time.monotonic() - began)
-        results.append((step.name, *run(step, environment, args.output, min(step.limit_s, left_s))))
-        print(f"{step.name}: {results[-1][1]}, {results[-1][2]:.0f} s", flush=True)
-    summary = [{"step": name, "result": result, "seconds": round(seconds, 1)} for name, result, seconds in results]
-    (args.output / "steps.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"figures and logs: {args.output}; {time.monotonic() - began:.0f} s in all")
-    return 0 if all(result == "ok" for _, result, _ in results) else 1
+        result, seconds = run(step, environment, min(step.limit_s, left_s))
+        print(f"{step.name}: {result}, {seconds:.0f} s", flush=True)
+        results.append({"step": step.name, "result": result, "seconds": round(seconds, 1)})
+    (OUTPUT / "steps.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"figures and logs: {OUTPUT}; {time.monotonic() - began:.0f} s in all")
+    return 0 if all(one["result"] == "ok" for one in results) else 1
 
 
-def steps(smoke: bool, output: Path, cache: Path, minutes: float) -> list[Step]:
+def steps(smoke: bool, cache: Path, minutes: float) -> list[Step]:
     """What is measured. The demo gets the time that the others leave, less its own beginning and end."""
-    search = ["benchmarks.bench_gpu_search", "--json", str(output / "search.json")]
-    retriever = ["benchmarks.bench_gpu_retriever", "--json", str(output / "retriever.json")]
-    demo = ["demo.train", "--world", str(cache / "world"), "--cache", str(cache), "--runs", str(output / "demo")]
+    search = ["benchmarks.bench_gpu_search", "--json", str(OUTPUT / "search.json")]
+    retriever = ["benchmarks.bench_gpu_retriever", "--json", str(OUTPUT / "retriever.json")]
+    demo = ["demo.train", "--world", str(cache / "world"), "--cache", str(cache), "--runs", str(OUTPUT / "demo")]
     demo += ["--no-save-models"]
     if smoke:
         search += ["--cpu", "--rows", "20000"]
@@ -202,35 +193,22 @@ def steps(smoke: bool, output: Path, cache: Path, minutes: float) -> list[Step]:
     return [Step("search", search, 100), Step("retriever", retriever, 110), Step("demo", demo, 60 * minutes)]
 
 
-def run(step: Step, environment: dict[str, str], output: Path, limit_s: float) -> tuple[str, float]:
+def run(step: Step, environment: dict[str, str], limit_s: float) -> tuple[str, float]:
     """Runs a step, its output shown and kept; returns how it ended and its seconds."""
-    began = time.monotonic()
-    log = output / f"{step.name}.log"
     if limit_s <= 0:
         return "no time was left", 0.0
+    began = time.monotonic()
+    log = OUTPUT / f"{step.name}.log"
+    # SIGTERM first, on which a step stops its own servers.
+    command = ["timeout", "--foreground", "--kill-after=15", f"{limit_s}", sys.executable, "-m", *step.command]
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *step.command], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
-        )
-        try:
-            status = process.wait(timeout=limit_s)
-            result = "ok" if status == 0 else f"failed with status {status}, see {log}"
-        except subprocess.TimeoutExpired:
-            result = f"stopped after {limit_s:.0f} s, see {log}"
-        finally:
-            stop(process)
+        status = subprocess.call(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     print(log.read_text(errors="replace")[-3000:], flush=True)
+    if status in TIMED_OUT:
+        result = f"stopped after {limit_s:.0f} s, see {log}"
+    else:
+        result = "ok" if status == 0 else f"failed with status {status}, see {log}"
     return result, time.monotonic() - began
-
-
-def stop(process: subprocess.Popen) -> None:
-    """Ends a step that still runs, as Ctrl-C would, so that it stops its own servers."""
-    process.terminate()
-    try:
-        process.wait(timeout=15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 if __name__ == "__main__":
