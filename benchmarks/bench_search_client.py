@@ -26,13 +26,13 @@ from benchmarks.reporting import Report, parser, run
 from benchmarks.servers import apart, serve
 from search_rollout.search.cache import SearchCache
 from search_rollout.search.local_retriever import LocalRetriever
-from search_rollout.search.passage import Passage
+from search_rollout.search.passage import Passage, SearchResult
 from search_rollout.search.searcher import Searcher
 
 SEARCHES, CONCURRENT, RUNS = 1000, 256, 7
 DOCUMENT = '"A place"\n' + "The place lies in the highlands in the south of the country and was founded in 1899. " * 6
 
-Search = Callable[[str], Awaitable[list[Passage]]]
+Search = Callable[[str], Awaitable[SearchResult]]
 
 
 def retriever(pipe: Connection) -> None:
@@ -49,24 +49,13 @@ def by_new_sessions(url: str) -> Search:
     """The usual style, with the usual limit on queries at once."""
     places = asyncio.Semaphore(CONCURRENT)
 
-    async def search(query: str) -> list[Passage]:
+    async def search(query: str) -> SearchResult:
         body = {"queries": [query], "topk": 3, "return_scores": True}
         async with places, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
             async with session.post(f"{url}/retrieve", json=body) as response:
                 response.raise_for_status()
                 documents = (await response.json())["result"][0]
-        return [Passage.from_contents(item["document"]["contents"]) for item in documents]
-
-    return search
-
-
-def by_searcher(searcher: Searcher) -> Search:
-    """As rollouts do."""
-
-    async def search(query: str) -> list[Passage]:
-        result = await searcher.search(query)
-        assert result.error is None, result.error
-        return result.passages
+        return SearchResult(query, [Passage.from_contents(item["document"]["contents"]) for item in documents])
 
     return search
 
@@ -77,8 +66,8 @@ async def cost(search: Search) -> tuple[float, float]:
 
     async def client() -> None:
         for query in left:
-            passages = await search(query)
-            assert len(passages) == 3
+            result = await search(query)
+            assert len(result.passages) == 3, result.error
 
     began, began_cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(client() for _ in range(CONCURRENT)))
@@ -94,7 +83,7 @@ async def compare(url: str, cache_file: str) -> dict[str, list[tuple[float, floa
         return Searcher([source], concurrency=CONCURRENT, timeout_s=60.0, retries=3, cache=cache)
 
     plain, cached = searcher(None), searcher(SearchCache(cache_file, "bench", max_age_s=3600.0))
-    ways = {"searcher": by_searcher(plain), "new session": by_new_sessions(url), "cache": by_searcher(cached)}
+    ways = {"searcher": plain.search, "new session": by_new_sessions(url), "cache": cached.search}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(RUNS + 1):
         for name, search in ways.items():
