@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -176,7 +177,7 @@ def _progress(name: str, size: int | None = None) -> tqdm:
 def find_files(repo_id: str, prefix: str) -> list[RemoteFile]:
     """The files of a data set whose names begin with `prefix`, sorted by name. Raises InputError if there are none."""
     endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
-    if not endpoint.startswith(("http://", "https://")):
+    if not re.fullmatch(r"https?://\S+", endpoint):
         raise InputError(f"HF_ENDPOINT is {endpoint!r}: give a URL that begins with https://, or unset it")
     found = [
         RemoteFile(
