@@ -9,36 +9,28 @@ Each command is a module that `python -m MODULE` runs just as well.
 """
 
 import contextlib
-import importlib.util
 import io
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-
-class Command(NamedTuple):
-    module: str
-    does: str
-
-
-COMMANDS = {
-    "demo": Command("demo.train", "train a small language model to search, on this machine's CPU"),
-    "data": Command("oai_format_data_preprocess", "turn questions and answers into slime's prompt data"),
-    "preflight": Command("preflight", "check a training setup before it uses a GPU"),
-    "serve": Command("demo.serve", "serve a demo run's model and retriever until Ctrl-C"),
-    "evaluate": Command("evaluation.run", "measure a model on question sets, with training's own rollout"),
-    "exam": Command("evaluation.exam", "find out whether a model searches, and whether that helps it"),
-    "chat": Command("evaluation.chat", "ask a model questions and watch it search"),
-    "compare": Command("evaluation.compare", "compare two evaluations question by question"),
-    "replay": Command("demo.replay", "repeat a demo run's steps, and name the first difference"),
-    "view": Command("evaluation.view", "browse runs and trajectories in a browser, and compare them"),
-    "rescore": Command("evaluation.rescore", "score recorded trajectories again, with another reward"),
-    "audit-tokens": Command("evaluation.audit_tokens", "check the tokens, masks and log-probabilities of rollouts"),
-    "retriever": Command("local_dense_retriever.retrieval_server", "serve a corpus and its index"),
-    "audit-corpus": Command("local_dense_retriever.audit", "say what a corpus lacks for evaluation sets"),
-    "router": Command("token_router", "keep exact token ids in front of SGLang"),
+COMMANDS = {  # name → module, what it does
+    "demo": ("demo.train", "train a small language model to search, on this machine's CPU"),
+    "data": ("oai_format_data_preprocess", "turn questions and answers into slime's prompt data"),
+    "preflight": ("preflight", "check a training setup before it uses a GPU"),
+    "serve": ("demo.serve", "serve a demo run's model and retriever until Ctrl-C"),
+    "evaluate": ("evaluation.run", "measure a model on question sets, with training's own rollout"),
+    "exam": ("evaluation.exam", "find out whether a model searches, and whether that helps it"),
+    "chat": ("evaluation.chat", "ask a model questions and watch it search"),
+    "compare": ("evaluation.compare", "compare two evaluations question by question"),
+    "replay": ("demo.replay", "repeat a demo run's steps, and name the first difference"),
+    "view": ("evaluation.view", "browse runs and trajectories in a browser, and compare them"),
+    "rescore": ("evaluation.rescore", "score recorded trajectories again, with another reward"),
+    "audit-tokens": ("evaluation.audit_tokens", "check the tokens, masks and log-probabilities of rollouts"),
+    "retriever": ("local_dense_retriever.retrieval_server", "serve a corpus and its index"),
+    "audit-corpus": ("local_dense_retriever.audit", "say what a corpus lacks for evaluation sets"),
+    "router": ("token_router", "keep exact token ids in front of SGLang"),
 }
 ON_A_RUN = ("chat", "evaluate", "exam", "preflight")  # with the folder of a demo run, these go through demo.serve
 
@@ -72,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {name!r} is not a command; search-r1 --help lists them all", file=sys.stderr)
         return 2
-    module = COMMANDS[name].module
+    module, _ = COMMANDS[name]
     if name in ON_A_RUN and arguments and not arguments[0].startswith("-"):
         if not (Path(arguments[0]) / "summary.json").is_file():
             print(f"error: {arguments[0]} is not the folder of a demo run: it has no summary.json", file=sys.stderr)
@@ -83,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    rows = (f"  {name:<{width}}  {command.does}" for name, command in COMMANDS.items())
+    rows = (f"  {name:<{width}}  {does}" for name, (_, does) in COMMANDS.items())
     return "\n".join(["usage: search-r1 COMMAND [ARGUMENT …]", "", (__doc__ or "").strip(), "", "commands:", *rows])
 
 
@@ -98,12 +90,6 @@ def _complete(arguments: list[str]) -> int:
 
 def _run(name: str, module: str, arguments: list[str]) -> int:
     """As `python -m MODULE ARGUMENTS`, but help and usage call the command by our name."""
-    root = str(Path(__file__).resolve().parent)
-    if root not in sys.path:  # demo/ and slime_standin/ are found beside this file only
-        sys.path.insert(0, root)
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
-        print(f"error: {name} needs a clone of the repository; an installed package lacks it", file=sys.stderr)
-        return 1
     sys.argv = [f"search-r1 {name}", *arguments]
     shown = io.StringIO()
     is_help = bool({"-h", "--help"} & set(arguments))
