@@ -5,58 +5,45 @@ log-probabilities, reward, weight versions) and what the records contain: action
 ignores times and identifiers.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 from search_rollout.samples.record import METADATA_KEY, RolloutRecord, read_record
 
 Decode = Callable[[Sequence[int]], str]
 
 
-class Difference(NamedTuple):
-    """The first difference between two runs of the same questions."""
-
-    question: str  # its id
-    sample: int  # which sample of the question, from 0
-    turn: int | None  # the model's turn, from 1; an observation belongs to the turn before it
-    token: int | None  # position in the response, from 0
-    what: str
-
-    def __str__(self) -> str:
-        where = [f"question {self.question}", f"sample {self.sample}"]
-        where += [f"turn {self.turn}"] if self.turn is not None else []
-        where += [f"token {self.token}"] if self.token is not None else []
-        return f"{', '.join(where)}: {self.what}"
-
-
 def first_difference(
     recorded: Sequence[Mapping[str, Any]], again: Sequence[Mapping[str, Any]], decode: Decode
-) -> Difference | None:
-    """Compares sample by sample in the recorded order; None if all are equal. `decode` shows token ids as text."""
-    met: dict[str, int] = {}
+) -> str | None:
+    """Where and how two runs of the same questions first differ, in the recorded order; None if all samples are equal.
+
+    Samples of a question count from 0, turns from 1, tokens of the response from 0; an observation belongs to the turn
+    before it. `decode` shows token ids as text.
+    """
+    met: Counter[str] = Counter()
     for old, new in zip(recorded, again, strict=False):
-        number = met.get(old["id"], 0)
-        met[old["id"]] = number + 1
+        where = f"question {old['id']}, sample {met[old['id']]}"
+        met[old["id"]] += 1
         if old["id"] != new["id"]:
-            return Difference(old["id"], number, None, None, f"question {new['id']} was asked instead")
+            return f"{where}: question {new['id']} was asked instead"
         if found := _in_sample(old, new, decode):
-            return Difference(old["id"], number, *found)
+            return f"{where}{found}"
     if len(recorded) != len(again):
         shorter, longer = sorted((recorded, again), key=len)
-        row = longer[len(shorter)]
-        return Difference(row["id"], met.get(row["id"], 0), None, None, f"{len(again)} samples, not {len(recorded)}")
+        name = longer[len(shorter)]["id"]
+        return f"question {name}, sample {met[name]}: {len(again)} samples, not {len(recorded)}"
     return None
 
 
-def _in_sample(
-    old: Mapping[str, Any], new: Mapping[str, Any], decode: Decode
-) -> tuple[int | None, int | None, str] | None:
+def _in_sample(old: Mapping[str, Any], new: Mapping[str, Any], decode: Decode) -> str | None:
     """Turn, token and description of the first difference; None if the samples are equal."""
     begins = [len(row["tokens"]) - row["response_length"] for row in (old, new)]
     prompts = [row["tokens"][:begin] for row, begin in zip((old, new), begins, strict=True)]
     if prompts[0] != prompts[1]:
-        return None, None, "the prompt's ids"
+        return ": the prompt's ids"
     record, other = (read_record(row["metadata"][METADATA_KEY]) for row in (old, new))
     responses = [row["tokens"][begin:] for row, begin in zip((old, new), begins, strict=True)]
     columns = {
@@ -70,20 +57,21 @@ def _in_sample(
         token = places[name]
         show = (lambda value: f"{value} {decode([value])!r}") if name == "id" else repr
         was, now = (show(values[token]) if token < len(values) else "none" for values in columns[name])
-        return _turn_at(record, token), token, f"{name} {now}, not {was}{_searches_differ(record, other)}"
+        where = f", turn {_turn_at(record, token)}, token {token}"
+        return f"{where}: {name} {now}, not {was}{_searches_differ(record, other)}"
     return _in_record(old, new, record, other)
 
 
 def _in_record(
     old: Mapping[str, Any], new: Mapping[str, Any], record: RolloutRecord, other: RolloutRecord
-) -> tuple[int | None, None, str] | None:
+) -> str | None:
     """The first difference in the records of samples with equal tokens."""
     for number, (was, now) in enumerate(zip(record.turns, other.turns, strict=False), start=1):
         for name in ("action", "answer", "queries", "mistakes", "fault"):
             if getattr(was, name) != getattr(now, name):
-                return number, None, f"{name} {getattr(now, name)!r}, not {getattr(was, name)!r}"
+                return f", turn {number}: {name} {getattr(now, name)!r}, not {getattr(was, name)!r}"
         if [result.passages for result in was.results] != [result.passages for result in now.results]:
-            return number, None, f"the passages of {was.queries}"
+            return f", turn {number}: the passages of {was.queries}"
     values = {
         "number of turns": (len(record.turns), len(other.turns)),
         "stop reason": (record.stop.value, other.stop.value),
@@ -92,7 +80,7 @@ def _in_record(
     }
     for name, (before, after) in values.items():
         if before != after:
-            return None, None, f"{name} {after!r}, not {before!r}"
+            return f": {name} {after!r}, not {before!r}"
     return None
 
 
