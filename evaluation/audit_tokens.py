@@ -36,12 +36,6 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parse_args(argv)
-    prepare_process()
-    return exit_code(lambda: run(options), failure=2)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("audit-tokens", __doc__)
     add_sample_options(parser)
     parser.add_argument("--model", type=Path, help="the same folder with weights: also recomputes log-probabilities")
@@ -53,7 +47,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not options.temperature > 0:
         parser.error("--temperature must be above 0")
-    return options
+    prepare_process()
+    return exit_code(lambda: run(options), failure=2)
 
 
 def run(options: argparse.Namespace) -> int:

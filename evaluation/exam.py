@@ -51,19 +51,14 @@ GOLD_PASSAGES = "gold_passages"  # in a row's metadata
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parse_args(argv)
-    prepare_process()
-    return exit_code(lambda: run(options), interrupted=INTERRUPTED)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("exam", __doc__)
     add_options(parser)
     add_question_options(parser, "exam", per_set=64, seed="questions, random passages and bootstrap")
     options = parser.parse_args(argv)
     if not options.search.startswith("local:"):
         parser.error("--search must be local:URL, the retriever that the exam replaces")
-    return options
+    prepare_process()
+    return exit_code(lambda: run(options), interrupted=INTERRUPTED)
 
 
 def run(options: argparse.Namespace) -> int:

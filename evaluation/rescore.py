@@ -39,12 +39,6 @@ Scored: TypeAlias = tuple[Any, Rescored]  # slime's Sample, and its row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parse_args(argv)
-    prepare_process()
-    return exit_code(lambda: run(options))
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("rescore", __doc__)
     add_sample_options(parser, tokenizer=False)
     parser.add_argument("--preset", choices=REWARD_PRESETS, help="use this REWARD_PRESET (default: default)")
@@ -65,7 +59,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--reward replaces our reward, --preset and --set change it: use one or the other")
     if options.group_rm and not options.reward:
         parser.error("--group-rm needs your own function: give --reward")
-    return options
+    prepare_process()
+    return exit_code(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:

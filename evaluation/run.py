@@ -42,12 +42,6 @@ INTERRUPTED = "interrupted; run the same command again to continue"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parse_args(argv)
-    prepare_process()
-    return exit_code(lambda: run(options), interrupted=INTERRUPTED)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("evaluate", __doc__)
     add_options(parser)
     add_question_options(parser, "evaluation", per_set=500, seed="the choice of questions and of the bootstrap")
@@ -60,7 +54,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--samples needs a --temperature above 0, such as 1: greedy samples of a question are identical")
     if options.megatron_checkpoint and (not options.slime_dir or options.engine not in ("sglang", "demo")):
         parser.error("--megatron_checkpoint needs --slime_dir and --engine sglang, which starts on the converted model")
-    return options
+    prepare_process()
+    return exit_code(lambda: run(options), interrupted=INTERRUPTED)
 
 
 def run(options: argparse.Namespace) -> int:

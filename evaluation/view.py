@@ -80,11 +80,6 @@ def load_tokenizer(folder: Path) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page, or serves it until Ctrl-C; returns the exit code."""
-    args = _parser().parse_args(argv)
-    return exit_code(lambda: _serve(args) if args.serve else _write(args))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = command_parser("view", __doc__)
     add_sample_options(parser, "; to serve: one folder")
     parser.add_argument("--output", type=Path, help="default: trajectories.html, in the folder if one was given")
@@ -96,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--search", metavar="local:URL", help="retriever for changed queries (default: none)")
     serve.add_argument("--temperature", type=float, default=0.0, help="temperature for --engine (0: greedy)")
     serve.add_argument("--max_response_len", type=int, default=512, help="maximum tokens per engine call (512)")
-    return parser
+    args = parser.parse_args(argv)
+    return exit_code(lambda: _serve(args) if args.serve else _write(args))
 
 
 def _write(args: argparse.Namespace) -> int:

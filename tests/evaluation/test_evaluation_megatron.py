@@ -143,5 +143,5 @@ def test_a_checkpoint_needs_slime_and_an_engine_of_its_own(capsys: pytest.Captur
     given = ["--model", "m", "--search", "none", "--data", "d.jsonl", "--output", "o", "--megatron_checkpoint", "c"]
     for more in (["--engine", "sglang"], ["--engine", "http://127.0.0.1:1", "--slime_dir", "s"]):
         with pytest.raises(SystemExit):
-            run.parse_args([*given, *more])
+            run.main([*given, *more])
         assert "--megatron_checkpoint needs --slime_dir and --engine sglang" in capsys.readouterr().err
