@@ -28,7 +28,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.questions import BATCH, choose, closed_book_row, read_questions, read_rows
+from evaluation.questions import BATCH, choose, closed_book, read_questions, read_rows
 from evaluation.records import whole_file, write_json
 from evaluation.terminal import exit_code
 from qa_em_format import gold_answers
@@ -322,7 +322,7 @@ def evaluation_sets(test: Path, per_set: int) -> dict[str, list[dict[str, Any]]]
         rows[question.data_source].append(question.row)
     names: Counter[str] = Counter()
     sets = {_file_name(source, names): some for source, some in rows.items()}
-    return sets | {_file_name(CONTROL, names): [closed_book_row(question) for question in chosen]}
+    return sets | {_file_name(CONTROL, names): [closed_book(question).row for question in chosen]}
 
 
 def _file_name(source: str, taken: Counter[str]) -> str:

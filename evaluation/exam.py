@@ -23,24 +23,17 @@ import dataclasses
 import itertools
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.exam_figures import examine, tables
-from evaluation.options import (
-    add_options,
-    add_question_options,
-    command_parser,
-    running_plugin,
-    search_settings,
-)
+from evaluation.options import add_options, add_question_options, command_parser, running_plugin, search_settings
 from evaluation.passage_server import Find, passage_server
 from evaluation.plugin import config_of, prepare_process
-from evaluation.questions import Question, closed_book_row
+from evaluation.questions import Question, closed_book
 from evaluation.records import Records, read_json, read_records, write_json
-from evaluation.run import INTERRUPTED, Asked, ask_all, chosen_questions, complaints, settings_of, with_rows
+from evaluation.run import INTERRUPTED, ask_all, chosen_questions, complaints, settings_of
 from evaluation.terminal import exit_code, typed
 from qa_em_format import any_holds_gold
 from search_rollout.runtime import local_retrievers, make_searcher
@@ -68,14 +61,10 @@ def run(options: argparse.Namespace) -> int:
         settings = settings_of(options, plugin, questions, mode)
         found = found_passages(options.output / "passages.json", questions, plugin)
         arms = arms_for(questions, found, options.seed)
-
-        async def ask(name: str, records: Records, title: str) -> None:
-            async with asking(name, arms[name], plugin) as asked:
-                await ask_all(questions, records, options.concurrency, asked, title=title)
-
-        for number, name in enumerate(arms, start=1):
-            with Records(arm_folder(options.output, name), {**settings, "arm": name}) as records:
-                asyncio.run(ask(name, records, f"arm {number} of {len(arms)}, {name}"))
+        for number, (name, find) in enumerate(arms.items(), start=1):
+            with Records.open(arm_folder(options.output, name), {**settings, "arm": name}) as records:
+                title = f"arm {number} of {len(arms)}, {name}"
+                asyncio.run(ask_arm(name, find, questions, records, plugin, options.concurrency, title))
     if GOLD not in arms:
         print(f"The gold arm is left out: not every question has {GOLD_PASSAGES} in its row's metadata.")
     return report(options.output, settings, arms, options.seed)
@@ -152,29 +141,30 @@ async def _search_each(queries: Sequence[str], plugin: argparse.Namespace) -> li
         await searcher.close()
 
 
-@asynccontextmanager
-async def asking(name: str, find: Find | None, plugin: argparse.Namespace) -> AsyncIterator[Asked]:
-    """How to ask the questions of an arm."""
-    if find:
-        async with passage_server(find) as url_of:
-            yield served(plugin, url_of)
-    elif name == CLOSED_BOOK:
-        yield with_rows(_changed(plugin, **search_settings("none"), llm_api_mode="generate"), closed_book_row)
-    else:
-        yield with_rows(plugin)
+async def ask_arm(
+    name: str,
+    find: Find | None,
+    questions: Sequence[Question],
+    records: Records,
+    plugin: argparse.Namespace,
+    concurrency: int,
+    title: str,
+) -> None:
+    """Asks the unfinished questions of an arm; `find` replaces the retriever."""
+    if name == CLOSED_BOOK:
+        questions = list(map(closed_book, questions))
+        plugin = _changed(plugin, **search_settings("none"), llm_api_mode="generate")
+    if find is None:
+        await ask_all(questions, records, concurrency, lambda *_: plugin, title=title)
+        return
+    async with passage_server(find) as url_of:
+        slots: dict[int, argparse.Namespace] = {}  # each slot keeps its args, and so its connections
 
+        def args_of(question: Question, slot: int) -> argparse.Namespace:
+            url = url_of(slot, question)
+            return slots.setdefault(slot, _changed(plugin, retrieval_server_url=url, search_cache=""))
 
-def served(plugin: argparse.Namespace, url_of: Callable[[int, Question], str]) -> Asked:
-    """Asks the question's own row with another retriever. Each slot keeps its args, and so its connections."""
-    args: dict[int, argparse.Namespace] = {}
-
-    def asked(question: Question, slot: int) -> tuple[argparse.Namespace, Mapping[str, Any]]:
-        url = url_of(slot, question)
-        if slot not in args:
-            args[slot] = _changed(plugin, retrieval_server_url=url, search_cache="")
-        return args[slot], question.row
-
-    return asked
+        await ask_all(questions, records, concurrency, args_of, title=title)
 
 
 def _changed(plugin: argparse.Namespace, **settings: Any) -> argparse.Namespace:

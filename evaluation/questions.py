@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,10 @@ def mode_of(questions: Sequence[Question]) -> str:
     return modes.pop()
 
 
-def closed_book_row(question: Question) -> dict[str, Any]:
-    """The row with a prompt that asks for an answer from memory, as messages if the row's own prompt is."""
+def closed_book(question: Question) -> Question:
+    """The question with a prompt that asks for an answer from memory, as messages if its own prompt is."""
     prompt = closed_book_prompt(question.text, as_text=isinstance(question.row["prompt"], str))
-    return {**question.row, "prompt": prompt}
+    return replace(question, row={**question.row, "prompt": prompt})
 
 
 def closed_book_prompt(question: str, *, as_text: bool = False) -> list[dict[str, str]] | str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from search_rollout.samples.record import METADATA_KEY, RolloutRecord, read_record
 
@@ -71,46 +71,38 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Records:
-    """The trajectories of one run, appended as they finish; `with Records(folder, settings) as records`.
+    """The trajectories of one run, appended as they finish.
 
     A run with the same settings is continued: `scores` has its finished samples. Discarded samples are dropped, so
     that they are asked again.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, file: TextIO, path: Path) -> None:
+        self.scores: dict[tuple[str, int], dict[str, Any]] = {}  # question id, sample → scores
+        self._file = file
+        self._keep_finished(path)
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, settings: Mapping[str, Any]) -> Iterator["Records"]:
         """Raises ValueError if the folder has a run with other settings, or if another process is writing to it."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.scores: dict[tuple[str, int], dict[str, Any]] = {}  # question id, sample → scores
-        self._file = (folder / TRAJECTORIES).open("a", encoding="utf-8")
-        try:
-            self._lock()
+        path = folder / TRAJECTORIES
+        with path.open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"Another evaluation is writing to {folder}; give another --output.") from error
             _check_settings(folder, settings)
-            self._keep_finished()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> "Records":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+            yield cls(file, path)
 
     def add(self, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
         self.scores[key_of(record)] = record["scores"]
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"Another evaluation is writing to {self.folder}; give another --output.") from error
-
-    def _keep_finished(self) -> None:
+    def _keep_finished(self, path: Path) -> None:
         """Rewrites the file in place, keeping its lock, if it has a truncated line or a discarded sample."""
-        path = self.folder / TRAJECTORIES
         kept = []
         for line in _whole_lines(path):
             record = json.loads(line)

@@ -30,7 +30,7 @@ from evaluation.megatron import convert
 from evaluation.metrics import METRICS, scores_of, summarise
 from evaluation.options import add_options, add_question_options, command_parser, count, running_plugin
 from evaluation.plugin import ask, config_of, find_slime, prepare_process, sample_of_row, sampling_params
-from evaluation.questions import Question, choose, closed_book_row, mode_of, read_questions
+from evaluation.questions import Question, choose, closed_book, mode_of, read_questions
 from evaluation.records import Records, record_of, write_json
 from evaluation.report import draw, rank, tables
 from evaluation.several_samples import measures, together
@@ -67,9 +67,9 @@ def run(options: argparse.Namespace) -> int:
     with running_plugin(options, model, mode, options.output / "engine.log") as plugin:
         several = {"samples": options.samples} if options.samples > 1 else {}
         settings = settings_of(options, plugin, questions, mode) | several
-        with Records(options.output, settings) as records:
-            asked = with_rows(plugin, closed_book_row if options.search == "none" else None)
-            asyncio.run(ask_all(questions, records, options.concurrency, asked, options.samples))
+        with Records.open(options.output, settings) as records:
+            asked = list(map(closed_book, questions)) if options.search == "none" else questions
+            asyncio.run(ask_all(asked, records, options.concurrency, lambda *_: plugin, options.samples))
             return report(options, settings, questions, records)
 
 
@@ -106,26 +106,18 @@ def settings_of(
     }
 
 
-# Question, slot → slime's args and the row to ask with. A slot holds one question at a time.
-Asked = Callable[[Question, int], tuple[argparse.Namespace, Mapping[str, Any]]]
-
-
-def with_rows(plugin: argparse.Namespace, row_of: Callable[[Question], Mapping[str, Any]] | None = None) -> Asked:
-    """Asks all questions with the same args, with their own rows or those of `row_of`."""
-    return lambda question, slot: (plugin, row_of(question) if row_of else question.row)
-
-
 async def ask_all(
     questions: Sequence[Question],
     records: Records,
     concurrency: int,
-    asked: Asked,
+    args_of: Callable[[Question, int], argparse.Namespace],
     samples: int = 1,
     title: str = "evaluation",
 ) -> None:
     """Asks each question `samples` times, `concurrency` at a time, and records each finished sample.
 
-    Samples already in `records` are skipped. `asked` provides the args and the row of a question.
+    Samples already in `records` are skipped. `args_of` gives slime's args for a question and its slot; a slot holds
+    one question at a time.
     """
     from slime.rollout.sglang_rollout import GenerateState
 
@@ -145,8 +137,8 @@ async def ask_all(
         nonlocal right
         slot = await slots.get()
         try:
-            args, row = asked(question, slot)
-            sample = sample_of_row(args, GenerateState(args).tokenizer, row, group * samples + number)
+            args = args_of(question, slot)
+            sample = sample_of_row(args, GenerateState(args).tokenizer, question.row, group * samples + number)
             sample.group_index = group
             sample = await ask(args, sample, sampling_params(args))
         finally:

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from evaluation_helpers import write_data
 
-from evaluation.questions import choose, closed_book_row, mode_of, read_questions
+from evaluation.questions import choose, closed_book, mode_of, read_questions
 from search_rollout.protocols.prompts import PromptMode, prompt_row
 
 
@@ -72,7 +72,7 @@ def test_the_question_of_an_unprepared_row_is_read_from_its_own_column(tmp_path:
 @pytest.mark.parametrize("mode", ["generate", "chat", "text"])
 def test_a_closed_book_prompt_names_the_question_and_no_search(tmp_path: Path, mode: PromptMode) -> None:
     (question,) = read_questions([write(tmp_path / "one.jsonl", [row(7, mode=mode)])])
-    prompt = closed_book_row(question)["prompt"]
+    prompt = closed_book(question).row["prompt"]
     assert isinstance(prompt, str) == (mode == "text")
     assert "Is 7 prime?" in str(prompt) and "search" not in str(prompt)
 
