@@ -24,11 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.metrics import interval, resampled_means
+from evaluation.metrics import interval, resampled_means, together
 from evaluation.options import command_parser
 from evaluation.records import is_demo_run, key_of, read_records, write_json
 from evaluation.report import aligned, cells
-from evaluation.several_samples import together
 from evaluation.terminal import exit_code
 
 ALL = "all questions"
@@ -103,7 +102,7 @@ def _questions(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, floa
         question, number = key_of(record)
         samples[question][number] = record["scores"]
     count = max(map(len, samples.values()), default=0)
-    return {question: together(list(rows.values())) for question, rows in samples.items() if len(rows) == count}
+    return {question: together(list(rows.values()), ["em"]) for question, rows in samples.items() if len(rows) == count}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,13 +27,12 @@ from typing import Any
 
 from evaluation.corpus_audit import audit_lines
 from evaluation.megatron import convert
-from evaluation.metrics import METRICS, scores_of, summarise
+from evaluation.metrics import scores_of, summarise, together
 from evaluation.options import add_options, add_question_options, command_parser, count, running_plugin
 from evaluation.plugin import ask, config_of, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import Question, choose, closed_book, mode_of, read_questions
 from evaluation.records import Records, record_of, write_json
 from evaluation.report import draw, rank, tables
-from evaluation.several_samples import measures, together
 from evaluation.terminal import Progress, exit_code, short, typed
 
 SECRETS = {"google_api_key"}
@@ -166,11 +165,11 @@ def report(
     options: argparse.Namespace, settings: dict[str, Any], questions: Sequence[Question], records: Records
 ) -> int:
     """Tables on the terminal, results.json and results.png; the exit code."""
-    by_set: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_set: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
     for question in sorted(questions, key=lambda question: (rank(question.data_source), question.id)):
         samples = [records.scores[question.id, number] for number in range(options.samples)]
-        by_set[question.data_source].append(together(samples, list(METRICS)))
-    summary = summarise(by_set, options.seed, [*METRICS, *measures(options.samples)])
+        by_set[question.data_source].append(together(samples))
+    summary = summarise(by_set, options.seed)
     counts = {name: len(rows) for name, rows in by_set.items()}
     results = {
         name: {"questions": counts.get(name, len(questions)), **{key: value._asdict() for key, value in row.items()}}

@@ -5,8 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from evaluation.metrics import summarise
-from evaluation.several_samples import drawn, majority, measures, pass_at_k, together
+from evaluation.metrics import drawn, majority, pass_at_k, summarise, together
 
 BY_HAND = [  # samples, right, k, 1 - C(n - c, k) / C(n, k)
     (1, 0, 1, 0.0),
@@ -69,7 +68,7 @@ def test_the_majority_is_right_by_hand(answers: list[str | None], right: list[fl
 
 def test_the_shown_ks_are_powers_of_two_and_all_samples() -> None:
     assert [drawn(samples) for samples in (1, 2, 3, 8, 10)] == [[], [2], [2, 3], [2, 4, 8], [2, 4, 8, 10]]
-    assert measures(1) == [] and measures(4) == ["pass@2", "pass@4", "majority@4"]
+    assert list(together([{"em": 1.0, "answer": "x"}] * 4)) == ["em", "pass@2", "pass@4", "majority@4"]
 
 
 def test_a_single_sample_is_its_own_mean() -> None:
@@ -80,6 +79,6 @@ def test_the_bootstrap_draws_questions_not_samples() -> None:
     random = np.random.default_rng(0)
     verdicts = (random.random(100) < 0.5).astype(float)
     rows = [together([{"em": verdict, "answer": "x"}] * 8) for verdict in verdicts]  # samples that agree tell no more
-    found = summarise({"nq": rows}, 0, ["em", *measures(8)])["nq"]
-    single = summarise({"nq": [{"em": verdict} for verdict in verdicts]}, 0, ["em"])["nq"]
+    found = summarise({"nq": rows})["nq"]
+    single = summarise({"nq": [{"em": verdict} for verdict in verdicts]})["nq"]
     assert found["em"] == single["em"] == found["pass@8"] == found["majority@8"]
