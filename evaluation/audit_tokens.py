@@ -79,10 +79,10 @@ def _scorable(
     files: Sequence[Path], reader: Reader | None, audit: Audit, options: argparse.Namespace
 ) -> Iterator[Audited]:
     """Audits every sample, and gives those that --model can score."""
-    for file, (fields, _, where) in read_all(files, "reading", trust_pickle=options.trust_pickle):
-        sample = Audited(fields, where, file, reader, options.sent)
+    for found in read_all(files, "reading", trust_pickle=options.trust_pickle):
+        sample = Audited(found.fields, found.where, found.path, reader, options.sent)
         audit.add(sample)
-        fits = options.model and fields.get("phase") in (None, options.model.resolve().name)
+        fits = options.model and found.fields.get("phase") in (None, options.model.resolve().name)
         if fits and not sample.misfits and not sample.discarded and sample.log_probs and sample.trained:
             yield sample
 

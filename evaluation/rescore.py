@@ -24,9 +24,8 @@ from typing import Any, TypeAlias
 
 from evaluation.options import add_sample_options, command_parser
 from evaluation.plugin import find_slime, prepare_process
-from evaluation.recorded import read_recorded, reward_value
 from evaluation.records import whole_file
-from evaluation.rescored import Advantages, Rescored, advantages_of, table
+from evaluation.rescored import Rescored, groups_of, read_recorded, reward_value, set_advantages, table
 from evaluation.sample_files import sample_files_of
 from evaluation.terminal import exit_code, short
 from search_rollout.config import REWARD_PRESETS, RewardScores, load_config
@@ -71,14 +70,15 @@ def run(options: argparse.Namespace) -> int:
     left_out: defaultdict[str, int] = defaultdict(int)
     ours = not options.reward
     samples = read_recorded(files, options.reward_key, left_out, ours=ours, trust_pickle=options.trust_pickle)
-    rows = asyncio.run(_rescore_all(samples, reward, args, options))
+    rows = asyncio.run(_rescore_all(samples, reward, args))
     if not rows:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "the files are empty"
         raise ValueError(f"There is nothing to score again: {why}.")
-    advantages = advantages_of(rows)
+    groups = groups_of(rows)
+    set_advantages(groups)
     if options.output:
-        _write(options.output, rows, advantages)
-    print(table(rows, advantages, options.reward or " ".join([options.preset or "default", *options.set])))
+        _write(options.output, rows)
+    print(table(rows, groups, options.reward or " ".join([options.preset or "default", *options.set])))
     for reason, count in left_out.items():
         print(f"left out: {count:,} {reason}")
     if options.output:
@@ -118,53 +118,46 @@ def load_reward(path: str) -> Callable[..., Any]:
 
 
 async def _rescore_all(
-    samples: Iterator[Scored], reward: Callable[..., Any], args: argparse.Namespace, options: argparse.Namespace
+    samples: Iterator[Scored], reward: Callable[..., Any], args: argparse.Namespace
 ) -> list[Rescored]:
-    """Scores everything, AT_ONCE samples at a time; whole groups need all samples first."""
+    """Scores everything, AT_ONCE samples at a time; whole groups need all samples first.
+
+    As in slime, discarded samples keep their reward; the others are scored one by one or group by group.
+    """
     rows: list[Rescored] = []
-    while batch := list(itertools.islice(samples, None if options.group_rm else AT_ONCE)):
-        rows += await _rescore(batch, reward, args, options)
+    while batch := list(itertools.islice(samples, None if args.group_rm else AT_ONCE)):
+        groups: defaultdict[Any, list[Scored]] = defaultdict(list)
+        for place, (sample, row) in enumerate(batch):
+            if row.kept:
+                groups[row.group if args.group_rm and row.group else place].append((sample, row))
+        await asyncio.gather(*(_rescore(group, reward, args) for group in groups.values()))
+        rows += [row for _, row in batch]
     return rows
 
 
-async def _rescore(
-    batch: Sequence[Scored], reward: Callable[..., Any], args: argparse.Namespace, options: argparse.Namespace
-) -> list[Rescored]:
-    """Scores like slime: discarded samples keep their reward; the others are scored one by one or group by group."""
-    groups: defaultdict[Any, list[int]] = defaultdict(list)
-    for place, (_, row) in enumerate(batch):
-        if row.kept:
-            groups[row.group if options.group_rm and row.group else place].append(place)
-    calls = (_call(reward, args, [batch[place] for place in places], options) for places in groups.values())
-    rows = [row for _, row in batch]
-    for places, rewards in zip(groups.values(), await asyncio.gather(*calls), strict=True):
-        for place, value in zip(places, rewards, strict=True):
-            rows[place] = rows[place]._replace(new=value)
-    return rows
-
-
-async def _call(
-    reward: Callable[..., Any], args: argparse.Namespace, group: Sequence[Scored], options: argparse.Namespace
-) -> list[float]:
+async def _rescore(group: Sequence[Scored], reward: Callable[..., Any], args: argparse.Namespace) -> None:
+    """Sets the new reward of one sample, or of a whole group with --group-rm."""
     samples, where = [sample for sample, _ in group], group[0][1].where
     try:
-        found = reward(args, samples if options.group_rm else samples[0])
+        found = reward(args, samples if args.group_rm else samples[0])
         found = await found if inspect.isawaitable(found) else found
     except Exception as error:
         raise ValueError(f"{args.custom_rm_path} failed on {where}: {error!r}.") from error
-    rewards = found if options.group_rm else [found]
+    rewards = found if args.group_rm else [found]
     if not isinstance(rewards, Sequence) or len(rewards) != len(group):
         raise ValueError(f"{args.custom_rm_path} must return {len(group)} rewards for {where}, not {found!r}.")
-    return [reward_value(value, options.reward_key, row.where) for value, (_, row) in zip(rewards, group, strict=True)]
+    for value, (_, row) in zip(rewards, group, strict=True):
+        row.new = reward_value(value, args.reward_key, row.where)
 
 
-def _write(path: Path, rows: Sequence[Rescored], advantages: Sequence[Advantages | None]) -> None:
+def _write(path: Path, rows: Sequence[Rescored]) -> None:
     """Writes one line per sample; its advantages are null if it has no group to compare with."""
     with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
-        for row, pair in zip(rows, advantages, strict=True):
+        for row in rows:
+            old, new = row.advantages or (None, None)
             rewards = {"index": row.number, "where": row.where, "reward": row.old, "new_reward": row.new}
-            both = {"advantage": pair and pair.old, "new_advantage": pair and pair.new}
-            lines.write(json.dumps(rewards | both, ensure_ascii=False) + "\n")
+            advantages = {"advantage": old, "new_advantage": new}
+            lines.write(json.dumps(rewards | advantages, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

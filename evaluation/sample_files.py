@@ -15,18 +15,19 @@ from evaluation.terminal import Progress
 
 class FileSample(NamedTuple):
     fields: dict[str, Any]
+    path: Path
+    number: int  # the line in JSONL, from 1; the index in a dump, from 0
     bytes_read: int  # since the previous sample
-    where: str  # for messages: file, and line or sample
 
     @property
     def place(self) -> str:
         """The sample's line or number in its file, as text."""
-        return self.where.rpartition(", ")[2]
+        return f"{'sample' if self.path.suffix == '.pt' else 'line'} {self.number}"
 
     @property
-    def number(self) -> int:
-        """The line in JSONL, from 1; the index in a dump, from 0."""
-        return int(self.place.split()[1])
+    def where(self) -> str:
+        """File and place, for messages."""
+        return f"{self.path}, {self.place}"
 
 
 def sample_files_of(paths: Sequence[Path]) -> list[Path]:
@@ -40,15 +41,15 @@ def sample_files_of(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def read_all(files: Sequence[Path], title: str, *, trust_pickle: bool) -> Iterator[tuple[Path, FileSample]]:
-    """Every sample with its file; shows progress under this title. Raises like `read_samples`."""
+def read_all(files: Sequence[Path], title: str, *, trust_pickle: bool) -> Iterator[FileSample]:
+    """Every sample of the files; shows progress under this title. Raises like `read_samples`."""
     read, total = 0, sum(file.stat().st_size for file in files)
     with Progress(title, total // 1000, "kB") as progress:
         for file in files:
             for sample in read_samples(file, trust_pickle=trust_pickle):
                 read += sample.bytes_read
                 progress.update(read // 1000 - progress.done)
-                yield file, sample
+                yield sample
 
 
 def read_samples(
@@ -69,7 +70,7 @@ def _read_dump(path: Path, trust_pickle: bool) -> Iterator[FileSample]:
     size = path.stat().st_size
     for number, sample in enumerate(samples):
         share = size * (number + 1) // len(samples) - size * number // len(samples)
-        yield FileSample(sample, share, f"{path}, sample {number}")
+        yield FileSample(sample, path, number, share)
 
 
 def _load(path: Path, trust_pickle: bool) -> Any:
@@ -120,5 +121,5 @@ def _read_jsonl(path: Path, begin: int, lines_before: int) -> Iterator[FileSampl
                 raise ValueError(f"{where} is not JSON.") from None
             if not isinstance(sample, dict):
                 raise ValueError(f"{where} is not a JSON object.")
-            yield FileSample(sample, size, where)
+            yield FileSample(sample, path, number, size)
             size = 0

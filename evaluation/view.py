@@ -37,8 +37,8 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
     """
     names = _short_names(files)
     found = Trajectories(tokenizer)
-    for file, sample in read_all(files, "reading", trust_pickle=trust_pickle):
-        found.add(sample, names[file])
+    for sample in read_all(files, "reading", trust_pickle=trust_pickle):
+        found.add(sample, names[sample.path])
     if not found.rows:
         raise ValueError("There is no trajectory in these files.")
     index = {
