@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 from evaluation.fork import ForkError, Replacement, fork
 from evaluation.options import search_settings
@@ -14,13 +15,6 @@ from search_rollout.search.passage import Passage
 
 FIXED = {"token_tracking_mode": "manual", "track_log_probs": True, "loss_mask_mode": "strict"}  # ids in, ids out
 PATIENCE = {"engine_timeout_s": 120.0, "engine_retries": 1, "search_retries": 1}  # a user is waiting
-
-
-class _State(NamedTuple):
-    """The parts of slime's GenerateState that Runtime needs; slime's own exists once per process, for one tokenizer."""
-
-    tokenizer: Any
-    aborted: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,8 @@ class ForkEngine:
         params = {"temperature": self.temperature, "top_p": 1.0, "top_k": -1, "max_new_tokens": self.max_response_len}
         find_slime()
         args = self._args(run.settings())
-        runtime = Runtime(engine_url(args), config_of(args), _State(tokenizer))
+        state = SimpleNamespace(tokenizer=tokenizer, aborted=False)  # slime's own is a singleton, for one tokenizer
+        runtime = Runtime(engine_url(args), config_of(args), state)
         try:
             return await fork(runtime, args, fields, turn, replacements, params)
         finally:

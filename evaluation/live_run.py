@@ -3,13 +3,13 @@
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evaluation.page_data import Trajectories, pack, rescore_command
+from evaluation.page_data import Trajectories, pack
 from evaluation.records import TRAJECTORIES
+from evaluation.run_list import Run
 from evaluation.sample_files import read_samples
 from evaluation.viewer_data import Json, trajectory
 
@@ -46,21 +46,13 @@ class _Cursor:
             return file.read(self.at - begin)
 
 
-@dataclass
 class LiveRun:
-    """Rows and chunks of a run, for any number of pages. All methods are thread-safe.
+    """Rows and chunks of a run, for any number of pages. All methods are thread-safe."""
 
-    `files` lists the run's current files in order, including new ones.
-    """
-
-    files: Callable[[], Sequence[Path]]
-    tokenizer: Any
-    name: str
-    model: str = ""
-    trust_pickle: bool = False
-
-    def __post_init__(self) -> None:
-        self._samples = functools.partial(read_samples, trust_pickle=self.trust_pickle)
+    def __init__(self, run: Run, tokenizer: Any, trust_pickle: bool = False) -> None:
+        self.run = run
+        self.tokenizer = tokenizer
+        self._samples = functools.partial(read_samples, trust_pickle=trust_pickle)
         self._lock = threading.Lock()
         self._generation = 0
         self._begin()
@@ -71,7 +63,6 @@ class LiveRun:
         self._found = Trajectories(self.tokenizer)
         self._cursors: dict[Path, _Cursor] = {}
         self._origins: list[tuple[Path, int, int]] = []  # per row: file, and what read_samples needs to find it
-        self._error = ""
 
     def index(self, generation: int, rows: int, tokens: int, *, budget_s: float) -> bytes:
         """What is new to a page with this many rows and tokens; everything if the page read another `generation`.
@@ -79,23 +70,12 @@ class LiveRun:
         First reads the files for up to `budget_s` seconds, but at least one sample; `more` says whether data is left.
         """
         with self._lock:
-            more = self._read(time.monotonic() + budget_s)
+            more, error = self._read(time.monotonic() + budget_s)
             if generation != self._generation:
                 rows = tokens = 0
-            return pack(
-                {
-                    "generation": self._generation,
-                    "begin": rows,
-                    "rows": self._found.rows[rows:],
-                    "starts": self._found.starts,
-                    "tokens": dict(list(self._found.texts.table.items())[tokens:]),
-                    "more": more,
-                    "error": self._error,
-                    "model": self.model,
-                    "rescore": {self._file_name(path): rescore_command(path) for path in self._cursors},
-                },
-                level=1,  # a user is waiting, and the traffic is local
-            )
+            index = self._found.index(self.run.model(), rows=rows, tokens=tokens)
+            state = {"generation": self._generation, "begin": rows, "more": more, "error": error}
+            return pack(index | state, level=1)  # a user is waiting, and the traffic is local
 
     def chunk(self, generation: int, number: int) -> bytes:
         """The records of a chunk. Raises Rewritten."""
@@ -117,38 +97,35 @@ class LiveRun:
     def show(self, fields: Json) -> Json:
         """Row, record and token texts of a Sample that is not in the files."""
         with self._lock:
-            row, record = trajectory(fields, self.name, self._found.texts)
+            row, record = trajectory(fields, self.run.name, self._found.texts)
             table = self._found.texts.table
             return {"row": row, "record": record, "tokens": {id: table[id] for id in set(record["ids"])}}
 
-    def _read(self, deadline: float) -> bool:
-        """Reads on until the deadline; returns whether data is left."""
+    def _read(self, deadline: float) -> tuple[bool, str]:
+        """Reads on until the deadline; returns whether data is left, and why the files cannot be read further."""
         if not all(cursor.is_valid() for cursor in self._cursors.values()):
             self._begin()
-        self._error = ""
         try:
-            for path in self.files():
+            for path in self.run.files():
                 cursor = self._cursors.setdefault(path, _Cursor(path))
                 try:
                     for _ in self._read_file(cursor):
                         if time.monotonic() > deadline:
-                            return True
+                            return True, ""
                 finally:
                     cursor.remember()
         except (ValueError, OSError) as error:
-            self._error = str(error)
-        return False
+            return False, str(error)
+        return False, ""
 
     def _read_file(self, cursor: _Cursor) -> Iterator[None]:
         is_dump = cursor.path.suffix == ".pt"
         if is_dump and cursor.at:
             return
+        name = self.run.name if cursor.path.name == TRAJECTORIES else f"{self.run.name}/{cursor.path.stem}"
         for sample in self._samples(cursor.path, begin=cursor.at, lines_before=cursor.lines):
-            self._found.add(sample, self._file_name(cursor.path))
+            self._found.add(sample, name)
             self._origins.append((cursor.path, cursor.at, sample.number))
             cursor.at, cursor.lines = cursor.at + sample.bytes_read, sample.number
             if not is_dump:  # a dump is always read whole, so stopping halfway would read it twice
                 yield
-
-    def _file_name(self, path: Path) -> str:
-        return self.name if path.name == TRAJECTORIES else f"{self.name}/{path.stem}"

@@ -4,6 +4,7 @@ The index has one row per trajectory, the texts of the tokens, and the first row
 of consecutive rows and stores documents that they share once. Both are JSON, compressed with zlib.
 """
 
+import itertools
 import json
 import zlib
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from evaluation.token_texts import TokenTexts
 from evaluation.viewer_data import Json, trajectory
 
 CHUNK_IDS = 50_000  # ids per chunk; opening a trajectory loads its whole chunk, in about 10 ms in a browser
+RESCORE = ("--preset", "paper", "--output", "rescored.jsonl")  # shows the rewards of a file under another preset
 
 
 class Trajectories:
@@ -24,6 +26,7 @@ class Trajectories:
     def __init__(self, tokenizer: Any) -> None:
         self.texts = TokenTexts(tokenizer)
         self.rows: list[Json] = []
+        self._files: dict[str, Path] = {}  # by the names of the rows' `file`
         self.starts: list[int] = [0]  # the first row of each chunk; the last chunk still grows
         self._full: list[bytes] = []  # chunks
         self._growing: list[Json] = []  # records
@@ -36,12 +39,23 @@ class Trajectories:
         except ValueError as error:
             raise ValueError(f"{sample.where}: {error}.") from None
         self.rows.append(row | {"where": sample.place})
+        self._files[file] = sample.path
         self._growing.append(record)
         self._ids += len(record["ids"])
         if self._ids >= CHUNK_IDS:
             self._full.append(_pack_chunk(self._growing))
             self.starts.append(len(self.rows))
             self._growing, self._ids = [], 0
+
+    def index(self, model: str, *, rows: int = 0, tokens: int = 0) -> Json:
+        """The index for a page that has this many rows and tokens already; `model` was rolled out."""
+        return {
+            "rows": self.rows[rows:],
+            "starts": self.starts,
+            "tokens": dict(itertools.islice(self.texts.table.items(), tokens, None)),
+            "model": model,
+            "rescore": {name: typed("rescore", path, *RESCORE) for name, path in self._files.items()},
+        }
 
     def chunk(self, number: int) -> bytes:
         """The records from row `starts[number]` on."""
@@ -62,8 +76,3 @@ def _pack_chunk(records: Sequence[Json]) -> bytes:
 
     numbered_records = [{**record, "searches": [*map(numbered, record["searches"])]} for record in records]
     return pack({"documents": list(documents), "records": numbered_records})
-
-
-def rescore_command(file: Path) -> str:
-    """The command that computes the rewards of a file's trajectories under another preset."""
-    return typed("rescore", file, "--preset", "paper", "--output", "rescored.jsonl")

@@ -57,7 +57,6 @@ class Run(NamedTuple):
             "state": state,
             "figures": figures,
             "bytes": sum(stat.st_size for stat in stats),
-            "files": len(stats),
             "updated": max((stat.st_mtime for stat in stats), default=0.0),  # Unix time
         }
 

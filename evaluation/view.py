@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.options import add_sample_options, command_parser
-from evaluation.page_data import Trajectories, pack, rescore_command
+from evaluation.page_data import Trajectories, pack
 from evaluation.page_parts import OFFLINE_POLICY, page
 from evaluation.records import TRAJECTORIES, tokenizer_of, whole_file
 from evaluation.run_list import Run
@@ -41,14 +41,8 @@ def write_page(files: Sequence[Path], tokenizer: Any, output: Path, *, trust_pic
         found.add(sample, names[sample.path])
     if not found.rows:
         raise ValueError("There is no trajectory in these files.")
-    index = {
-        "rows": found.rows,
-        "starts": found.starts,
-        "tokens": found.texts.table,
-        "model": Run("", files[0].parent).model(),
-        "rescore": {names[file]: rescore_command(file) for file in files},
-    }
-    blocks = {f"chunk-{number}": found.chunk(number) for number in range(len(found.starts))} | {"index": pack(index)}
+    blocks = {f"chunk-{number}": found.chunk(number) for number in range(len(found.starts))}
+    blocks["index"] = pack(found.index(Run("", files[0].parent).model()))
     data = "\n".join(
         f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
         for name, packed in blocks.items()

@@ -17,7 +17,6 @@ import ipaddress
 import secrets
 import socket
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from evaluation.live_run import LiveRun, Rewritten
 from evaluation.page_data import pack
 from evaluation.page_parts import POLICY, page
 from evaluation.records import tokenizer_of
-from evaluation.run_list import Run, find_runs
+from evaluation.run_list import find_runs
 from evaluation.terminal import short, typed
 from search_rollout.engine.sglang_reply import EngineError
 
@@ -63,7 +62,7 @@ class Browser:
     def __post_init__(self) -> None:
         self._token = secrets.token_urlsafe()
         self._load = functools.cache(self.load)
-        self._opened: OrderedDict[str, LiveRun] = OrderedDict()
+        self._live_run = functools.lru_cache(RUNS_KEPT)(self._read_run)
         self._opening = asyncio.Lock()
 
     def app(self, hosts: set[str] | None) -> web.Application:
@@ -104,29 +103,22 @@ class Browser:
             raise web.HTTPBadRequest(text="The request to fork is malformed.") from None
         live = await self._open(name)
         fields = await asyncio.to_thread(live.fields, generation, row)
-        forked = await self.engine.fork(self._find(name), live.tokenizer, fields, asked)
+        forked = await self.engine.fork(live.run, live.tokenizer, fields, asked)
         return _packed(pack(await asyncio.to_thread(live.show, forked)))
 
     async def _open(self, name: str) -> LiveRun:
-        """The data of a run; drops the least recently used run if there are too many."""
+        """The data of a run; requests for a run that is not in memory wait for each other."""
         async with self._opening:
-            if name not in self._opened:
-                run = self._find(name)
-                folder = tokenizer_of(run.folder) or self.tokenizer
-                if folder is None:
-                    raise ValueError(f"{name} does not say which model was rolled out: {NO_TOKENIZER}")
-                tokenizer = await asyncio.to_thread(self._load, folder)
-                self._opened[name] = LiveRun(run.files, tokenizer, name, run.model(), trust_pickle=self.trust_pickle)
-            self._opened.move_to_end(name)
-            while len(self._opened) > RUNS_KEPT:
-                self._opened.popitem(last=False)
-            return self._opened[name]
+            return await asyncio.to_thread(self._live_run, name)
 
-    def _find(self, name: str) -> Run:
+    def _read_run(self, name: str) -> LiveRun:
         run = find_runs(self.root).get(name)
         if run is None:
             raise web.HTTPNotFound(text=f"There is no run of this name in {short(self.root)}.")
-        return run
+        folder = tokenizer_of(run.folder) or self.tokenizer
+        if folder is None:
+            raise ValueError(f"{name} does not say which model was rolled out: {NO_TOKENIZER}")
+        return LiveRun(run, self._load(folder), self.trust_pickle)
 
     def _how_to_fork(self) -> str:
         """What to start so that rollouts can be forked."""

@@ -24,7 +24,7 @@ from evaluation import run as evaluation_run
 from evaluation import view
 from evaluation.fork_engine import ForkEngine
 from evaluation.live_run import LiveRun
-from evaluation.run_list import find_runs
+from evaluation.run_list import Run, find_runs
 from evaluation.view_server import TOKEN_HEADER, Browser
 
 pytestmark = pytest.mark.model  # importing transformers takes seconds
@@ -121,7 +121,7 @@ def test_the_settings_of_a_run_are_those_of_its_rollouts(tmp_path):
 
 def test_new_lines_appear_and_an_incomplete_one_is_not_an_error(tmp_path):
     file = write_jsonl(tmp_path / "trajectories.jsonl", [KENYA])
-    run = LiveRun(lambda: [file], TOKENIZER, "run")
+    run = LiveRun(Run("run", tmp_path), TOKENIZER)
     assert len(read_all(run)["rows"]) == 1
     line = json.dumps(KENYA | {"id": "held-2"}).encode()
     with file.open("ab") as lines:
@@ -136,8 +136,8 @@ def test_new_lines_appear_and_an_incomplete_one_is_not_an_error(tmp_path):
 
 def test_a_page_gets_only_what_it_lacks(tmp_path):
     samples = [KENYA, sample(TOKENIZER, [("turn", "XYZ")])]
-    file = write_jsonl(tmp_path / "trajectories.jsonl", samples)
-    run = LiveRun(lambda: [file], TOKENIZER, "run")
+    write_jsonl(tmp_path / "trajectories.jsonl", samples)
+    run = LiveRun(Run("run", tmp_path), TOKENIZER)
     whole = read_all(run)
     tokens = len(whole["tokens"])
     rest = json.loads(zlib.decompress(run.index(1, 1, tokens - 2, budget_s=1.0)))
@@ -148,7 +148,7 @@ def test_a_page_gets_only_what_it_lacks(tmp_path):
 @pytest.mark.parametrize("how", ["shorter", "other", "replaced", "gone"])
 def test_a_file_that_was_written_again_is_read_again(tmp_path, how):
     file = write_jsonl(tmp_path / "trajectories.jsonl", [KENYA, KENYA])
-    run = LiveRun(lambda: [file] if file.is_file() else [], TOKENIZER, "run")
+    run = LiveRun(Run("run", tmp_path), TOKENIZER)
     before = read_all(run)
     if how == "shorter":
         os.truncate(file, file.stat().st_size // 2)
@@ -169,7 +169,7 @@ def test_a_line_that_is_not_a_sample_is_reported_and_earlier_rows_stay(tmp_path)
     file = write_jsonl(tmp_path / "trajectories.jsonl", [KENYA])
     with file.open("a") as lines:
         lines.write("nonsense\n")
-    run = LiveRun(lambda: [file], TOKENIZER, "run")
+    run = LiveRun(Run("run", tmp_path), TOKENIZER)
     for _ in range(2):
         index = read_all(run)
         assert len(index["rows"]) == 1 and index["error"] == f"{file}, line 2 is not JSON."
@@ -178,7 +178,7 @@ def test_a_line_that_is_not_a_sample_is_reported_and_earlier_rows_stay(tmp_path)
 def test_chunks_are_the_same_however_the_file_was_written(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.page_data.CHUNK_IDS", 2 * len(KENYA["tokens"]))
     file = write_jsonl(tmp_path / "trajectories.jsonl", [])
-    run = LiveRun(lambda: [file], TOKENIZER, "run")
+    run = LiveRun(Run("run", tmp_path), TOKENIZER)
     for number in range(5):
         with file.open("a") as lines:
             lines.write(json.dumps(KENYA | {"index": number}) + "\n")
@@ -193,8 +193,7 @@ def test_chunks_are_the_same_however_the_file_was_written(tmp_path, monkeypatch)
 
 def test_dumps_are_read_in_the_order_of_their_numbers_and_new_ones_are_added(tmp_path):
     root = make_runs(tmp_path)
-    found = find_runs(root)["dumps"]
-    run = LiveRun(found.files, TOKENIZER, "dumps")
+    run = LiveRun(find_runs(root)["dumps"], TOKENIZER)
     assert [row["index"] for row in read_all(run)["rows"]] == [2, 10]
     torch.save({"rollout_id": 11, "samples": [KENYA | {"index": 11}] * 2}, root / "dumps" / "rollout_11.pt")
     whole = (root / "dumps" / "rollout_11.pt").read_bytes()
@@ -206,7 +205,7 @@ def test_dumps_are_read_in_the_order_of_their_numbers_and_new_ones_are_added(tmp
 
 def test_many_threads_read_a_growing_run_without_losing_or_doubling_a_row(tmp_path):
     file = write_jsonl(tmp_path / "trajectories.jsonl", [])
-    run = LiveRun(lambda: [file], TOKENIZER, "run")
+    run = LiveRun(Run("run", tmp_path), TOKENIZER)
     threads = [
         threading.Thread(target=lambda: [run.index(1, 0, 0, budget_s=0.001) for _ in range(30)]) for _ in range(4)
     ]
