@@ -6,7 +6,7 @@ To add one: write it, append it to CHECKS, and plant its fault in `tests/evaluat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from evaluation.audit_masks import environment, model_tokens, trained_at_all, turn_ends
 from evaluation.audit_texts import history, prompt, special_tokens, text_of_ids
@@ -14,14 +14,12 @@ from evaluation.audit_values import alignment, lengths, mask_values, present, re
 from evaluation.audited import Audited, Fault
 from evaluation.verdict_table import Finding, Mark, Row
 
-Look: TypeAlias = Callable[[Audited], Fault | None]
-
 
 class Check(NamedTuple):
     """A row of the table, named after its function: the worst fault of all samples, and what to do about it."""
 
     group: str
-    look: Look
+    look: Callable[[Audited], Fault | None]
     remedy: str
 
     @property
@@ -57,8 +55,7 @@ class Audit:
         self.samples = 0
         self.tokens = self.trained = 0
         self.known = Counter[str]()  # samples by how the model's tokens are known
-        self._faults: defaultdict[Check, Counter[Mark]] = defaultdict(Counter)  # samples by mark
-        self._firsts: dict[tuple[Check, Mark], str] = {}
+        self._faults: defaultdict[tuple[Check, Mark], list[str]] = defaultdict(list)  # one text per sample
         self._log_probs: Counter[bool] = Counter()  # samples with and without
         self._groups: defaultdict[Any, Counter[Any]] = defaultdict(Counter)  # batch → group → samples
         self._seen: Counter[Any] = Counter()  # batch, group and index of a sample
@@ -69,12 +66,11 @@ class Audit:
         self.known[sample.known_by] += 1
         if not sample.misfits:
             self.tokens += sample.length
-            self.trained += sum(span.end - span.start for span in sample.trained)
+            self.trained += sum(map(len, sample.trained))
         for check in CHECKS:
             if fault := _look(check, sample):
-                self._faults[check][fault.mark] += 1
                 text = fault.text if fault.mark == "–" else f"{fault.text} ({sample.where})"
-                self._firsts.setdefault((check, fault.mark), text)
+                self._faults[check, fault.mark].append(text)
         group, index = sample.fields.get("group_index"), sample.fields.get("index")
         if not sample.discarded:
             self._log_probs[sample.log_probs is not None] += 1
@@ -97,14 +93,14 @@ class Audit:
     def _worst(self, check: Check) -> Finding:
         """The worst result of all samples, with its first sample."""
         for mark in ("✗", "!"):
-            if count := self._faults[check][mark]:
-                first = self._firsts[check, mark]
-                return Finding(mark, f"{count:,} of {self.samples:,} samples; the first: {first}", check.remedy)
-        unknown, why = self._faults[check]["–"], self._firsts.get((check, "–"), "no samples")
-        if unknown == self.samples:
-            return Finding("–", why)
-        rest = f"; unknown for {unknown:,} others: {why}" if unknown else ""
-        return Finding("✓", f"{self.samples - unknown:,} samples{rest}")
+            if faults := self._faults[check, mark]:
+                found = f"{len(faults):,} of {self.samples:,} samples; the first: {faults[0]}"
+                return Finding(mark, found, check.remedy)
+        unknown = self._faults[check, "–"]
+        if len(unknown) == self.samples:
+            return Finding("–", unknown[0] if unknown else "no samples")
+        rest = f"; unknown for {len(unknown):,} others: {unknown[0]}" if unknown else ""
+        return Finding("✓", f"{self.samples - len(unknown):,} samples{rest}")
 
     def _group_sizes(self) -> Finding:
         sizes = [Counter(groups.values()) for groups in self._groups.values()]
@@ -117,8 +113,7 @@ class Audit:
         return Finding("✓", f"{sum(map(len, self._groups.values())):,} groups, of one size in each batch")
 
     def _duplicates(self) -> Finding:
-        twice = sum(count - 1 for count in self._seen.values())
-        if twice:
+        if twice := sum(count - 1 for count in self._seen.values()):
             (_, group, index), _ = self._seen.most_common(1)[0]
             first = f"index {index}" if group is None else f"index {index} of group {group}"
             return Finding("✗", f"{twice:,} samples appear twice; the first: {first}", "write each sample once")

@@ -18,17 +18,17 @@ def trained_at_all(sample: Audited) -> Fault | None:
 
 def model_tokens(sample: Audited) -> Fault | None:
     """The model's tokens are trained."""
-    spans = list(sample.spans(Author.MODEL))
+    spans = sample.spans(Author.MODEL)
     if not spans:
         return _unknown(sample)
     mark: Mark = "!" if len(set(sample.fields.get("weight_versions") or ())) > 1 else "✗"
     why = " (a resumed rollout: --mask-offpolicy-in-partial-rollout does this)" if mark == "!" else ""
     for number, span in enumerate(spans, 1):
-        masked = [place for place in range(*span) if sample.mask[place] == 0 and not _is_last_end(sample, place)]
-        if len(masked) == span.end - span.start:
+        masked = [place for place in span if sample.mask[place] == 0 and not _is_last_end(sample, place)]
+        if len(masked) == len(span):
             return Fault(f"turn {number} of the model is masked, all {len(masked)} tokens{why}", mark)
         if masked:
-            return Fault(f"{len(masked)} of {span.end - span.start} tokens of turn {number} are masked{why}", mark)
+            return Fault(f"{len(masked)} of {len(span)} tokens of turn {number} are masked{why}", mark)
     return None
 
 
@@ -44,7 +44,7 @@ def turn_ends(sample: Audited) -> Fault | None:
     if sample.mask[last] == 0 and sample.mask[last - 1] == 1 and _is_last_end(sample, last):
         return Fault("the end-of-turn token of the last turn is masked")
     for span in sample.spans(Author.END):
-        if any(sample.mask[place] == 0 for place in range(*span)):
+        if any(sample.mask[place] == 0 for place in span):
             sampled = bool(sample.log_probs and sample.log_probs[span.start])
             doubt = "" if sampled else ", unless a stop string ended the turn"
             return Fault(f"an end-of-turn token is masked{doubt}", "✗" if sampled else "!")
@@ -72,10 +72,10 @@ def _is_last_end(sample: Audited, place: int) -> bool:
 
 def environment(sample: Audited) -> Fault | None:
     """The environment's tokens are not trained."""
-    spans = list(sample.spans(Author.ENVIRONMENT))
+    spans = sample.spans(Author.ENVIRONMENT)
     if not spans:
         return None if Author.MODEL in sample.authors else _unknown(sample)
-    trained = [place for span in spans for place in range(*span) if sample.mask[place] == 1]
+    trained = [place for span in spans for place in span if sample.mask[place] == 1]
     if not trained:
         return None
     everything = sample.given_mask is not None and all(value == 1 for value in sample.mask)

@@ -4,13 +4,14 @@ If they differ, it looks for the reason: another temperature, a shift by one tok
 after tokens other than the stored ones.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from evaluation.audit_texts import other_history
-from evaluation.audited import Audited, Author, Span
+from evaluation.audited import Audited, Author
 from evaluation.verdict_table import Finding, Mark, Row
 
 TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5)  # tried where the gap is large
@@ -23,8 +24,8 @@ ROWS_AT_ONCE = 128  # rows of float32 logits over the whole vocabulary
 class Scores(NamedTuple):
     """The stored and the recomputed log-probabilities of one sample's trained tokens."""
 
-    stored: list[float]
-    own: list[float]
+    stored: np.ndarray
+    own: np.ndarray
     readings: dict[str, float]  # mean |Δ| of other readings; empty if the gap needs no reason
     turn: tuple[float, float] | None  # mean |Δ| of the last turn after the stored tokens, and after encoded text
 
@@ -43,44 +44,37 @@ def load_model(folder: Path) -> Any:
 
 def score(model: Any, sample: Audited, temperature: float) -> Scores:
     """Runs the model over the sample, and again over the last turn if its text would encode to other ids."""
-    assert sample.log_probs is not None
-    places = [
-        place
-        for place in range(sample.length)
-        if sample.mask[place] == 1 and sample.authors[place] is not Author.ENVIRONMENT
-    ]
+    stored = np.array(sample.log_probs)  # (T_resp,) as `own`
+    chosen = zip(sample.mask, sample.authors, strict=True)
+    places = np.flatnonzero([on == 1 and author is not Author.ENVIRONMENT for on, author in chosen])
     own_at = _scorer(model, sample.tokens, sample.start)
-    every_own, stored = own_at(temperature), [sample.log_probs[place] for place in places]
-    own = [every_own[place] for place in places]
+    own = own_at(temperature)
     readings = {}
-    if _gap(own, stored) > NOTICEABLE:
+    if _gap(own[places], stored[places]) > NOTICEABLE:
         for other in TEMPERATURES:
-            scaled = own_at(other)
-            readings[f"temperature {other}"] = _gap([scaled[place] for place in places], stored)
+            readings[f"temperature {other}"] = _gap(own_at(other)[places], stored[places])
         for shift, name in ((1, "the token after"), (-1, "the token before")):
-            near = [place for place in places if 0 <= place + shift < sample.length]
-            values = [every_own[place + shift] for place in near]
-            readings[name] = _gap(values, [sample.log_probs[place] for place in near])
-    return Scores(stored, own, readings, _after_text(model, sample, every_own, temperature))
+            near = places[(places + shift >= 0) & (places + shift < sample.length)]
+            readings[name] = _gap(own[near + shift], stored[near])
+    return Scores(stored[places], own[places], readings, _after_text(model, sample, own, temperature))
 
 
-def _after_text(model: Any, sample: Audited, own: Sequence[float], temperature: float) -> tuple[float, float] | None:
+def _after_text(model: Any, sample: Audited, own: np.ndarray, temperature: float) -> tuple[float, float] | None:
     """The last turn's gap after the stored tokens and after their text encoded again; None if these ids are equal."""
-    assert sample.log_probs is not None
     if len(sample.trained) < 2 or not (read := other_history(sample)):
         return None
-    last: Span = sample.trained[-1]
-    ids = sample.tokens[sample.start + last.start : sample.start + last.end]
-    after_text = _scorer(model, [*read, *ids], len(read))(temperature)
-    stored = sample.log_probs[last.start : last.end]
-    return _gap(own[last.start : last.end], stored), _gap(after_text, stored)
+    last = slice(sample.trained[-1].start, sample.trained[-1].stop)
+    after_text = _scorer(model, [*read, *sample.response_ids[last]], len(read))(temperature)
+    stored = np.array(sample.log_probs)[last]
+    return _gap(own[last], stored), _gap(after_text, stored)
 
 
-def _gap(own: Sequence[float], stored: Sequence[float]) -> float:
-    return sum(abs(a - b) for a, b in zip(own, stored, strict=True)) / max(len(stored), 1)
+def _gap(own: np.ndarray, stored: np.ndarray) -> float:
+    """Mean |Δ|; 0 of no tokens."""
+    return float(np.abs(own - stored).sum() / max(len(stored), 1))
 
 
-def _scorer(model: Any, ids: Sequence[int], start: int) -> Callable[[float], list[float]]:
+def _scorer(model: Any, ids: Sequence[int], start: int) -> Callable[[float], np.ndarray]:
     """Temperature → log-probability of each id from `start` on, given all before it."""
     import torch
 
@@ -88,13 +82,12 @@ def _scorer(model: Any, ids: Sequence[int], start: int) -> Callable[[float], lis
         logits = model(torch.tensor([ids]), logits_to_keep=len(ids) - start + 1).logits[0, :-1]  # (T_resp, V)
     targets = torch.tensor(ids[start:])[:, None]
 
-    def at(temperature: float) -> list[float]:
-        found: list[float] = []
-        for begin in range(0, len(targets), ROWS_AT_ONCE):
-            scaled = logits[begin : begin + ROWS_AT_ONCE].float() / temperature
-            chosen = scaled.gather(1, targets[begin : begin + ROWS_AT_ONCE])[:, 0]
-            found += (chosen - scaled.logsumexp(dim=1)).tolist()
-        return found
+    def at(temperature: float) -> np.ndarray:
+        found = []
+        for rows, chosen in zip(torch.split(logits, ROWS_AT_ONCE), torch.split(targets, ROWS_AT_ONCE), strict=True):
+            scaled = rows.float() / temperature
+            found.append(scaled.gather(1, chosen)[:, 0] - scaled.logsumexp(dim=1))
+        return torch.cat(found).double().numpy()
 
     return at
 
@@ -104,12 +97,10 @@ def _scorer(model: Any, ids: Sequence[int], start: int) -> Callable[[float], lis
 
 def verdicts(scores: Sequence[Scores], temperature: float) -> Iterator[Row]:
     """The rows of the model's group."""
-    stored = [value for one in scores for value in one.stored]
-    own = [value for one in scores for value in one.own]
-    gap = _gap(own, stored)
-    differences = sorted(abs(a - b) for a, b in zip(own, stored, strict=True))
-    many = differences[int(0.95 * (len(differences) - 1))]
-    text = f"mean |Δ log-prob| {gap:.4f}, 95 % below {many:.4f}, at most {differences[-1]:.3f}"
+    stored, own = np.concatenate([one.stored for one in scores]), np.concatenate([one.own for one in scores])
+    gap, differences = _gap(own, stored), np.abs(own - stored)
+    many = np.percentile(differences, 95, method="lower")
+    text = f"mean |Δ log-prob| {gap:.4f}, 95 % below {many:.4f}, at most {differences.max():.3f}"
     where = f"{len(stored):,} trained tokens of {len(scores)} samples, temperature {temperature:g}"
     mark: Mark = "✓" if gap <= CLOSE else "!" if gap <= WIDE else "✗"
     remedy = "check that this is the model, and these are the weights, that the rollout used" if gap > CLOSE else ""
@@ -119,12 +110,11 @@ def verdicts(scores: Sequence[Scores], temperature: float) -> Iterator[Row]:
     yield Row("model", "history", _history(scores))
 
 
-def weights(own: Sequence[float], stored: Sequence[float]) -> Finding:
+def weights(own: np.ndarray, stored: np.ndarray) -> Finding:
     """Importance weights exp(own - stored) per token; effective sample size is (Σw)² / (n Σw²), 1 if all are equal."""
-    found = [math.exp(min(a - b, 50.0)) for a, b in zip(own, stored, strict=True)]
-    mean = sum(found) / len(found)
-    outside = sum(not 0.5 <= weight <= 2 for weight in found) / len(found)
-    size = sum(found) ** 2 / (len(found) * sum(weight**2 for weight in found))
+    found = np.exp(np.minimum(own - stored, 50.0))
+    mean, outside = found.mean(), ((found < 0.5) | (found > 2)).mean()
+    size = found.sum() ** 2 / (len(found) * (found**2).sum())
     text = f"importance weights: mean {mean:.3f}, {outside:.1%} outside [0.5, 2], effective sample size {size:.0%}"
     if outside <= 0.01 and size >= 0.9:
         return Finding("✓", text)

@@ -3,6 +3,7 @@
 import re
 
 from evaluation.audited import NO_TOKENIZER, Audited, Fault
+from search_rollout.protocols.chat_template import encode
 
 _TEMPLATE_MARK = re.compile(r"<\|im_start\|>(?:system|user|assistant|tool)\n|<\|start_header_id\|>\w{1,20}<\|")
 
@@ -82,5 +83,5 @@ def other_history(sample: Audited) -> list[int]:
     """The ids before the last turn if text was sent to the engine; empty if they equal the stored ids."""
     assert sample.reader is not None
     before = sample.tokens[: sample.start + sample.trained[-1].start]
-    encoded = sample.reader.encode(sample.reader.decode(before))
+    encoded = encode(sample.reader.tokenizer, sample.reader.decode(before))
     return [] if encoded == before else encoded

@@ -14,6 +14,7 @@ the text: <information>, tool messages. With --model of a demo run (runs/demo-â€
 """
 
 import argparse
+import heapq
 import random
 import sys
 import time
@@ -89,14 +90,8 @@ def _scorable(
 
 def a_few(samples: Iterable[T], most: int) -> list[T]:
     """A uniform random choice, the same every time."""
-    chosen: list[T] = []
     lots = random.Random(0)
-    for number, sample in enumerate(samples, start=1):
-        if len(chosen) < most:
-            chosen.append(sample)
-        elif (place := lots.randrange(number)) < most:
-            chosen[place] = sample
-    return chosen
+    return heapq.nsmallest(most, samples, key=lambda _: lots.random())
 
 
 def _scored(options: argparse.Namespace, samples: Sequence[Audited]) -> Iterator[Row]:

@@ -75,20 +75,20 @@ def present(sample: Audited) -> Fault | None:
     if sample.log_probs is None or sample.discarded:
         return None if sample.discarded else Fault("no log-probabilities are stored", "–")
     for span in sample.trained:
-        if span.end - span.start >= FEW_TOKENS and not any(sample.log_probs[span.start : span.end]):
-            return Fault(f"{span.end - span.start} trained tokens in a row have log-probability 0.0")
+        if len(span) >= FEW_TOKENS and not any(sample.log_probs[place] for place in span):
+            return Fault(f"{len(span)} trained tokens in a row have log-probability 0.0")
     return None
 
 
 def alignment(sample: Audited) -> Fault | None:
     """Log-probabilities begin and end where the trained stretches do."""
     stored, spans = sample.log_probs, sample.trained
-    before = [span for span in spans if span.end < sample.length]  # of masked tokens
+    before = [span for span in spans if span.stop < sample.length]  # of masked tokens
     after = [span for span in spans if span.start > 0]
     if not stored or not (before or after):
         return Fault("no stretch of log-probabilities borders on masked tokens", "–")
-    if before and all(stored[span.start] == 0 and stored[span.end] != 0 for span in before):
+    if before and all(stored[span.start] == 0 and stored[span.stop] != 0 for span in before):
         return Fault("they are shifted to the right by one token")
-    if after and all(stored[span.end - 1] == 0 and stored[span.start - 1] != 0 for span in after):
+    if after and all(stored[span.stop - 1] == 0 and stored[span.start - 1] != 0 for span in after):
         return Fault("they are shifted to the left by one token")
     return None

@@ -6,7 +6,7 @@ Without such marks the auditor does not guess.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from evaluation.records import rollout_of
 from evaluation.token_texts import TokenTexts
 from evaluation.verdict_table import Mark
-from search_rollout.protocols.chat_template import encode
 from search_rollout.samples.record import RecordError, RolloutRecord
 
 
@@ -55,13 +54,6 @@ class Author(Enum):
     UNKNOWN = "unknown"
 
 
-class Span(NamedTuple):
-    """The response's positions from `start` to `end` (exclusive)."""
-
-    start: int
-    end: int
-
-
 class Reader(TokenTexts):
     """A tokenizer with the operations that the auditor needs."""
 
@@ -69,10 +61,6 @@ class Reader(TokenTexts):
         super().__init__(tokenizer)
         known = tokenizer.added_tokens_decoder.items()
         self.special: dict[int, str] = {number: token.content for number, token in known if token.special}
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without added special tokens."""
-        return encode(self.tokenizer, text)
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
         """The bytes of each id."""
@@ -172,14 +160,14 @@ class Audited:
         ends = list(accumulate(map(len, self.pieces), initial=0))
         return [_author(text, begin, end, blocks) for begin, end in pairwise(ends)]
 
-    def spans(self, author: Author) -> Iterator[Span]:
-        """The spans written by one author."""
+    def spans(self, author: Author) -> list[range]:
+        """The response's positions that one author wrote, stretch by stretch."""
         return _spans([one is author for one in self.authors])
 
     @cached_property
-    def trained(self) -> list[Span]:
-        """The spans with mask 1."""
-        return list(_spans([value == 1 for value in self.mask]))
+    def trained(self) -> list[range]:
+        """The response's positions with mask 1, stretch by stretch."""
+        return _spans([value == 1 for value in self.mask])
 
 
 def _author(text: bytes, begin: int, end: int, blocks: list[tuple[int, int]]) -> Author:
@@ -196,13 +184,10 @@ def _author(text: bytes, begin: int, end: int, blocks: list[tuple[int, int]]) ->
     return Author.MODEL
 
 
-def _spans(wanted: list[bool]) -> Iterator[Span]:
-    start = 0
-    for one, run in groupby(wanted):
-        end = start + sum(1 for _ in run)
-        if one:
-            yield Span(start, end)
-        start = end
+def _spans(wanted: list[bool]) -> list[range]:
+    """The positions of each stretch of True."""
+    stretches = [list(run) for one, run in groupby(range(len(wanted)), key=wanted.__getitem__) if one]
+    return [range(run[0], run[-1] + 1) for run in stretches]
 
 
 def _list(values: Any) -> list[Any] | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from audit_helpers import READER, TOKENIZER, foreign
@@ -110,6 +111,6 @@ def test_another_models_log_probabilities_fail() -> None:
 
 def test_weights_are_those_of_a_table_by_hand() -> None:
     # exp(own - stored): 2.5, 1, 1, 0.5; mean 1.25; (5)^2 / (4 * (6.25 + 1 + 1 + 0.25)) = 25 / 34
-    finding = weights([0.9162907, 0.0, 0.0, -0.6931471], [0.0] * 4)
+    finding = weights(np.array([0.9162907, 0.0, 0.0, -0.6931471]), np.zeros(4))
     assert finding.found == "importance weights: mean 1.250, 25.0% outside [0.5, 2], effective sample size 74%"
     assert finding.mark == "✗"
