@@ -16,9 +16,7 @@ from qa_em_format import any_holds_gold
 from search_rollout.samples.record import METADATA_KEY, RolloutRecord, read_record
 from search_rollout.search.passage import Passage
 
-Records = Mapping[str, Mapping[str, Any]]  # question id → a line of trajectories.jsonl
-
-MEASURED = ("em", "against", "searches", "gold_found")  # of each arm, in the order of ArmFigures
+MEASURED = ("em", "against", "searches", "gold_found")  # of each arm; `against` is its EM minus the retriever arm's
 FIGURES = {  # name → numerator, denominator, whether it is a difference
     "exact match that searching adds, over finding nothing": ("over nothing", "questions", True),
     "exact match that searching adds, over closed book": ("over closed book", "questions", True),
@@ -42,19 +40,8 @@ class Figure:
 
 
 @dataclass
-class ArmFigures:
-    """One arm; `against` is its exact match minus the retriever arm's."""
-
-    questions: int
-    em: Figure
-    against: Figure
-    searches: Figure
-    gold_found: Figure
-
-
-@dataclass
 class Result:
-    arms: dict[str, ArmFigures]
+    arms: dict[str, dict[str, Any]]  # of each: the number of `questions`, and its MEASURED figures
     figures: dict[str, Figure]
 
 
@@ -75,13 +62,13 @@ def examine(records: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -
         return Figure(float(columns[above].sum() / total), float(low), float(high), int(total))
 
     return Result(
-        {name: ArmFigures(len(shared), *(figure(f"{name} {key}") for key in MEASURED)) for name in arms},
+        {name: {"questions": len(shared), **{key: figure(f"{name} {key}") for key in MEASURED}} for name in arms},
         {name: figure(above, below) for name, (above, below, _) in FIGURES.items() if above in columns},
     )
 
 
-def _columns(arms: Mapping[str, Records], shared: Sequence[str]) -> dict[str, np.ndarray]:
-    """Name → (N,) a number for each question."""
+def _columns(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], shared: Sequence[str]) -> dict[str, np.ndarray]:
+    """Name → (N,) a number for each question, from arm → question id → a line of trajectories.jsonl."""
 
     def scores(arm: str, key: str) -> np.ndarray:
         return np.array([arms[arm][question]["scores"][key] for question in shared])
@@ -132,11 +119,11 @@ def tables(result: Result) -> list[str]:
     rows = [
         [
             name,
-            str(arm.questions),
-            *_cells(arm.em),
-            *(["", ""] if name == "retriever" else _cells(arm.against, "+")),
-            f"{arm.searches.value:.2f}",
-            f"{arm.gold_found.value:.3f}",
+            str(arm["questions"]),
+            *_cells(arm["em"]),
+            *(["", ""] if name == "retriever" else _cells(arm["against"], "+")),
+            f"{arm['searches'].value:.2f}",
+            f"{arm['gold_found'].value:.3f}",
         ]
         for name, arm in result.arms.items()
     ]

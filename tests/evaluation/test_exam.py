@@ -243,8 +243,8 @@ def test_figures_by_hand() -> None:
         "wrong passages believed": (1 / 3, 3),
         "exact match that better passages would add": (0.25, 4),
     }
-    assert result.arms["gold"].questions == 4  # q5 was asked in one arm only
-    assert result.arms["nothing"].against.value == -0.5
+    assert result.arms["gold"]["questions"] == 4  # q5 was asked in one arm only
+    assert result.arms["nothing"]["against"].value == -0.5
 
 
 def test_a_model_that_never_searches_has_no_figures_of_searches() -> None:
