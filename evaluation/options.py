@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,21 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a rollout, for `running_plugin`."""
-
-    def option(name: str, text: str, **more: Any) -> None:
-        shown = " (default: %(default)s)" if "default" in more else ""
-        parser.add_argument(name, help=text + shown, **more)
-
-    option("--model", "Hugging Face folder or name of the model that the engine serves", required=True)
-    option(
+    add = parser.add_argument
+    add("--model", required=True, help="Hugging Face folder or name of the model that the engine serves")
+    add(
         "--engine",
-        "http://HOST:PORT of a running SGLang, router or demo engine; `sglang` or `demo` starts one with --model",
         required=True,
+        help="http://HOST:PORT of a running SGLang, router or demo engine; `sglang` or `demo` starts one with --model",
     )
-    option("--engine_args", "extra arguments for the started engine, as one string", default="")
-    option("--search", "local:URL of a retriever, google, or none (answer from memory)", required=True)
-    option("--temperature", "0 is greedy", type=float, default=0.0)
-    option(
-        "--max_response_len", "maximum tokens per engine call, like --rollout-max-response-len", type=int, default=512
-    )
-    option("--custom_config_path", "YAML file of settings, the same as for training", type=Path)
-    option(
-        "--apply_chat_template_kwargs", "JSON for the chat template, like slime's option of the same name", default="{}"
-    )
+    add("--engine_args", default="", help="extra arguments for the started engine, as one string")
+    add("--search", required=True, help="local:URL of a retriever, google, or none (answer from memory)")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    limit = "maximum tokens per engine call, like --rollout-max-response-len (512)"
+    add("--max_response_len", type=int, default=512, help=limit)
+    add("--custom_config_path", type=Path, help="YAML file of settings, the same as for training")
+    template = "JSON for the chat template, like slime's option of the same name ({})"
+    add("--apply_chat_template_kwargs", default="{}", help=template)
 
 
 def add_question_options(parser: argparse.ArgumentParser, folder: str, *, per_set: int, seed: str) -> None:
@@ -112,24 +106,21 @@ def running_plugin(options: argparse.Namespace, model: str, mode: str, log: Path
         **search_settings(options.search),
         "llm_api_mode": "chat" if mode == "chat" and options.search != "none" else "generate",
     }
-
-    def args(url: str) -> argparse.Namespace:
-        return plugin_args(
+    template_kwargs = _json_object(options.apply_chat_template_kwargs)
+    with ExitStack() as stack:
+        url = options.engine
+        if url in ENGINES:
+            url = stack.enter_context(engine_process(url, model, log, options.engine_args)).url
+        args = plugin_args(
             model=model,
             engine_url=url,
             settings=settings,
             temperature=options.temperature,
             max_response_len=options.max_response_len,
-            template_kwargs=_json_object(options.apply_chat_template_kwargs),
+            template_kwargs=template_kwargs,
         )
-
-    if options.engine in ENGINES:
-        with engine_process(options.engine, model, log, options.engine_args) as engine:
-            yield args(engine.url)
-    else:
-        made = args(options.engine)
-        check_listening("engine", options.engine)
-        yield made
+        check_listening("engine", url)
+        yield args
 
 
 def _json_object(text: str) -> dict[str, Any]:
