@@ -36,13 +36,10 @@ function showSides() {
 
 /** Gives each row of side B its partner of side A, the n-th sample of a question that of the other's n-th. */
 function pairUp() {
-  const waiting = new Map(); // question: rows of A
   for (const row of state.rows) Object.assign(row, { partner: null, outcome: "" });
   if (!isComparing()) return;
   const name = (row) => row.id || row.question;
-  for (const row of state.rows) {
-    if (row.side === compared.a) waiting.set(name(row), [...(waiting.get(name(row)) ?? []), row]);
-  }
+  const waiting = Map.groupBy(state.rows.filter((row) => row.side === compared.a), name);
   for (const row of state.rows) {
     if (row.side !== compared.b) continue;
     row.partner = waiting.get(name(row))?.shift() ?? null;

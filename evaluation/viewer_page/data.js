@@ -43,12 +43,11 @@ class Source {
   async read(restart) {
     const index = await this.ask("/api/index", { rows: this.count, tokens: this.tokenCount });
     if (this.generation && index.generation !== this.generation) return restart();
-    const { rows, starts, tokens, more = false, error = "", rescore, generation = 0 } = index;
-    Object.assign(this, { starts, more, error, rescore, generation });
+    const { rows, tokens, ...rest } = index;
+    Object.assign(this, { more: false, error: "", generation: 0 }, rest); // a static page has none of these
     Object.assign(this.tokens, tokens);
     this.tokenCount += Object.keys(tokens).length;
-    this.model = index.model ?? this.model;
-    if (rows.length) this.chunks.delete(starts.length - 1); // the last one grew
+    if (rows.length) this.chunks.delete(this.starts.length - 1); // the last one grew
     for (const row of rows) {
       Object.assign(row, { source: this, local: this.count++, set: row.source || "none", number: state.rows.length });
       row.text = [row.id, row.question, row.answer, ...row.gold].join("\n").toLowerCase();

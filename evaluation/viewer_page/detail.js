@@ -197,7 +197,6 @@ function partsOf({ ids, start, mask, segments }) {
   return parts;
 }
 
-
 /** A search, its passages as cards, the tokens that the model read, and the way to go on from there otherwise. */
 function searchBlock(row, record, index, read) {
   const { query, error, documents, scores } = record.searches[index];

@@ -21,7 +21,10 @@ const SORTS = {
   "mean log-probability": (row) => row.log_prob,
   question: (row) => row.question.toLowerCase(),
 };
-const EXPORTED = ["id", "question", "gold", "answer", "reward", "right", "stop", "searches", "tokens", "trained", "log_prob"];
+const EXPORTED = [
+  "id", "question", "gold", "answer", "reward", "right", "stop", "searches", "tokens", "trained", "log_prob",
+  "set", "phase", "file", "notes", "outcome",
+];
 
 const byName = new Intl.Collator("en", { numeric: true }).compare;
 const leading = (label) => parseFloat(label.replace("\u2212", "-"));
@@ -153,12 +156,8 @@ function showCount() {
 
 /** The rows behind the filters, a JSON object a line. */
 function exportRows() {
-  const lines = state.shown.map((index) => {
-    const row = state.rows[index];
-    const fields = Object.fromEntries(EXPORTED.map((name) => [name, row[name]]));
-    return JSON.stringify({ ...fields, set: row.set, phase: row.phase, file: row.file, notes: row.notes, outcome: row.outcome });
-  });
-  const address = URL.createObjectURL(new Blob(lines.map((line) => `${line}\n`), { type: "application/jsonl" }));
+  const lines = state.shown.map((index) => `${JSON.stringify(state.rows[index], EXPORTED)}\n`);
+  const address = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
   make("a", { href: address, download: "trajectories-filtered.jsonl" }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }

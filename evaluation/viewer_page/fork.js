@@ -62,14 +62,13 @@ function searchEditor({ query, documents }, number) {
 }
 
 function passageEditor([title, text]) {
-  const node = make(
+  return make(
     "div",
     { className: "passage-editor" },
     make("input", { type: "text", value: title, "aria-label": "Title" }),
-    button("Remove", () => node.remove()),
+    button("Remove", (event) => event.target.parentElement.remove()),
     make("textarea", { rows: 3, value: text, "aria-label": "Text" }),
   );
-  return node;
 }
 
 async function runFork(row, record, turn, searches) {

@@ -1,7 +1,7 @@
 // The list of runs of a served viewer.
 
 const server = { folder: "", fork: null };
-const chosenRuns = new Set(); // names, in the order of ticking
+let tickedRuns = []; // names, in the order of ticking
 
 async function showRuns() {
   document.body.classList.add("choosing");
@@ -36,31 +36,31 @@ const noRuns = (folder) =>
   make("p", { className: "muted" }, `There is no run in ${folder} yet: \`search-r1 demo\` and \`search-r1 evaluate\` make some.`);
 
 function compareButton() {
-  const names = [...chosenRuns];
-  const open = () => (location.hash = runAddress(names));
-  return button("Compare the two ticked runs", open, { id: "compare-runs", disabled: names.length !== 2 });
+  const open = () => (location.hash = runAddress(tickedRuns));
+  return button("Compare the two ticked runs", open, { id: "compare-runs", disabled: tickedRuns.length !== 2 });
 }
 
 function runTable(runs) {
-  const titles = ["", "Run", "Kind", "Model", "Exact match", "State", "Changed", "Size"];
-  const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)));
-  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...runs.map(runRow)));
+  const rows = runs.map(runCells);
+  const head = Object.keys(rows[0]).map((title) => make("th", { scope: "col" }, title));
+  const cells = (row) => Object.entries(row).map(([title, value]) => make("td", { "data-title": title }, value));
+  const body = rows.map((row) => make("tr", {}, ...cells(row)));
+  return make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body));
 }
 
-function runRow(run, position) {
+/** The cells of a run's row by the titles of their columns. */
+function runCells(run, position) {
   const label = `Compare ${visible(run.name)}`;
-  const tick = make("input", { type: "checkbox", id: `tick-${position}`, checked: chosenRuns.has(run.name), "aria-label": label });
+  const tick = make("input", { type: "checkbox", id: `tick-${position}`, checked: tickedRuns.includes(run.name), "aria-label": label });
   tick.onchange = () => {
-    if (tick.checked) chosenRuns.add(run.name);
-    else chosenRuns.delete(run.name);
-    if (chosenRuns.size > 2) chosenRuns.delete(chosenRuns.values().next().value); // the last two count
+    const others = tickedRuns.filter((name) => name !== run.name);
+    tickedRuns = tick.checked ? [...others, run.name].slice(-2) : others; // the last two count
     drawRuns();
   };
   const link = make("a", { href: runAddress([run.name]), id: `run-${position}` }, visible(run.name));
   const state = make("span", { className: run.state === "running" ? "badge good" : "" }, run.state);
-  const cells = { "": tick, Run: link, Kind: run.kind, Model: visible(run.model), "Exact match": run.figures };
-  Object.assign(cells, { State: state, Changed: ago(run.updated), Size: `${(run.bytes / 1e6).toFixed(1)} MB` });
-  return make("tr", {}, ...Object.entries(cells).map(([title, value]) => make("td", { "data-title": title }, value)));
+  const figures = { Kind: run.kind, Model: visible(run.model), "Exact match": run.figures, State: state };
+  return { "": tick, Run: link, ...figures, Changed: ago(run.updated), Size: `${(run.bytes / 1e6).toFixed(1)} MB` };
 }
 
 const runAddress = (names) => `#${new URLSearchParams(names.map((name) => ["run", name]))}`;
