@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics import resampled_means
+from evaluation.metrics import interval, resampled_means
 from evaluation.report import aligned, cells
 from qa_em_format import any_holds_gold
 from search_rollout.samples.record import METADATA_KEY, RolloutRecord, read_record
@@ -58,8 +58,8 @@ def examine(records: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -
         if not total:
             return Figure(None, None, None, 0)
         possible = drawn[below] > 0
-        low, high = np.percentile(drawn[above][possible] / drawn[below][possible], [2.5, 97.5])
-        return Figure(float(columns[above].sum() / total), float(low), float(high), int(total))
+        low, high = interval(drawn[above][possible] / drawn[below][possible])
+        return Figure(float(columns[above].sum() / total), low, high, int(total))
 
     return Result(
         {name: {"questions": len(shared), **{key: figure(f"{name} {key}") for key in MEASURED}} for name in arms},
