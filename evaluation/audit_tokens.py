@@ -18,9 +18,8 @@ import heapq
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from evaluation.audit_checks import Audit
 from evaluation.audit_scoring import load_model, score, verdicts
@@ -32,8 +31,6 @@ from evaluation.sample_files import read_all, sample_files_of
 from evaluation.terminal import Progress, exit_code
 from evaluation.verdict_table import Finding, Row, Table
 from evaluation.view import load_tokenizer
-
-T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
     folder = options.tokenizer or options.model or tokenizer_of(files[0].parent)
     reader = Reader(load_tokenizer(folder)) if folder else None
     audit = Audit()
-    chosen = a_few(_scorable(files, reader, audit, options), options.samples)
+    lots = random.Random(0)  # a uniform choice, the same every time
+    chosen = heapq.nsmallest(options.samples, _scorable(files, reader, audit, options), key=lambda _: lots.random())
     if not audit.samples:
         raise ValueError("There is no sample in these files.")
     table = Table(sys.stdout)
@@ -86,12 +84,6 @@ def _scorable(
         fits = options.model and found.fields.get("phase") in (None, options.model.resolve().name)
         if fits and not sample.misfits and not sample.discarded and sample.log_probs and sample.trained:
             yield sample
-
-
-def a_few(samples: Iterable[T], most: int) -> list[T]:
-    """A uniform random choice, the same every time."""
-    lots = random.Random(0)
-    return heapq.nsmallest(most, samples, key=lambda _: lots.random())
 
 
 def _scored(options: argparse.Namespace, samples: Sequence[Audited]) -> Iterator[Row]:

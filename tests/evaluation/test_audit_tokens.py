@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from test_audit_scoring import MODEL, rolled
 from viewer_helpers import write_jsonl
 
 from evaluation import audit_tokens
+from evaluation.audit_scoring import score
 
 pytestmark = pytest.mark.model
 
@@ -90,11 +92,19 @@ def test_a_missing_file_is_reported(tmp_path, capsys):
     assert run(capsys, tmp_path / "none.pt") == (2, "", f"error: There is no file {tmp_path / 'none.pt'}.\n")
 
 
-def test_the_choice_of_samples_is_fair_and_always_the_same() -> None:
-    def choice(count: int) -> list[int]:
-        return audit_tokens.a_few(range(count), 3)
+def test_the_choice_of_samples_is_fair_and_always_the_same(tmp_path, model_folder, capsys, monkeypatch):
+    scored: list[str] = []
 
-    assert sorted(choice(2)) == [0, 1] and sorted(choice(100)) == sorted(choice(100)) != [0, 1, 2]
+    def watched(model: Any, sample: Any, temperature: float) -> Any:
+        scored.append(sample.where.rpartition(", ")[2])
+        return score(model, sample, temperature)
+
+    monkeypatch.setattr(audit_tokens, "score", watched)
+    few, many = (write_jsonl(tmp_path / f"{count}.jsonl", [rolled()] * count) for count in (2, 20))
+    for file, count in ((few, 2), (many, 3), (many, 3)):
+        run(capsys, file, "--model", model_folder, "--samples", 3)
+        assert len(set(scored[-count:])) == count
+    assert scored[2:5] == scored[5:] and sorted(scored[5:]) != ["line 1", "line 2", "line 3"]
 
 
 def test_json_lines_of_any_shape_never_crash_it(tmp_path: Path, model_folder: str, capsys) -> None:
