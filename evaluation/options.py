@@ -32,11 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--engine_args", default="", help="extra arguments for the started engine, as one string")
     add("--search", required=True, help="local:URL of a retriever, google, or none (answer from memory)")
     add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    limit = "maximum tokens per engine call, like --rollout-max-response-len (512)"
-    add("--max_response_len", type=int, default=512, help=limit)
+    add("--max_response_len", type=int, default=512, help="tokens per engine call, as --rollout-max-response-len (512)")
     add("--custom_config_path", type=Path, help="YAML file of settings, the same as for training")
-    template = "JSON for the chat template, like slime's option of the same name ({})"
-    add("--apply_chat_template_kwargs", default="{}", help=template)
+    add("--apply_chat_template_kwargs", default="{}", help="JSON for the chat template, like slime's own option ({})")
 
 
 def add_question_options(parser: argparse.ArgumentParser, folder: str, *, per_set: int, seed: str) -> None:
