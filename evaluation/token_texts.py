@@ -24,15 +24,6 @@ class TokenTexts:
         for token in set(ids).difference(self.table):
             self.table[token] = self._text(token) if 0 <= token < self.size else ""
 
-    def decode_to(self, ids: list[int], text: str) -> bool:
-        """True if the ids, which must all be in the table, decode to `text`."""
-        try:
-            if "".join(map(self.table.__getitem__, ids)) == text:  # type: ignore[arg-type]
-                return True
-        except TypeError:  # some are bytes
-            pass
-        return self.decode(ids) == text
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; unknown ids give no text."""
         return decode(self.tokenizer, [token for token in ids if 0 <= token < self.size])

@@ -45,7 +45,7 @@ def trajectory(fields: Mapping[str, Any], file: str, texts: TokenTexts) -> tuple
     other_texts = {  # those that differ from their decoded ids
         name: fields[name]
         for name, part in own.items()
-        if isinstance(fields.get(name), str) and not texts.decode_to(part, fields[name])
+        if isinstance(fields.get(name), str) and texts.decode(part) != fields[name]
     }
     record: Json = {
         "ids": ids,
