@@ -1,13 +1,12 @@
 """The data of the viewer's page, in a static page and from the server: an index, and chunks.
 
-The index has one row per trajectory, the texts of the tokens, and the first row of each chunk. A chunk has the records
-of consecutive rows and stores documents that they share once. Both are JSON, compressed with zlib.
+The index has one row per trajectory, the texts of the tokens, and the first row of each chunk. A chunk is the list of
+the records of consecutive rows. Both are JSON, compressed with zlib.
 """
 
 import itertools
 import json
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class Trajectories:
         self._growing.append(record)
         self._ids += len(record["ids"])
         if self._ids >= CHUNK_IDS:
-            self._full.append(_pack_chunk(self._growing))
+            self._full.append(pack(self._growing))
             self.starts.append(len(self.rows))
             self._growing, self._ids = [], 0
 
@@ -59,20 +58,9 @@ class Trajectories:
 
     def chunk(self, number: int) -> bytes:
         """The records from row `starts[number]` on."""
-        return self._full[number] if number < len(self._full) else _pack_chunk(self._growing)
+        return self._full[number] if number < len(self._full) else pack(self._growing)
 
 
 def pack(value: Any, *, level: int = 6) -> bytes:
     """JSON, compressed. HTTP calls this format deflate."""
     return zlib.compress(json.dumps(value, separators=(",", ":"), allow_nan=False).encode(), level)
-
-
-def _pack_chunk(records: Sequence[Json]) -> bytes:
-    documents: dict[tuple[str, str], int] = {}
-
-    def numbered(search: Json) -> Json:
-        found = map(tuple, search["documents"])
-        return {**search, "documents": [documents.setdefault(document, len(documents)) for document in found]}
-
-    numbered_records = [{**record, "searches": [*map(numbered, record["searches"])]} for record in records]
-    return pack({"documents": list(documents), "records": numbered_records})

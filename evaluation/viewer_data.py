@@ -144,7 +144,7 @@ def searches_of(rollout: RolloutRecord | None) -> list[Json]:
             "query": str(result.query),
             "error": _plain(result.error),
             "documents": [[str(passage.title), str(passage.text)] for passage in result.passages],
-            "scores": [passage.score for passage in result.passages],  # apart, so that a document is stored once
+            "scores": [passage.score for passage in result.passages],
         }
         for number, turn in enumerate(rollout.turns if rollout else [], start=1)
         for result in turn.results

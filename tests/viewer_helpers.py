@@ -104,7 +104,7 @@ def embedded(page: str) -> dict[str, Any]:
 def embedded_records(page: str) -> list[dict[str, Any]]:
     """All records of a page, in order."""
     data = embedded(page)
-    return [record for number in range(len(data["index"]["starts"])) for record in data[f"chunk-{number}"]["records"]]
+    return [record for number in range(len(data["index"]["starts"])) for record in data[f"chunk-{number}"]]
 
 
 @contextmanager

@@ -86,13 +86,8 @@ function keyOf(row) {
 async function recordOf(row) {
   const { starts, tokens } = row.source;
   const number = starts.findLastIndex((start) => start <= row.local);
-  return unpackRecord(await row.source.chunkAt(number), row.local - starts[number], tokens);
-}
-
-function unpackRecord({ records, documents }, index, tokens) {
-  const record = records[index];
-  const searches = record.searches.map((search) => ({ ...search, documents: search.documents.map((n) => documents[n]) }));
-  return { ...record, searches, tokens };
+  const records = await row.source.chunkAt(number);
+  return { ...records[row.local - starts[number]], tokens };
 }
 
 /** The text of every response and document, in lower case; chunk by chunk, so that the page stays alive. */
@@ -103,13 +98,12 @@ async function readAllTexts(progress) {
       const [begin, end] = [source.starts[number], source.starts[number + 1] ?? rows.length];
       if (rows.slice(begin, end).every((row) => state.texts.has(row.number))) continue;
       progress(number / source.starts.length);
-      const chunk = await source.chunkAt(number);
-      for (let index = 0; index < Math.min(end - begin, chunk.records.length); index++) {
-        const record = unpackRecord(chunk, index, source.tokens);
-        const found = record.searches.flatMap((search) => [search.query, ...search.documents.flat()]);
-        const text = [textOf(record, record.start, record.ids.length), ...found].join("\n").toLowerCase();
+      const records = await source.chunkAt(number);
+      records.slice(0, end - begin).forEach(({ ids, start, searches }, index) => {
+        const found = searches.flatMap((search) => [search.query, ...search.documents.flat()]);
+        const text = [textOf({ ids, tokens: source.tokens }, start, ids.length), ...found].join("\n").toLowerCase();
         state.texts.set(rows[begin + index].number, text);
-      }
+      });
     }
   }
 }

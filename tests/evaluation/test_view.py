@@ -196,14 +196,12 @@ def test_text_of_a_trajectory_never_reaches_the_page_unescaped(tmp_path):
     assert embedded(hostile)["index"]["rows"][0]["question"].startswith("<img")
 
 
-def test_records_come_in_chunks_that_hold_a_document_once(tmp_path, monkeypatch):
+def test_records_come_in_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.page_data.CHUNK_IDS", 2 * len(GOOD["tokens"]))
     samples = [sample(TOKENIZER, PARTS, searches=[search(f"query {n}")], index=n) for n in range(5)]
     data = embedded(page_of(tmp_path, *samples))
     assert data["index"]["starts"] == [0, 2, 4]
-    assert [len(data[f"chunk-{n}"]["records"]) for n in range(3)] == [2, 2, 1]
-    for number in range(3):
-        assert data[f"chunk-{number}"]["documents"] == [["Kenya", "Nairobi is the capital."]]
+    assert [len(data[f"chunk-{n}"]) for n in range(3)] == [2, 2, 1]
 
 
 def test_files_with_equal_names_are_shown_with_their_paths(tmp_path):

@@ -184,7 +184,7 @@ def test_chunks_are_the_same_however_the_file_was_written(tmp_path, monkeypatch)
             lines.write(json.dumps(KENYA | {"index": number}) + "\n")
         starts = read_all(run)["starts"]
     assert starts == [0, 2, 4]
-    sizes = [len(json.loads(zlib.decompress(run.chunk(1, number)))["records"]) for number in range(3)]
+    sizes = [len(json.loads(zlib.decompress(run.chunk(1, number)))) for number in range(3)]
     assert sizes == [2, 2, 1]
     for number in (-1, 3):
         with pytest.raises(LookupError):
@@ -233,7 +233,7 @@ def test_rows_and_records_come_over_http_and_every_answer_has_the_policy(tmp_pat
         index = await (await client.get("/api/index", params={"run": "demo-1"})).json()
         assert index["rows"][0]["id"] == "held-1" and index["model"] == "SmolLM2"
         chunk = await (await client.get("/api/chunk", params={"run": "demo-1", "generation": 1})).json()
-        assert chunk["records"][0]["ids"] == KENYA["tokens"]
+        assert chunk[0]["ids"] == KENYA["tokens"]
         for path in ("/", "/api/runs", "/nothing", "/api/index?run=nothing"):
             policy = (await client.get(path)).headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy and "unsafe" not in policy
