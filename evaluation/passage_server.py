@@ -12,7 +12,6 @@ from aiohttp import web
 from evaluation.questions import Question
 
 Find = Callable[[Question, str, int], Sequence[str]]  # question, query, maximum → passages as a corpus has `contents`
-MAX_BODY = 2**24  # bytes of a request
 
 
 @asynccontextmanager
@@ -31,7 +30,7 @@ async def passage_server(find: Find) -> AsyncIterator[Callable[[int, Question], 
         questions[slot] = question
         return f"http://127.0.0.1:{runner.addresses[0][1]}/{slot}"
 
-    app = web.Application(client_max_size=MAX_BODY)
+    app = web.Application()
     app.router.add_post(r"/{slot:\d+}/retrieve", retrieve)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
