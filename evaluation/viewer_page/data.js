@@ -66,6 +66,7 @@ class Source {
     const chunk = this.chunks.get(number) ?? this.ask("/api/chunk", { number });
     this.chunks.delete(number);
     this.chunks.set(number, chunk);
+    chunk.catch(() => this.chunks.delete(number)); // to be asked for again
     if (this.chunks.size > CHUNKS_KEPT) this.chunks.delete(this.chunks.keys().next().value);
     return chunk;
   }

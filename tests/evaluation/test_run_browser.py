@@ -186,6 +186,18 @@ def test_a_run_that_cannot_be_read_says_why(page, tmp_path):
         expect(page.locator("main h2")).to_have_text("Question 1 ?")
 
 
+def test_a_trajectory_that_could_not_be_fetched_opens_at_the_next_try(page, tmp_path):
+    make_run(tmp_path, "run", [answered(1), answered(2)])
+    with served(tmp_path) as url:
+        page.route("**/api/chunk?*", lambda route: route.abort("connectionrefused"), times=1)
+        page.goto(f"{url}#run=run")
+        expect(page.locator("#detail .notice")).to_contain_text("The viewer's server does not answer")
+        page.locator(".row").nth(1).click()
+        page.locator(".row").first.click()
+        expect(page.locator("#detail .notice")).to_have_count(0)
+        expect(page.locator("main h2")).to_have_text("Question 1 ?")
+
+
 def test_a_hostile_run_is_shown_as_text(page, tmp_path):
     name = "<img src=x onerror=window.wasHacked=1>"
     make_run(
