@@ -42,11 +42,15 @@ def load_model(folder: Path) -> Any:
         raise ValueError(f"{folder} holds no model: {str(error).splitlines()[0]}") from None
 
 
+def scored_places(sample: Audited) -> np.ndarray:
+    """(T_scored,) where in the response tokens are trained that are not known to be the environment's."""
+    chosen = zip(sample.mask, sample.authors, strict=True)
+    return np.flatnonzero([trained == 1 and author is not Author.ENVIRONMENT for trained, author in chosen])
+
+
 def score(model: Any, sample: Audited, temperature: float) -> Scores:
     """Runs the model over the sample, and again over the last turn if its text would encode to other ids."""
-    stored = np.array(sample.log_probs)  # (T_resp,) as `own`
-    chosen = zip(sample.mask, sample.authors, strict=True)
-    places = np.flatnonzero([on == 1 and author is not Author.ENVIRONMENT for on, author in chosen])
+    stored, places = np.array(sample.log_probs), scored_places(sample)  # (T_resp,) as `own`, (T_scored,)
     own_at = _scorer(model, sample.tokens, sample.start)
     own = own_at(temperature)
     readings = {}

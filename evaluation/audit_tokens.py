@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evaluation.audit_checks import Audit
-from evaluation.audit_scoring import load_model, score, verdicts
+from evaluation.audit_scoring import load_model, score, scored_places, verdicts
 from evaluation.audited import Audited, Reader
 from evaluation.options import add_sample_options, command_parser, count
 from evaluation.plugin import prepare_process
@@ -82,7 +82,7 @@ def _scorable(
         sample = Audited(found.fields, found.where, found.path, reader, options.sent)
         audit.add(sample)
         fits = options.model and found.fields.get("phase") in (None, options.model.resolve().name)
-        if fits and not sample.misfits and not sample.discarded and sample.log_probs and sample.trained:
+        if fits and not sample.misfits and not sample.discarded and sample.log_probs and scored_places(sample).size:
             yield sample
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from audit_helpers import CHAT, TOKENIZER, foreign
+from audit_helpers import CHAT, TOKENIZER, XML, foreign
 from test_audit_scoring import MODEL, rolled
 from viewer_helpers import write_jsonl
 
@@ -45,6 +45,13 @@ def test_with_a_model_the_tokens_are_scored(tmp_path, model_folder, capsys):
     file = write_jsonl(tmp_path / "x.jsonl", [rolled(number=number) for number in range(4)])
     status, out, _ = run(capsys, file, "--model", model_folder, "--samples", 3, "--sent", "ids")
     assert status == 0 and "of 3 samples, temperature 1)" in out and "✓ model history" in out
+
+
+def test_where_only_the_environment_is_trained_there_is_nothing_to_score(tmp_path, model_folder, capsys):
+    fields = foreign(tuple((author, text.strip()) for author, text in XML))  # space may be by either
+    fields["loss_mask"] = [1 - trained for trained in fields["loss_mask"]]
+    status, out, _ = run(capsys, write_jsonl(tmp_path / "x.jsonl", [fields]), "--model", model_folder)
+    assert status == 1 and "– model log-probs no sample has trained tokens" in out
 
 
 def test_of_a_demo_run_the_phase_of_the_model_is_scored(tmp_path, capsys):
