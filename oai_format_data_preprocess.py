@@ -32,6 +32,7 @@ from evaluation.questions import BATCH, choose, closed_book, read_questions, rea
 from evaluation.records import whole_file, write_json
 from evaluation.terminal import exit_code
 from qa_em_format import gold_answers
+from search_rollout.arguments import whole_number
 from search_rollout.protocols.prompts import PromptMode, prompt_row
 
 if TYPE_CHECKING:
@@ -352,11 +353,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="keep only these; where each has a folder, also their order "
         f"(default there: train {','.join(DATA_SOURCES['train'])}; test {','.join(DATA_SOURCES['test'])})",
     )
-    parser.add_argument("--limit", type=_count, help="rows of each split, drawn at random")
+    parser.add_argument("--limit", type=whole_number(1), help="rows of each split, drawn at random")
     parser.add_argument("--seed", type=int, default=42, help="of that draw (default: %(default)s)")
     parser.add_argument(
         "--eval_per_set",
-        type=functools.partial(_count, least=0),
+        type=whole_number(0),
         default=500,
         help="questions of each data set in eval.yaml, of a test split; 0 = no eval.yaml (default: %(default)s)",
     )
@@ -369,12 +370,6 @@ def _names(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError("give names separated by commas")
     return list(dict.fromkeys(names))
-
-
-def _count(text: str, least: int = 1) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
-    return int(text)
 
 
 def make_all(args: argparse.Namespace) -> bool:

@@ -24,20 +24,21 @@ from pathlib import Path
 from evaluation.audit_checks import Audit
 from evaluation.audit_scoring import load_model, score, scored_places, verdicts
 from evaluation.audited import Audited, Reader
-from evaluation.options import add_sample_options, command_parser, count
+from evaluation.options import add_sample_options, command_parser
 from evaluation.plugin import prepare_process
 from evaluation.records import tokenizer_of
 from evaluation.sample_files import read_all, sample_files_of
 from evaluation.terminal import Progress, exit_code
 from evaluation.verdict_table import Finding, Row, Table
 from evaluation.view import load_tokenizer
+from search_rollout.arguments import whole_number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("audit-tokens", __doc__)
     add_sample_options(parser)
     parser.add_argument("--model", type=Path, help="the same folder with weights: also recomputes log-probabilities")
-    parser.add_argument("--samples", type=count, default=32, help="how many samples --model scores (32)")
+    parser.add_argument("--samples", type=whole_number(1), default=32, help="how many samples --model scores (32)")
     parser.add_argument("--temperature", type=float, default=1.0, help="the rollout's temperature, for --model (1.0)")
     parser.add_argument(
         "--sent", choices=["ids", "text"], default="", help="what the rollout sends to the engine, if you know it"

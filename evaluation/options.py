@@ -3,12 +3,13 @@
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from evaluation.plugin import plugin_args, read_settings
 from evaluation.server_process import ENGINES, check_listening, engine_process
+from search_rollout.arguments import whole_number
 
 NOWHERE = "http://127.0.0.1:1"  # the address of a retriever that is never called
 
@@ -47,9 +48,9 @@ def add_question_options(parser: argparse.ArgumentParser, folder: str, *, per_se
     parser.add_argument(
         "--per_set", type=count_or_all, default=per_set, help=f"questions of each set, or `all` ({per_set})"
     )
-    parser.add_argument("--limit", type=count, help="maximum number of questions, for a first look")
+    parser.add_argument("--limit", type=whole_number(1), help="maximum number of questions, for a first look")
     parser.add_argument("--seed", type=int, default=0, help=f"seed of {seed} (0)")
-    parser.add_argument("--concurrency", type=count, default=64, help="questions asked at the same time (64)")
+    parser.add_argument("--concurrency", type=whole_number(1), default=64, help="questions asked at the same time (64)")
 
 
 def add_sample_options(parser: argparse.ArgumentParser, files: str = "", *, tokenizer: bool = True) -> None:
@@ -65,17 +66,9 @@ def add_sample_options(parser: argparse.ArgumentParser, files: str = "", *, toke
     )
 
 
-def count(text: str) -> int:
-    """A number above 0."""
-    with suppress(ValueError):
-        if int(text) > 0:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-
-
 def count_or_all(text: str) -> int | None:
     """A number above 0, or None for `all`."""
-    return None if text == "all" else count(text)
+    return None if text == "all" else whole_number(1)(text)
 
 
 def search_settings(search: str) -> dict[str, Any]:

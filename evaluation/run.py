@@ -28,12 +28,13 @@ from typing import Any
 from evaluation.corpus_audit import audit_lines
 from evaluation.megatron import convert
 from evaluation.metrics import scores_of, summarise, together
-from evaluation.options import add_options, add_question_options, command_parser, count, running_plugin
+from evaluation.options import add_options, add_question_options, command_parser, running_plugin
 from evaluation.plugin import ask, config_of, find_slime, prepare_process, sample_of_row, sampling_params
 from evaluation.questions import Question, choose, closed_book, mode_of, read_questions
 from evaluation.records import Records, record_of, write_json
 from evaluation.report import draw, rank, tables
 from evaluation.terminal import Progress, exit_code, short, typed
+from search_rollout.arguments import whole_number
 
 SECRETS = {"google_api_key"}
 ADDRESSES = {"retrieval_server_url"}  # may change between runs that use the same corpus
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("evaluate", __doc__)
     add_options(parser)
     add_question_options(parser, "evaluation", per_set=500, seed="the choice of questions and of the bootstrap")
-    parser.add_argument("--samples", type=count, default=1, help="how often each question is asked (1)")
+    parser.add_argument("--samples", type=whole_number(1), default=1, help="how often each question is asked (1)")
     parser.add_argument("--megatron_checkpoint", type=Path, help="folder that slime's --save wrote; converted first")
     parser.add_argument("--slime_dir", type=Path, help="slime's repository, for its converter")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where converted checkpoints are kept")
