@@ -57,12 +57,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=f"groups of checks:\n{groups}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--strict", action="store_true", help="fail on ! as well")
-    parser.add_argument("--engine", metavar="URL", type=_url, help="http://HOST:PORT of a running SGLang or router")
-    parser.add_argument(
-        "--skip", metavar="GROUP", nargs="+", action="extend", default=[], choices=GROUPS, help="skip these groups"
-    )
-    parser.add_argument("train_args", metavar="-- ARGUMENT", nargs="*", help="further arguments for slime's train.py")
+    add = parser.add_argument
+    add("--strict", action="store_true", help="fail on ! as well")
+    add("--engine", metavar="URL", type=_url, help="http://HOST:PORT of a running SGLang or router")
+    add("--skip", metavar="GROUP", nargs="+", action="extend", default=[], choices=GROUPS, help="skip these groups")
+    add("train_args", metavar="-- ARGUMENT", nargs="*", help="further arguments for slime's train.py")
     return parser.parse_args(argv)
 
 

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from preflight.data_files import Data, read_data, read_evaluation
-from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, skipped, wrong
+from preflight.findings import Finding, Mistake, doubtful, fine, mistake, skipped, wrong
 from preflight.setup import Setup
+from preflight.template import rendered_prompt
 from qa_em_format import gold_answers
 from search_rollout.protocols.chat_template import encode, render_prompt
 from search_rollout.protocols.tools import tools_of
 
 TAGS = ("<search>", "<answer>")
+BAD_TOOLS = (ValueError, TypeError, AttributeError, KeyError)  # what `tools_of` raises, depending on what they are
 
 
 def read_prompts(setup: Setup) -> Data:
@@ -66,10 +68,7 @@ def instructions(setup: Setup) -> Finding:
 
 
 def _tools(data: Data) -> Finding:
-    try:
-        given = [tools_of(_metadata(row)) for row in data.first if _metadata(row).get("tools") is not None]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        return wrong(f"the tools of a row are not in OpenAI's form: {error}", data.remedy)
+    given = [tools_of(_metadata(row)) for row in data.first if _metadata(row).get("tools") is not None]
     if not given:
         found = "the rows have no tools: the model gets search(queries), but its prompt may explain tags instead"
         return doubtful(found, data.remedy)
@@ -112,6 +111,9 @@ def require_prompts(setup: Setup, data: Data) -> Data:
         elif not is_chat and not applied:
             found = f"{its} a list of messages, but no chat template is applied to it"
             raise Mistake(found, "set APPLY_CHAT_TEMPLATE=1")
+        if is_chat:
+            with mistake(data.remedy, *BAD_TOOLS, found=f"the tools of row {number} are not in OpenAI's form: "):
+                tools_of(_metadata(row))
     return data
 
 
@@ -128,10 +130,8 @@ def require_golds(data: Data) -> Data:
 
 def longest_prompt(setup: Setup, data: Data) -> int:
     """The longest prompt in tokens. Raises Mistake if it leaves no room for an observation and an answer."""
-    config, tokenizer = setup.config, setup.tokenizer
-    if not tokenizer.chat_template and not isinstance(data.first[0]["prompt"], str):
-        raise Blocked("there is no chat template")
-    longest = max(len(encode(tokenizer, _rendered(setup, row))) for row in data.first)
+    config = setup.config
+    longest = max(len(encode(setup.tokenizer, _rendered(setup, row))) for row in data.first)
     kept = config.max_obs_tokens + config.answer_reserve_tokens
     if longest + kept > config.max_context_length:
         raise Mistake(
@@ -150,8 +150,10 @@ def _rendered(setup: Setup, row: Mapping[str, Any]) -> str:
     """A row's prompt, rendered as the text for the model."""
     if isinstance(row["prompt"], str):
         return row["prompt"]
+    setup.need(rendered_prompt)
     tools = tools_of(_metadata(row)) if setup.config.llm_api_mode == "chat" else []
-    return render_prompt(setup.tokenizer, row["prompt"], tools, **setup.template_kwargs)
+    with mistake("correct that prompt, or use another model", Exception, found="the chat template refuses a prompt: "):
+        return render_prompt(setup.tokenizer, row["prompt"], tools, **setup.template_kwargs)
 
 
 def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ REASONS = {  # of rows that are skipped, by the function that failed; else its m
     "read_config": "a setting of the rollouts has a wrong value",
     "read_model": "HF_CHECKPOINT is not a model folder",
     "count_weights": "the size of the model is not known",
+    "rendered_prompt": "the chat template cannot be used",
+    "text_after_turn": "turns cannot be appended",
     "read_prompts": "PROMPT_DATA cannot be used",
     "fitting_prompts": "the prompts do not fit the mode",
     "find_servers": "a retriever is not ready",

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from preflight.checkpoint_files import BadFile, read_json
-from preflight.findings import Blocked, Finding, doubtful, fine, one_line, skipped, wrong
+from preflight.findings import Blocked, Finding, Mistake, doubtful, fine, mistake, one_line, skipped, wrong
 from preflight.setup import Setup
 from search_rollout.protocols.chat_template import check_appending, decode, encode, next_turn_ids, render_prompt
 from search_rollout.protocols.prompts import SEARCH_TOOL, chat_messages, xml_messages
@@ -14,38 +14,38 @@ OTHER_MODEL = "use a model whose template does, such as Qwen2.5-3B-Instruct"
 MARK = "a text that occurs nowhere else"
 
 
-def chat_template(setup: Setup) -> Finding:
-    if not _is_used(setup):
-        return skipped("prompts are whole texts: APPLY_CHAT_TEMPLATE=0")
-    if not setup.tokenizer.chat_template:
-        return wrong(
+def rendered_prompt(setup: Setup) -> str:
+    """Our prompt as the chat template renders it. Raises Mistake, or Blocked if prompts need no template."""
+    if setup.config.llm_api_mode != "chat" and not setup.is_on("APPLY_CHAT_TEMPLATE"):
+        raise Blocked("prompts are whole texts: APPLY_CHAT_TEMPLATE=0")
+    tokenizer = setup.tokenizer
+    if not tokenizer.chat_template:
+        raise Mistake(
             f"{setup['HF_CHECKPOINT']} has no chat template",
             "use the Instruct version of the model; a base model takes data of "
             "`oai_format_data_preprocess.py --format text`, with APPLY_CHAT_TEMPLATE=0",
         )
-    try:
-        text = _render(setup)
-    except Exception as error:  # templates may raise anything
-        return wrong(f"the chat template refuses our prompt: {one_line(error)}", OTHER_MODEL)
-    ids = encode(setup.tokenizer, text)
-    if (read := decode(setup.tokenizer, ids)) != text:
-        return wrong(
+    with mistake(OTHER_MODEL, Exception, found="the chat template refuses our prompt: "):  # it may raise anything
+        text = render_prompt(tokenizer, _messages(setup), _tools(setup), **setup.template_kwargs)
+    if (read := decode(tokenizer, encode(tokenizer, text))) != text:
+        raise Mistake(
             f"the tokenizer changes our prompt: {_difference(text, read)}",
             "use the tokenizer that came with the model: this one does not decode to the text that it encoded",
         )
-    return fine(f"renders our prompt in {len(ids)} tokens")
+    return text
+
+
+def chat_template(setup: Setup) -> Finding:
+    text = setup.once(rendered_prompt)
+    return fine(f"renders our prompt in {len(encode(setup.tokenizer, text))} tokens")
 
 
 def tools(setup: Setup) -> Finding:
     if setup.config.llm_api_mode != "chat":
         return skipped("generate mode has none")
-    _require_template(setup)
-    if SEARCH_TOOL["function"]["description"] not in _render(setup):
+    if SEARCH_TOOL["function"]["description"] not in setup.need(rendered_prompt):
         return wrong("the chat template leaves out the tools, so the model never sees them", OTHER_MODEL)
-    try:
-        check_appending(setup.tokenizer, _role(setup), **setup.template_kwargs)
-    except ValueError as error:
-        raise Blocked("tool messages cannot be appended") from error
+    setup.need(text_after_turn)
     name = setup.config.tool_call_format
     try:
         form = tool_format(setup.tokenizer, name)
@@ -56,36 +56,33 @@ def tools(setup: Setup) -> Finding:
     return fine(f"shown to the model; calls are read as {form.name}")
 
 
-def appending(setup: Setup) -> Finding:
-    """The text after a turn must not depend on earlier turns; only then can it be appended to the engine's ids."""
-    _require_template(setup)
-    role = _role(setup)
+def text_after_turn(setup: Setup) -> str:
+    """What the plugin appends after an assistant's words, including the end of that turn.
+
+    Raises Mistake if it depends on earlier turns: it could not be appended to the engine's ids.
+    """
+    setup.need(rendered_prompt)
+    tokenizer, kwargs, role = setup.tokenizer, setup.template_kwargs, _role(setup)
     message = {"role": role, "content": MARK} | ({"tool_call_id": "call00000"} if role == "tool" else {})
-    try:
-        check_appending(setup.tokenizer, role, **setup.template_kwargs)
-        after = _text_after_turn(setup, [message])
-        shown = render_prompt(
-            setup.tokenizer,
-            [*_messages(setup), {"role": "assistant", "content": "I look it up."}, message],
-            _tools(setup),
-            **setup.template_kwargs,
-        )
-    except Exception as error:
-        return wrong(one_line(error), OTHER_MODEL)
+    turns = [{"role": "assistant", "content": "I look it up."}, message]
+    with mistake(OTHER_MODEL, Exception):
+        check_appending(tokenizer, role, **kwargs)
+        after = decode(tokenizer, next_turn_ids(tokenizer, [message], None, **kwargs))
+        shown = render_prompt(tokenizer, [*_messages(setup), *turns], _tools(setup), **kwargs)
     if not shown.endswith(after):
         found = f"the chat template writes a {role} message differently after a longer conversation"
-        return wrong(f"{found}: turns cannot be appended to what the engine sampled", OTHER_MODEL)
-    return fine(f"a {role} message is written the same way whatever precedes it")
+        raise Mistake(f"{found}: turns cannot be appended to what the engine sampled", OTHER_MODEL)
+    return after
+
+
+def appending(setup: Setup) -> Finding:
+    setup.once(text_after_turn)
+    return fine(f"a {_role(setup)} message is written the same way whatever precedes it")
 
 
 def end_of_turn(setup: Setup) -> Finding:
-    _require_template(setup)
     tokenizer = setup.tokenizer
-    try:
-        ids = encode(tokenizer, _text_after_turn(setup, [{"role": _role(setup), "content": MARK}]))
-    except Exception as error:
-        raise Blocked("turns cannot be appended") from error
-    end, stops = ids[0], _stop_ids(setup)
+    end, stops = encode(tokenizer, setup.need(text_after_turn))[0], _stop_ids(setup)
     name = f"{decode(tokenizer, [end])!r} ({end})"
     if end in stops:
         return fine(f"{name} ends a turn, and the engine stops there")
@@ -99,24 +96,12 @@ def end_of_turn(setup: Setup) -> Finding:
 
 
 def thinking(setup: Setup) -> Finding:
-    _require_template(setup)
-    if _render(setup).rstrip().endswith("</think>"):
+    if setup.need(rendered_prompt).rstrip().endswith("</think>"):
         return doubtful(
             "the chat template turns thinking off: prompts end in an empty <think></think>",
             "set enable_thinking: true in apply_chat_template_kwargs (CUSTOM_CONFIG_PATH)",
         )
     return fine("prompts do not turn thinking off")
-
-
-def _is_used(setup: Setup) -> bool:
-    return setup.config.llm_api_mode == "chat" or setup.is_on("APPLY_CHAT_TEMPLATE")
-
-
-def _require_template(setup: Setup) -> None:
-    if not _is_used(setup):
-        raise Blocked("prompts are whole texts: APPLY_CHAT_TEMPLATE=0")
-    if not setup.tokenizer.chat_template:
-        raise Blocked("there is no chat template")
 
 
 def _role(setup: Setup) -> str:
@@ -137,15 +122,6 @@ def _messages(setup: Setup) -> list[dict[str, str]]:
 
 def _tools(setup: Setup) -> list[dict[str, Any]]:
     return [SEARCH_TOOL] if setup.config.llm_api_mode == "chat" else []
-
-
-def _render(setup: Setup) -> str:
-    return render_prompt(setup.tokenizer, _messages(setup), _tools(setup), **setup.template_kwargs)
-
-
-def _text_after_turn(setup: Setup, messages: list[dict[str, str]]) -> str:
-    """The text that the plugin appends after an assistant's words, including the end of that turn."""
-    return decode(setup.tokenizer, next_turn_ids(setup.tokenizer, messages, None, **setup.template_kwargs))
 
 
 def _stop_ids(setup: Setup) -> set[int]:

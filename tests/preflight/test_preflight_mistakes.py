@@ -91,6 +91,18 @@ def a_taken_port(machine: Machine) -> None:
     machine.open.enter_context(socket.create_server(("127.0.0.1", int(machine.environment["RAY_PORT"]))))
 
 
+def a_prompt_that_the_template_refuses(machine: Machine) -> None:
+    refusal = "{% if 'Salve' in messages[0].content %}{{ raise_exception('no Latin') }}{% endif %}"
+    machine.write_template(HERMES + refusal)
+    rows({"prompt": [{"role": "user", "content": "Salve! <search> <answer>"}]})(machine)
+
+
+def tools_without_a_name(machine: Machine) -> None:
+    made = data_rows("chat")
+    made[0]["tools"] = '[{"type": "function"}]'
+    machine.write_data("chat", made)
+
+
 def no_log_probs_on_a_slime_that_needs_them(machine: Machine) -> None:
     machine.environment["TRACK_LOG_PROBS"] = "false"
     arguments = machine.slime / "slime" / "utils" / "arguments.py"
@@ -200,6 +212,18 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
     "nothing to resume from": (setting(LOAD_DIR="/no/such"), "model: load", "/no/such has no latest", "LOAD_DIR"),
     "saving into a file": (setting(SAVE_DIR="/etc/passwd"), "model: save", "is not a folder", "SAVE_DIR"),
     "no chat template": (template(None), "template: chat template", "no chat template", "APPLY_CHAT_TEMPLATE=0"),
+    "a template that refuses our prompt": (
+        template("{{ raise_exception('no user turns') }}"),
+        "template: chat template",
+        "the chat template refuses our prompt: no user turns",
+        "Qwen2.5",
+    ),
+    "a prompt that the template refuses": (
+        a_prompt_that_the_template_refuses,
+        "data: prompt length",
+        "the chat template refuses a prompt: no Latin",
+        "correct that prompt",
+    ),
     "a template without tools": (
         in_chat_mode(template(HERMES.replace("{% if tools %}", "{% if false %}"))),
         "template: tools",
@@ -265,6 +289,12 @@ MISTAKES: dict[str, tuple[Change, str, str, str]] = {
         in_chat_mode(lambda machine: machine.write_data("text")),
         "data: prompts",
         "needs messages",
+        "--format chat",
+    ),
+    "tools in another form": (
+        in_chat_mode(tools_without_a_name),
+        "data: prompts",
+        "the tools of row 0 are not in OpenAI's form: a tool has no name",
         "--format chat",
     ),
     "messages without a template": (
