@@ -41,9 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         level=logging.DEBUG if args.debug else logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
     )
     try:
-        with take_port(
-            args.host, args.port
-        ) as listener:  # first, to detect a taken port before the tokenizer is loaded
+        with take_port(args.host, args.port) as listener:  # before the tokenizer is loaded, which takes seconds
             asyncio.run(serve(args, load_tokenizer(args.tokenizer), listener))
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,28 +62,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--upstream", type=_url, nargs="+", action="extend", default=[], metavar="URL", help="first workers")
     host = "0.0.0.0 serves other machines too; there is no password (default: %(default)s)"
     add("--host", default="127.0.0.1", help=host)
-    add(
-        "--tool-call-format",
-        type=_format_name,
-        default="auto",
-        metavar="NAME",
-        help=f"how the model writes tool calls: {', '.join(FORMATS)} or sglang:NAME (default: by its template)",
+    calls = f"how the model writes tool calls: {', '.join(FORMATS)} or sglang:NAME (default: by its template)"
+    add("--tool-call-format", type=_format_name, default="auto", metavar="NAME", help=calls)
+    tokens = (
+        "maximum tokens to keep, about 20 bytes each; beyond it the least recently used are dropped. Each turn counts "
+        f"as {2 * PIECE_TOKENS} extra tokens (default: %(default)s)"
     )
-    add(
-        "--max-tokens",
-        type=whole_number(1, 10**12),
-        default=20_000_000,
-        metavar="N",
-        help="maximum tokens to keep, about 20 bytes each; beyond it the least recently used are dropped. Each turn "
-        f"counts as {2 * PIECE_TOKENS} extra tokens (default: %(default)s)",
-    )
-    add(
-        "--max-body-mb",
-        type=whole_number(1, 10**5),
-        default=16,
-        metavar="MB",
-        help="maximum request size; parsing a large one delays the others (default: %(default)s)",
-    )
+    add("--max-tokens", type=whole_number(1, 10**12), default=20_000_000, metavar="N", help=tokens)
+    body = "maximum request size; parsing a large one delays the others (default: %(default)s)"
+    add("--max-body-mb", type=whole_number(1, 10**5), default=16, metavar="MB", help=body)
     add("--debug", action="store_true", help="log every request")
     return parser.parse_args(argv)
 
@@ -152,9 +137,7 @@ async def serve(args: argparse.Namespace, tokenizer: Any, listener: socket.socke
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(OPEN_FILES, hard)), hard))
     runner = make_runner(app)
     await runner.setup()
     try:

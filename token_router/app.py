@@ -1,6 +1,5 @@
 """The router's HTTP application: its routes, the list of workers, and the relay for every other request."""
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +29,8 @@ def create_app(
 ) -> web.Application:
     """The application; `make_runner` runs it. Without a tool format, chat requests with tools are refused."""
     upstream = Upstream(workers, probe_pause_s=probe_pause_s)
-
-    async def connections(_: web.Application) -> AsyncIterator[None]:
-        async with upstream.running():
-            yield
-
     app = web.Application(middlewares=[errors_as_json], client_max_size=max_body_bytes)
-    app.cleanup_ctx.append(connections)
+    app.cleanup_ctx.append(upstream.connections)
     retrieve = RetrieveRoutes(tokenizer, store)
     routes = WorkerRoutes(workers, store)
     app.add_routes(

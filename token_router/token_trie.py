@@ -132,9 +132,9 @@ class TokenTrie:
         Paths that end in unsampled text are not worth finding: encoding the text again gives the same ids, or better
         ones if a short prompt happens to be a prefix of a longer one.
         """
-        matches = self._matches(namespace, whole)
-        ends = [(length, node.stored_at, node) for node, length in matches if node.piece.sampled]
-        return self._found(max(ends, key=lambda end: end[:2])[2] if ends else None) or Path()
+        ends = {node: length for node, length in self._matches(namespace, whole) if node.piece.sampled}
+        longest = max(ends, key=lambda node: (ends[node], node.stored_at), default=None)
+        return self._found(longest) or Path()
 
     def whole_text(self, namespace: str, text: str) -> Path | None:
         """The path that is exactly this text."""

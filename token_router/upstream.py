@@ -40,9 +40,8 @@ class Upstream:
         self.workers = workers
         self._probe_pause_s = probe_pause_s
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Keeps the connections open while the context lasts."""
+    async def connections(self, _: web.Application) -> AsyncIterator[None]:
+        """Keeps the connections open while the application runs."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
