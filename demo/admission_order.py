@@ -4,24 +4,16 @@ The requests that share a forward pass depend on arrival times, and floating-poi
 pass. Everything else in the engine is determined by the requests, so repeating the order repeats every bit.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from demo.engine import Request
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0  # to wait for the next request of the order while others are waiting
-
-
-class Admissible(Protocol):
-    """A request with a key that identifies it."""
-
-    @property
-    def key(self) -> str: ...
-
-
-R = TypeVar("R", bound=Admissible)
 
 
 class AdmissionOrder:
@@ -36,12 +28,11 @@ class AdmissionOrder:
         self._due = {int(number): list(map(str, keys)) for number, *keys in followed or ()}
         self._pass = 0
 
-    def due(self, waiting: Iterable[R]) -> list[R] | None:
+    def due(self, waiting: "Iterable[Request]") -> "list[Request] | None":
         """The requests of `waiting` to admit now, in order; None while a request that is due has not arrived."""
+        arrived, found = list(waiting), []
         if not self.follows:
-            return list(waiting)
-        arrived = list(waiting)
-        found = []
+            return arrived
         for key in self._due.get(self._pass, ()):
             request = next((request for request in arrived if request.key == key), None)
             if request is None:
@@ -50,7 +41,7 @@ class AdmissionOrder:
             found.append(request)
         return found
 
-    def note(self, admitted: Sequence[R]) -> None:
+    def note(self, admitted: "Sequence[Request]") -> None:
         """Records the requests admitted before the pass that starts now."""
         if admitted:
             self.recorded.append([self._pass, *(request.key for request in admitted)])
@@ -60,8 +51,3 @@ class AdmissionOrder:
         """Stops following the order, because the requests no longer match it."""
         logger.warning("the requests differ from the recorded ones; their order is free from pass %d on", self._pass)
         self.follows = False
-
-
-def request_key(input_ids: Sequence[int], seed: int) -> str:
-    """A key that identifies a request within a step. Requests with equal ids and seed are interchangeable."""
-    return hashlib.sha256(f"{seed} {list(input_ids)}".encode()).hexdigest()[:16]

@@ -8,6 +8,7 @@ numerically equal to the trainer with its float32 weights, so their log-probabil
 """
 
 import copy
+import hashlib
 import logging
 import math
 import random
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from demo.admission_order import PATIENCE_S, AdmissionOrder, request_key
+from demo.admission_order import PATIENCE_S, AdmissionOrder
 from demo.numerics import computing, output_logits
 from demo.slot_cache import ATTENTION, SlotCache
 
@@ -41,9 +42,7 @@ class SamplingParams:
     top_k: int = -1
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    sampling_seed: int = (
-        -1
-    )  # sampling depends on this seed and the token's position; -1 = the engine's own random numbers
+    sampling_seed: int = -1  # tokens depend on it and their position; -1 = the engine's own random numbers
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -93,8 +92,8 @@ class Request:
 
     @property
     def key(self) -> str:
-        """Identifies the request within a step."""
-        return request_key(self.input_ids, self.params.sampling_seed)
+        """Identifies the request within a step. Requests with equal ids and seed are interchangeable."""
+        return hashlib.sha256(f"{self.params.sampling_seed} {self.input_ids}".encode()).hexdigest()[:16]
 
 
 class Engine:
@@ -212,7 +211,7 @@ class Engine:
                     if admitted:
                         self._prefill(admitted)
                     elif self._running:
-                        self._decode()
+                        self._forward(sorted(self._running))
                 except Exception as error:  # our bug: report it to every caller and keep running
                     logger.exception("engine step failed")
                     self._fail_all(error)
@@ -288,17 +287,15 @@ class Engine:
             longest = len(batch[0][1].input_ids) - batch[0][1].cached_tokens
             while todo and (len(batch) + 1) * longest <= PREFILL_TOKENS:
                 batch.append(todo.pop())
-            self._forward([slot for slot, _ in batch], [r.input_ids[r.cached_tokens :] for _, r in batch])
+            self._forward([slot for slot, _ in batch])
 
-    def _decode(self) -> None:
-        slots = sorted(self._running)
-        self._forward(slots, [[self._running[slot].output_ids[-1]] for slot in slots])
-
-    def _forward(self, slots: list[int], new_ids: list[list[int]]) -> None:
-        """One pass over the new tokens of some slots; appends one sampled token to each slot's request."""
+    def _forward(self, slots: list[int]) -> None:
+        """One pass over what each slot has no keys of, its last token or its prompt; samples one token for each."""
+        requests = [self._running[slot] for slot in slots]
+        new_ids = [request.output_ids[-1:] or request.input_ids[request.cached_tokens :] for request in requests]
+        ends = [len(request.input_ids) + len(request.output_ids) for request in requests]
         lengths = torch.tensor([len(ids) for ids in new_ids])
-        total = [len(self._running[slot].input_ids) + len(self._running[slot].output_ids) for slot in slots]
-        starts = torch.tensor(total) - lengths
+        starts = torch.tensor(ends) - lengths
         steps = torch.arange(int(lengths.max()))
         # Shorter rows repeat their last token at its position, which is harmless.
         columns = torch.minimum(steps, lengths[:, None] - 1)  # (B, T)
@@ -313,13 +310,11 @@ class Engine:
             use_cache=True,
         ).last_hidden_state
         last = hidden[torch.arange(len(slots)), lengths - 1]  # (B, hidden)
-        requests = [self._running[slot] for slot in slots]
         for row, request in zip(hidden, requests, strict=True):
             if request.logprob_start_len >= 0 and not request.output_ids:
                 request.input_log_probs = self._input_log_probs(request, row)
-        positions_drawn = [len(r.input_ids) + len(r.output_ids) for r in requests]
         logits = output_logits(self._model, last)
-        tokens, log_probs = sample(logits, [r.params for r in requests], self._random, positions_drawn)
+        tokens, log_probs = sample(logits, [r.params for r in requests], self._random, ends)
         for slot, ids, start in zip(slots, new_ids, starts.tolist(), strict=True):
             self._slot_ids[slot, start : start + len(ids)] = torch.tensor(ids)
         for request, token, log_prob in zip(requests, tokens, log_probs, strict=True):

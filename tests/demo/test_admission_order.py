@@ -137,12 +137,9 @@ def test_a_busy_engine_begins_no_step(engine: Engine, monkeypatch: pytest.Monkey
 
 
 def test_an_order_lets_in_what_is_due_in_its_order_and_nothing_else() -> None:
-    class Named:
-        def __init__(self, key: str) -> None:
-            self.key = key
-
-    a, b, c = map(Named, "abc")
-    order = AdmissionOrder([[0, "b", "a"], [2, "c"]])
+    a, b, c = (Request(name, [ord(name)], SamplingParams()) for name in "abc")
+    recorded = [[0, b.key, a.key], [2, c.key]]
+    order = AdmissionOrder(recorded)
     assert order.due([c, a]) is None
     assert order.due([c, a, b]) == [b, a]
     order.note([b, a])
@@ -150,6 +147,6 @@ def test_an_order_lets_in_what_is_due_in_its_order_and_nothing_else() -> None:
     order.note([])
     assert order.due([c]) == [c]
     order.note([c])
-    assert order.recorded == [[0, "b", "a"], [2, "c"]]
+    assert order.recorded == recorded
     order.abandon()
     assert order.due([c]) == [c]
