@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from evaluation.records import whole_file
 from search_rollout.samples.record import read_record
 
 Record = dict[str, Any]  # one JSON object after `_conform`: every key of its shape is there
@@ -58,7 +58,7 @@ EVALUATION: Record = {
 SUMMARY: Record = {
     "seed": int,
     **dict.fromkeys(("model", "dtype", "stopped", "started"), str),
-    **dict.fromkeys(("minutes", "seconds", "steps", "mean_abs_delta_logprob"), float),
+    **dict.fromkeys(("seconds", "mean_abs_delta_logprob"), float),
     "before": EVALUATION,
     "after": EVALUATION,
     "gain": {"exact_match": float, "ci95": [float]},
@@ -104,14 +104,11 @@ def _read_jsonl(path: Path, shape: Record) -> list[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError:  # not JSON, or not UTF-8
-            if number == len(lines):  # no newline after it
-                break
-            raise ValueError(f"{path.name}, line {number}: not JSON.") from None
-        try:
-            records.append(_conform(record, shape, "the line"))
+            records.append(_conform(json.loads(line), shape, "the line"))
             _check_alignment(records[-1])
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            if number < len(lines):  # a newline follows
+                raise ValueError(f"{path.name}, line {number}: not JSON.") from None
         except ValueError as error:
             raise ValueError(f"{path.name}, line {number}: {error}.") from None
     return records
@@ -160,23 +157,18 @@ def _points(difference: float) -> str:
 
 def _headline(summary: Record) -> Record:
     """Title and gain; a run without its last evaluation gets a notice instead of the gain."""
-    before, after, gain = summary["before"], summary["after"], summary["gain"]
-    if math.isnan(after["exact_match"]):
+    before, after, gained = summary["before"], summary["after"], summary["gain"]["exact_match"]
+    if math.isnan(gained):
         running = summary["stopped"] == "running"
         notice = "This run has no evaluation after training, so there is no gain to report."
         return {
             "headline": "Learning to search with GRPO",
             "notice": "This run is not finished: reload the page to follow it." if running else notice,
         }
-    gained = after["exact_match"] - before["exact_match"] if math.isnan(gain["exact_match"]) else gain["exact_match"]
-    low, high = gain["ci95"] if len(gain["ci95"]) == 2 else (math.nan, math.nan)
-    interval, clear = "", True
-    if not math.isnan(low + high):
-        clear = low > 0 or high < 0
-        meaning = "excludes 0" if clear else "includes 0: no clear change"
-        interval = f"95 % interval {_number(100 * low, '+.1f')} to {_points(high)}, which {meaning}"
+    low, high = (*summary["gain"]["ci95"], math.nan, math.nan)[:2]
+    clear = low > 0 or high < 0
+    meaning = "excludes 0" if clear else "includes 0: no clear change"
     verb = "No clear change" if not clear else "The model learned to search" if gained > 0 else "The model got worse"
-    asked = "" if math.isnan(after["questions"]) else f" on {_number(after['questions'])} held-out questions"
     return {
         "headline": f"{verb}: {_points(gained)}",
         "gain": {
@@ -184,7 +176,8 @@ def _headline(summary: Record) -> Record:
             "after": _number(after["exact_match"], ".1%"),
             "points": _points(gained),
             "kind": "" if not clear else "better" if gained > 0 else "worse",
-            "interval": f"exact match{asked}. {interval}",
+            "interval": f"exact match on {_number(after['questions'])} held-out questions. "
+            f"95 % interval {_number(100 * low, '+.1f')} to {_points(high)}, which {meaning}",
         },
     }
 
@@ -218,14 +211,13 @@ def _results(summary: Record) -> list[list[str]]:
 
 def _facts(run: Run) -> dict[str, str]:
     summary = run.summary
-    used = summary["minutes"] if math.isnan(summary["seconds"]) else summary["seconds"] / 60
     endings = {"time": "time was up", "steps": "all steps done"}
     return {
         "model": summary["model"],
         "seed": str(summary["seed"]),
         "started": summary["started"],
-        "GRPO steps": _number(len(run.steps) if math.isnan(summary["steps"]) else summary["steps"]),
-        "minutes": _number(used, ".1f"),
+        "GRPO steps": str(len(run.steps)),
+        "minutes": _number(summary["seconds"] / 60, ".1f"),
         "precision": summary["dtype"],
         "ended": endings.get(summary["stopped"], summary["stopped"]),
         f"mean {STEP_COLUMNS['abs_delta_logprob']}": _number(summary["mean_abs_delta_logprob"], ".4f"),
@@ -355,10 +347,6 @@ def _shown(record: Record) -> Record:
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
-EXPLANATION = (
-    "A language model answers questions. It may call a search engine before it answers, and is rewarded for an answer "
-    "that matches the gold one. GRPO compares several rollouts of the same question and reinforces the better ones."
-)
 PAGE_PARTS = Path(__file__).parent
 LINKS = {"trajectories.html": "in the browser, with filters", "trajectories.jsonl": "as JSON lines"}
 
@@ -378,7 +366,6 @@ def render(run: Run, links: list[tuple[str, str]]) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         seed=summary["seed"],
         subtitle=", ".join([summary["model"], f"seed {summary['seed']}", *started]),
-        explanation=EXPLANATION,
         story=_story(run.trajectories),
         charts=_figures(CHARTS, run.steps, summary),
         more_charts=[*_figures(MORE_CHARTS, run.steps, summary), *_figures([WARM_START], run.warm_start, summary)],
@@ -397,12 +384,8 @@ def write_report(run_dir: Path) -> Path:
     links = [(name, title) for name, title in LINKS.items() if (run_dir / name).is_file()]
     page = render(read_run(run_dir), links)
     path = run_dir / "report.html"
-    unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
-    try:
+    with whole_file(path) as unfinished:
         unfinished.write_bytes(page.encode("utf-8", errors="replace"))  # a token may hold half a surrogate pair
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 
