@@ -9,32 +9,25 @@ import argparse
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from demo.rollouts import Group, group_of, roll_out_group
 from demo.world_facts import Question
 from evaluation.terminal import Progress
 
 
+@dataclass
 class GroupSampling:
     """Keeps unfinished groups from step to step."""
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        next_question: Callable[[], Question],
-        abort_engine: Callable[[], None],
-        *,
-        samples: int,
-        at_a_time: int,
-    ) -> None:
-        self._args = args
-        self._next_question = next_question
-        self._abort_engine = abort_engine
-        self._samples = samples
-        self._at_a_time = at_a_time
-        self._numbers = itertools.count()
-        self._waiting: deque[Group] = deque()
+    args: argparse.Namespace  # slime's
+    next_question: Callable[[], Question]
+    abort_engine: Callable[[], None]
+    samples: int  # per question
+    at_a_time: int  # questions
+    _numbers: Iterator[int] = field(default_factory=itertools.count, init=False)
+    _waiting: deque[Group] = field(default_factory=deque, init=False)
 
     async def step(self, wanted: int, title: str) -> tuple[list[Group], list[Group]]:
         """The step's groups: those to train, `wanted` of them, and those that were dropped."""
@@ -45,31 +38,31 @@ class GroupSampling:
         running: set[asyncio.Task[Group]] = set()
         with Progress(title, wanted, "groups") as progress:
             while len(kept) < wanted:
-                while len(running) < self._at_a_time:
-                    running.add(asyncio.create_task(roll_out_group(self._args, self._next_group())))
+                while len(running) < self.at_a_time:
+                    running.add(asyncio.create_task(roll_out_group(self.args, self._next_group())))
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for group in (task.result() for task in done):
                     if len(kept) == wanted:
                         self._waiting.append(group)
-                    elif generate_with_search.keep_group(self._args, group).keep:
+                    elif generate_with_search.keep_group(self.args, group).keep:
                         kept.append(group)
                         progress.update()
                     else:
                         dropped.append(group)
             await self._abort(running)
-        generate_with_search.process_all_groups(self._args, [*kept, *dropped], self)
+        generate_with_search.process_all_groups(self.args, [*kept, *dropped], self)
         return kept, dropped
 
     def _next_group(self) -> Group:
         if self._waiting:
             return self._waiting.popleft()
-        return group_of(self._args, self._next_question(), self._samples, next(self._numbers))
+        return group_of(self.args, self.next_question(), self.samples, next(self._numbers))
 
     async def _abort(self, running: set[asyncio.Task[Group]]) -> None:
         from slime.rollout.sglang_rollout import GenerateState
 
-        state = GenerateState(self._args)
+        state = GenerateState(self.args)
         state.aborted = True
-        self._abort_engine()
+        self.abort_engine()
         self._waiting.extend(await asyncio.gather(*running))
         state.aborted = False

@@ -47,7 +47,7 @@ class StepResult:
 
     loss: float
     grad_norm: float  # before clipping
-    abs_delta_log_prob: float  # mean |train - rollout log_prob| over trained tokens
+    abs_delta_logprob: float  # mean |train - rollout log_prob| over trained tokens
     clip_fraction: float  # of trained tokens
 
 
@@ -110,10 +110,15 @@ def train_step(
             delta_sum += delta.abs().sum().item()
             clipped += ((delta.exp() > 1 + CLIP_HIGH) | (delta.exp() < 1 - CLIP_LOW)).sum().item()
             tokens += len(delta)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM).item()
+    return StepResult(loss_sum, apply_gradients(model, optimizer), delta_sum / tokens, clipped / tokens)
+
+
+def apply_gradients(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> float:
+    """The optimiser's step with clipped gradients; returns their norm before clipping."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM).item()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_sum, grad_norm, delta_sum / tokens, clipped / tokens)
+    return norm
 
 
 def batches(samples: Sequence[TrainSample]) -> Iterator[list[Lot]]:

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +17,8 @@ from search_rollout.samples.record import record_of
 
 TEMPERATURE = 0.8  # of rollouts; evaluations are greedy
 MAX_RESPONSE_LEN = 80  # tokens of one engine call
+
+MEANS = ("reward", "exact_match", "valid_format", "searches_per_question", "response_length")
 
 Group: TypeAlias = list[Any]  # slime's Samples of one question
 
@@ -36,9 +38,8 @@ def slime_args(
     """The args that slime's command line would produce, plus all settings as from a --custom-config-path file.
 
     Every setting is given, so that none comes from the user's environment and runs are comparable. A step trains groups
-    of that many `questions`. With a `seed`, every
-    sample of a group has its own seed, and searches are stored in the file `searches`; if the run `repeats` another
-    one, searches are read from that file and the retriever is never called.
+    of that many `questions`. With a `seed`, every sample of a group has its own seed, and searches are stored in the
+    file `searches`; if the run `repeats` another one, searches are read from that file, never from the retriever.
     """
     kept = {"search_cache": str(searches or ""), "search_cache_mode": "replay" if repeats else "readwrite"}
     args = plugin_args(
@@ -69,30 +70,18 @@ def settings(api_mode: str, max_length: int) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Means over samples."""
+def means(samples: Iterable[Any]) -> dict[str, float]:
+    """Means over rewarded slime Samples, by their names in steps.jsonl and summary.json."""
+    rows = [outcome(sample) for sample in samples]
+    return {name: mean([row[name.removesuffix("_per_question")] for row in rows]) for name in MEANS}
 
-    reward: float
-    exact_match: float
-    valid_format: float
-    searches_per_question: float
-    response_length: float  # tokens, observations included
 
-    @classmethod
-    def of(cls, samples: Iterable[Any]) -> "Metrics":
-        """Means over rewarded slime Samples."""
-        rows = [outcome(sample) for sample in samples]
-        columns = ("reward", "exact_match", "valid_format", "searches", "response_length")
-        return cls(*(sum(float(row[column]) for row in rows) / len(rows) for column in columns))
-
-    def as_dict(self) -> dict[str, float]:
-        """The rounded figures, for records."""
-        return {key: round(value, 4) for key, value in asdict(self).items()}
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def outcome(sample: Any) -> dict[str, Any]:
-    """The outcome of one sample in a few plain values."""
+    """The outcome of one sample in a few plain values; `response_length` counts the tokens of observations too."""
     record = record_of(sample)
     assert record is not None  # ours
     score = record.score or {}

@@ -5,19 +5,20 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from demo import checkpoint, kept_steps
-from demo.admission_order import AdmissionOrder
 from demo.engine import Engine
 from demo.group_sampling import GroupSampling
-from demo.grpo import StepResult, TrainSample, group_advantages, train_step
+from demo.grpo import TrainSample, group_advantages, train_step
+from demo.models import keep_tokenizer
 from demo.report import write_report
-from demo.rollouts import Group, Metrics, outcome, roll_out
+from demo.rollouts import MEANS, Group, mean, means, outcome, roll_out
 from demo.run_folder import RunFolder, paired_gain
 from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Question
@@ -35,47 +36,40 @@ PHASES = 5  # set-up, which is train.py's, and the four of `_phases`
 WARM_STEP_S, QUESTION_S = 5.5, 0.4  # on two idle cores (docs/DEMO.md); used only for the announced times
 
 
+@dataclass
 class TrainingRun:
     """One run on a running engine and retriever; writes its results into its folder."""
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        plugin: argparse.Namespace,
-        folder: RunFolder,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        engine: Engine,
-        train: Sequence[Question],
-        held_out: Sequence[Question],
-        started: float,
-    ) -> None:
-        self.args = args
-        self.plugin = plugin  # slime's args for the plugin
-        self.folder = folder
-        self.model = model
-        self.tokenizer = tokenizer
-        self.engine = engine
-        self.train = train
-        self.held_out = held_out
+    args: argparse.Namespace
+    plugin: argparse.Namespace  # slime's args for the plugin
+    folder: RunFolder
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    engine: Engine
+    train: Sequence[Question]
+    held_out: Sequence[Question]
+    started: float  # by time.monotonic()
+
+    def __post_init__(self) -> None:
+        args = self.args
         self.dtype = getattr(torch, args.dtype)
-        self.choose = random.Random(args.seed)
         # Both phases share the optimiser: without its second moments the first GRPO steps would depend on signs alone.
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=args.warm_learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+            self.model.parameters(), lr=args.warm_learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )
         torch.manual_seed(args.seed)
         self.progress = self._resumed() or checkpoint.Progress(self._first_summary())
         self.summary = self.progress.summary
         self.deltas: list[float] = []  # |train - rollout log-probability| of each step of this process
-        self.started = started - self.progress.seconds
+        self.started -= self.progress.seconds
         # A resumed run skips the questions that it has already used.
-        self.questions = itertools.islice(endless(train, self.choose), self.progress.questions, None)
+        in_order = endless(self.train, random.Random(args.seed))
+        self.questions = itertools.islice(in_order, self.progress.questions, None)
         self.sampling = GroupSampling(
-            plugin, self._next_question, engine.abort, samples=args.samples, at_a_time=args.over_sampling
+            self.plugin, self._next_question, self.engine.abort, samples=args.samples, at_a_time=args.over_sampling
         )
         if self.progress.warm_started:
-            engine.load_weights(model, f"step {self.summary['steps']}")
+            self.engine.load_weights(self.model, f"step {self.summary['steps']}")
 
     def _resumed(self) -> checkpoint.Progress | None:
         progress = checkpoint.load(self.folder.path, self.model, self.optimizer)
@@ -148,14 +142,14 @@ class TrainingRun:
                 print(
                     f"report so far: {short(self.folder.path / 'report.html')}, rewritten after each step", flush=True
                 )
-            left = self.started + self.args.minutes * 60 - time.monotonic() - done.evaluation_s * EVALUATION_RESERVE
-            self._announce(4, "GRPO, as many steps as time allows" if self.args.steps is None else "GRPO", left)
+            limit = "GRPO, as many steps as time allows" if self.args.steps is None else "GRPO"
+            self._announce(4, limit, self._seconds_left())
             print(
                 f"each question is asked {self.args.samples} times; GRPO learns only from questions whose samples got "
                 "different rewards, and `groups` counts them, of all questions asked",
                 flush=True,
             )
-            ending = await self._grpo(reserve_s=done.evaluation_s * EVALUATION_RESERVE)
+            ending = await self._grpo()
             self._save_model("after")
             self._announce(5, "evaluation after GRPO, the same questions", done.evaluation_s)
             after, _ = await self._evaluate("after")
@@ -183,11 +177,8 @@ class TrainingRun:
     def _save_model(self, phase: str) -> None:
         """Saves the current model with the rollouts' tokenizer, for `demo.serve` and `evaluation`."""
         if self.args.save_models:
-            from transformers import AutoTokenizer
-
-            folder = self.folder.path / phase
-            self.model.save_pretrained(folder)
-            AutoTokenizer.from_pretrained(self.plugin.hf_checkpoint, local_files_only=True).save_pretrained(folder)
+            self.model.save_pretrained(self.folder.path / phase)
+            keep_tokenizer(self.plugin.hf_checkpoint, self.folder.path / phase)
 
     async def _look_at_untrained(self) -> None:
         """Prints a rollout of the untrained model, which does not know the protocol."""
@@ -200,7 +191,6 @@ class TrainingRun:
         from slime.rollout.sglang_rollout import GenerateState
 
         runtime = Runtime(engine_url(self.plugin), load_config({}, {}, self.plugin), GenerateState(self.plugin))
-        loss = float("nan")
         try:
             shown = solutions(iter(self._next_question, None))
             with Progress("warm start", self.args.warm_start_steps, "steps") as progress:
@@ -233,46 +223,49 @@ class TrainingRun:
             self.folder.append_trajectory(phase, sample, self.tokenizer)
         outcomes = [outcome(sample) for sample in samples]
         by_hops = {
-            str(hops): round(_mean([row["exact_match"] for row in outcomes if row["hops"] == hops]), 4)
+            str(hops): round(mean([row["exact_match"] for row in outcomes if row["hops"] == hops]), 4)
             for hops in sorted({row["hops"] for row in outcomes})
         }
-        metrics = Metrics.of(samples)
-        self.summary[phase] = {**metrics.as_dict(), "questions": len(samples), "by_hops": by_hops}
+        figures = means(samples)
+        self.summary[phase] = {**_rounded(figures, 4), "questions": len(samples), "by_hops": by_hops}
         print(
-            f"{phase} GRPO: exact match {metrics.exact_match:.3f}, valid format {metrics.valid_format:.3f}, "
-            f"{metrics.searches_per_question:.2f} searches per question on {len(samples)} held-out questions, "
+            f"{phase} GRPO: exact match {figures['exact_match']:.3f}, valid format {figures['valid_format']:.3f}, "
+            f"{figures['searches_per_question']:.2f} searches per question on {len(samples)} held-out questions, "
             f"{self._clock()}",
             flush=True,
         )
         self._show(f"a held-out question {phase} GRPO", samples[0])
         return [row["exact_match"] for row in outcomes], time.monotonic() - began
 
-    async def _grpo(self, reserve_s: float) -> str:
+    def _seconds_left(self) -> float:
+        """Until the last evaluation should begin."""
+        end = self.started + self.args.minutes * 60 - self.progress.evaluation_s * EVALUATION_RESERVE
+        return end - time.monotonic()
+
+    async def _grpo(self) -> str:
         """Runs GRPO steps until the steps or the time run out; returns which: "steps" or "time"."""
         self._set_learning_rate(1.0)
         done, saved = self.progress, time.monotonic()
         while self.args.steps is None or self.summary["steps"] < self.args.steps:
             step = self.summary["steps"] + 1
-            left = self.started + self.args.minutes * 60 - time.monotonic() - reserve_s
-            if step > 1 and left < done.longest_step_s:
+            if step > 1 and self._seconds_left() < done.longest_step_s:
                 return "time"
             began = time.monotonic()
-            metrics, series, result, trained, groups = await self._grpo_step(step)
+            figures = await self._grpo_step(step)
             seconds = time.monotonic() - began
             done.longest_step_s = max(done.longest_step_s, seconds)
             self.summary["steps"] = step
-            self._record_step(step, metrics, series, result, trained, groups, seconds)
+            self._record_step(figures, seconds)
             if time.monotonic() - saved > CHECKPOINT_EVERY_S:
                 self._checkpoint()
                 saved = time.monotonic()
             self._write_report("running")
         return "steps"
 
-    async def _grpo_step(self, step: int) -> tuple[Metrics, dict[str, float], StepResult | None, int, int]:
+    async def _grpo_step(self, step: int) -> dict[str, Any]:
         """Rollouts, advantages, one optimiser step, new engine weights.
 
-        Returns the means and `rollout_metrics` of all finished groups, the step's figures, and how many groups were
-        trained, of how many.
+        Returns the step's figures by their names in steps.jsonl; without a group to train, not those of StepResult.
         """
         title, began = f"step {step} rollouts", time.monotonic()
         if self.args.keep_steps:
@@ -285,81 +278,45 @@ class TrainingRun:
         if step == 1 or step % SHOWN_EVERY == 0:
             for sample in groups[0][:2]:
                 self.folder.append_trajectory(f"step {step}", sample, self.tokenizer)
-        batch: list[TrainSample] = []
-        trained = 0
-        for group in kept:  # a dropped one may vary only by a discarded sample
-            advantages = group_advantages([sample.reward for sample in group])
-            if advantages is None:
-                continue
-            trained += 1
-            for sample, advantage in zip(group, advantages, strict=True):
-                if any(sample.loss_mask):  # a discarded sample has nothing to train
-                    batch.append(TrainSample(sample.tokens, sample.loss_mask, sample.rollout_log_probs, advantage))
-        metrics, series = Metrics.of(sample for group in groups for sample in group), rollout_metrics(groups)
-        series["rollout_seconds"] = rollout_s
-        if not batch:
-            return metrics, series, None, 0, len(groups)
-        result = train_step(self.model, self.optimizer, batch, self.dtype, self.plugin.rollout_temperature)
-        self.engine.load_weights(self.model, str(step))
-        return metrics, series, result, trained, len(groups)
+        # Dropped groups are left out: they vary at most by a discarded sample.
+        trained = [samples for group in kept if (samples := _to_train(group))]
+        figures = {
+            "step": step,
+            **_rounded(rollout_metrics(groups) | {"rollout_seconds": rollout_s}, 5),
+            **means(sample for group in groups for sample in group),
+            "groups": len(groups),
+            "groups_trained": len(trained),
+        }
+        if trained:
+            batch = [sample for samples in trained for sample in samples]
+            result = train_step(self.model, self.optimizer, batch, self.dtype, self.plugin.rollout_temperature)
+            self.engine.load_weights(self.model, str(step))
+            figures |= asdict(result)
+        return figures
 
     async def _repeatable_groups(self, step: int, title: str) -> list[Group]:
         """Groups that depend on nothing outside the step, kept for `search-r1 replay`."""
         questions = [self._next_question() for _ in range(self.args.questions_per_step)]
         order = self.engine.begin_step()
         groups = await roll_out(self.plugin, questions, samples=self.args.samples, evaluation=False, title=title)
-        self._keep_step(step, questions, groups, order)
+        facts = {name: getattr(self.args, name) for name in ("seed", "samples", "dtype", "api_mode")}
+        facts |= {"weight_version": self.engine.weight_version, "order": order.recorded}
+        kept_steps.keep(self.folder.path, step, self.model, questions, groups, facts)  # the model of these rollouts
         return groups
 
-    def _keep_step(
-        self, step: int, questions: Sequence[Question], groups: Sequence[Sequence[Any]], order: AdmissionOrder
-    ) -> None:
-        """Saves what `search-r1 replay` needs, while the weights are still those of the step's rollouts."""
-        facts = {
-            "seed": self.args.seed,
-            "samples": self.args.samples,
-            "dtype": self.args.dtype,
-            "api_mode": self.args.api_mode,
-            "weight_version": self.engine.weight_version,
-            "order": order.recorded,
-        }
-        kept_steps.keep(self.folder.path, step, self.model, questions, groups, facts)
-
-    def _record_step(
-        self,
-        step: int,
-        metrics: Metrics,
-        series: dict[str, float],
-        result: StepResult | None,
-        trained: int,
-        groups: int,
-        seconds: float,
-    ) -> None:
-        record = {
-            "step": step,
-            **{name: round(value, 5) for name, value in series.items()},
-            **metrics.as_dict(),
-            "groups": groups,
-            "groups_trained": trained,
-            "seconds": round(seconds, 1),
-        }
+    def _record_step(self, figures: dict[str, Any], seconds: float) -> None:
         delta = "-"
-        if result:
-            delta = f"{result.abs_delta_log_prob:.5f}"
-            self.deltas.append(result.abs_delta_log_prob)
-            self.summary["mean_abs_delta_logprob"] = float(f"{_mean(self.deltas):.3g}")
-            record |= {
-                "loss": result.loss,
-                "grad_norm": result.grad_norm,
-                "clip_fraction": result.clip_fraction,
-                "abs_delta_logprob": result.abs_delta_log_prob,
-            }
-        self.folder.append("steps.jsonl", record)
+        if "abs_delta_logprob" in figures:
+            delta = f"{figures['abs_delta_logprob']:.5f}"
+            self.deltas.append(figures["abs_delta_logprob"])
+            self.summary["mean_abs_delta_logprob"] = float(f"{mean(self.deltas):.3g}")
+        rounded = _rounded({name: figures[name] for name in MEANS}, 4)
+        self.folder.append("steps.jsonl", {**figures, **rounded, "seconds": round(seconds, 1)})
         print(
-            f"step {step:2d}  reward {metrics.reward:.3f}  exact match {metrics.exact_match:.3f}  "
-            f"valid format {metrics.valid_format:.3f}  searches {metrics.searches_per_question:.2f}  "
-            f"length {metrics.response_length:.0f}  |train-rollout logprob| {delta}  "
-            f"groups {trained}/{groups}  {seconds:.0f} s  {self._clock()}",
+            f"step {figures['step']:2d}  reward {figures['reward']:.3f}  exact match {figures['exact_match']:.3f}  "
+            f"valid format {figures['valid_format']:.3f}  searches {figures['searches_per_question']:.2f}  "
+            f"length {figures['response_length']:.0f}  |train-rollout logprob| {delta}  "
+            f"groups {figures['groups_trained']}/{figures['groups']}  {seconds:.0f} s  {self._clock()}",
             flush=True,
         )
 
@@ -391,5 +348,17 @@ class TrainingRun:
         print(f"gain in exact match {gain['exact_match']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}\n", flush=True)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _to_train(group: Group) -> list[TrainSample]:
+    """A group's samples with their advantages; empty if all rewards are equal."""
+    advantages = group_advantages([sample.reward for sample in group])
+    if advantages is None:
+        return []
+    return [
+        TrainSample(sample.tokens, sample.loss_mask, sample.rollout_log_probs, advantage)
+        for sample, advantage in zip(group, advantages, strict=True)
+        if any(sample.loss_mask)  # a discarded sample has nothing to train
+    ]
+
+
+def _rounded(figures: Mapping[str, float], digits: int) -> dict[str, float]:
+    return {name: round(value, digits) for name, value in figures.items()}

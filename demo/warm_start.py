@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from demo.grpo import MAX_GRAD_NORM, TrainSample, batches, masked_log_probs
+from demo.grpo import TrainSample, apply_gradients, batches, masked_log_probs
 from demo.rollouts import sample_of
 from demo.world_facts import Question
 from search_rollout.engine.sglang_reply import Reply
@@ -85,9 +85,7 @@ def supervised_step(
         loss = -masked_log_probs(model, batch, dtype).sum() / tokens
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    apply_gradients(model, optimizer)
     return total
 
 

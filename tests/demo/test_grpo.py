@@ -165,7 +165,7 @@ def test_a_steps_figures_are_means_over_trained_tokens(model: Any) -> None:
     log_probs = [log_prob for sample in SAMPLES for log_prob in naive_log_probs(model, sample)]
     ratios = [math.exp(log_prob + 3.0) for log_prob in log_probs]
     result = train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), SAMPLES, torch.float32)
-    assert result.abs_delta_log_prob == pytest.approx(sum(abs(log_prob + 3.0) for log_prob in log_probs) / 36, rel=1e-4)
+    assert result.abs_delta_logprob == pytest.approx(sum(abs(log_prob + 3.0) for log_prob in log_probs) / 36, rel=1e-4)
     assert result.clip_fraction == pytest.approx(sum(not 0.8 <= ratio <= 1.28 for ratio in ratios) / 36)
     assert result.grad_norm > 0
 
@@ -216,7 +216,7 @@ def test_rollout_and_training_log_probs_agree_in_float32(model: Any, temperature
         for prompt, reply in zip(prompts, replies, strict=True)
     ]
     result = train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), samples, torch.float32, temperature)
-    assert result.abs_delta_log_prob < 1e-4
+    assert result.abs_delta_logprob < 1e-4
     assert result.clip_fraction == 0.0
 
 
