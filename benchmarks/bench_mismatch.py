@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.reporting import CACHE, Report, parser, run
 from demo.engine import Engine, Request, SamplingParams
-from demo.engine_server import EngineServer
+from demo.engine_server import serving
 from demo.grpo import Lot, TrainSample, masked_log_probs
 from demo.models import encoder_folder, load_policy
 from demo.prefix_tree import merge
@@ -267,9 +267,9 @@ def figures_of_ways(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     with ExitStack() as stack:
         retriever = stack.enter_context(RetrieverProcess(corpus, index, encoder, CACHE / "retriever.log"))
         engine = stack.enter_context(Engine(model, tokenizer, dtype=DTYPE, max_length=MAX_LENGTH))
-        server = stack.enter_context(EngineServer(engine))
+        port = stack.enter_context(serving(engine))
         plugin = slime_args(
-            model=str(args.model), engine_port=server.port, retriever_port=retriever.port, max_length=MAX_LENGTH
+            model=str(args.model), engine_port=port, retriever_port=retriever.port, max_length=MAX_LENGTH
         )
         plugin.rollout_temperature = 1.0  # at which the engine scores given ids
         questions = load_questions(world / "train.jsonl")[: args.questions]

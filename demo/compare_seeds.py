@@ -6,42 +6,33 @@ python -m demo.compare_seeds runs/demo-…-seed0 runs/demo-…-seed1 runs/demo-�
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from demo.run_folder import paired_gain
-
-
-def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, bool]]]:
-    """A run's summary, and phase → question → exact match. Raises ValueError if the run did not finish."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        lines = (folder / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not a run's folder: {error}") from error
-    if "gain" not in summary:
-        raise ValueError(f"The run in {folder} did not reach its last evaluation.")
-    outcomes: dict[str, dict[str, bool]] = {"before": {}, "after": {}}
-    for line in lines:
-        row = json.loads(line)
-        outcomes[row["phase"]][row["id"]] = row["exact_match"]
-    return summary, outcomes
+from evaluation.records import read_json
+from evaluation.terminal import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table as Markdown; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    try:
-        runs = [read_run(folder) for folder in parser.parse_args(argv).runs]
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    folders = parser.parse_args(argv).runs
+    return exit_code(lambda: compare(folders))
+
+
+def compare(folders: Sequence[Path]) -> int:
+    """Prints a row for each run, and the pooled gain. Raises ValueError if a run did not finish."""
+    summaries = {folder: read_json(folder / "summary.json") for folder in folders}
+    for folder, summary in summaries.items():
+        if "gain" not in summary:
+            raise ValueError(f"{folder} is not the folder of a run that reached its last evaluation.")
     print("| seed | steps | seconds | exact match before → after | valid format | searches per question | gain |")
     print("|---|---|---|---|---|---|---|")
     before: list[bool] = []
     after: list[bool] = []
-    for summary, outcomes in runs:
+    for folder, summary in summaries.items():
         early, late, gain = summary["before"], summary["after"], summary["gain"]
         print(
             f"| {summary['seed']} | {summary['steps']} | {summary['seconds']:.0f} "
@@ -50,8 +41,10 @@ def main(argv: list[str] | None = None) -> int:
             f"| {early['searches_per_question']:.2f} → {late['searches_per_question']:.2f} "
             f"| {gain['exact_match']:+.3f} |"
         )
-        before += outcomes["before"].values()
-        after += (outcomes["after"][question] for question in outcomes["before"])
+        rows = map(json.loads, (folder / "evaluation.jsonl").read_text(encoding="utf-8").splitlines())
+        outcomes = {(row["phase"], row["id"]): row["exact_match"] for row in rows}
+        before += (right for (phase, _), right in outcomes.items() if phase == "before")
+        after += (outcomes["after", question] for phase, question in outcomes if phase == "before")
     pooled = paired_gain(before, after)
     low, high = pooled["ci95"]
     print(f"\nPooled over {len(before)} questions:", end=" ")

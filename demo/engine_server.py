@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.requests import Request as HttpRequest
 
-from demo.engine import Engine, Request, SamplingParams
+from demo.engine import SLOTS, Engine, Request, SamplingParams
 
 KNOWN_FIELDS = {
     "input_ids",
@@ -137,31 +139,22 @@ def _reply(request: Request, engine: Engine, *, with_log_probs: bool) -> dict:
     return {"text": text, "output_ids": request.output_ids, "meta_info": meta_info}
 
 
-class EngineServer:
-    """Serves an engine on loopback from a thread; `with EngineServer(engine) as server: server.port`."""
-
-    def __init__(self, engine: Engine, port: int = 0) -> None:
-        self._socket = _take_port(port)
-        self.port: int = self._socket.getsockname()[1]
-        config = uvicorn.Config(create_app(engine), log_level="warning", lifespan="off")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="engine-http", daemon=True
-        )
-
-    def __enter__(self) -> "EngineServer":
-        self._thread.start()
-        while not self._server.started:
-            if not self._thread.is_alive():
-                self._socket.close()
-                raise RuntimeError("The engine's HTTP server did not start; its log says why.")
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
+@contextmanager
+def serving(engine: Engine) -> Iterator[int]:
+    """Serves an engine on loopback from a thread; yields the port."""
+    with _take_port(0) as listener:
+        server = uvicorn.Server(uvicorn.Config(create_app(engine), log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="engine-http", daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise RuntimeError("The engine's HTTP server did not start; its log says why.")
+                time.sleep(0.01)
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def _take_port(port: int) -> socket.socket:
@@ -179,13 +172,12 @@ def _take_port(port: int) -> socket.socket:
 def main(argv: list[str] | None = None) -> int:
     """Serves a model folder until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face model folder")
-    parser.add_argument("--port", type=int, default=30000, help="port to listen on; 0 picks a free one")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--slots", type=int, default=32, help="requests that run at the same time")
-    parser.add_argument(
-        "--max-length", type=int, default=2048, help="maximum tokens per request, prompt and reply together"
-    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="a Hugging Face model folder")
+    add("--port", type=int, default=30000, help="port to listen on; 0 picks a free one")
+    add("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    add("--slots", type=int, default=SLOTS, help="requests that run at the same time")
+    add("--max-length", type=int, default=2048, help="maximum tokens per request, prompt and reply together")
     args = parser.parse_args(argv)
     from demo.models import load_policy
 

@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from demo.world_facts import Question, load_questions
+from demo.world_facts import Question, load_questions, write_jsonl
 from evaluation.records import record_of, write_json
 
 SEARCHES = "searches.sqlite"  # in the run's folder
@@ -59,12 +59,13 @@ def keep(
     facts: dict[str, Any],
 ) -> None:
     """Saves a step atomically; `facts` are the fields of KeptStep. Replaces what an interrupted save left."""
-    folder, unfinished = _folder(run, step), _folder(run, step).with_suffix(".unfinished")
+    folder = run / "steps" / str(step)
+    unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished / "model")
     shutil.copytree(run / "tokenizer", unfinished / "model", dirs_exist_ok=True)
-    _write_lines(unfinished / "questions.jsonl", map(asdict, questions))
-    _write_lines(unfinished / "trajectories.jsonl", samples_as_json(groups))
+    write_jsonl(unfinished / "questions.jsonl", map(asdict, questions))
+    write_jsonl(unfinished / "trajectories.jsonl", samples_as_json(groups))
     write_json(unfinished / "step.json", facts | {"machine": machine()})
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
@@ -82,7 +83,7 @@ def kept_steps(run: Path) -> list[int]:
 
 def load(run: Path, step: int) -> KeptStep:
     """Loads a saved step. Raises ValueError if the run has not saved it."""
-    path = _folder(run, step) / "step.json"
+    path = run / "steps" / str(step) / "step.json"
     try:
         return KeptStep(path.parent, **json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
@@ -103,11 +104,3 @@ def machine() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "platform": platform.machine(),
     }
-
-
-def _folder(run: Path, step: int) -> Path:
-    return run / "steps" / str(step)
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

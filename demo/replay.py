@@ -9,18 +9,19 @@ On the same machine, with the same versions and number of threads, ids, masks, l
 bit by bit. The optimiser's step is not repeated.
 """
 
-import argparse
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demo.train import MAX_LENGTH
-from evaluation.interruption import terminating_interrupts
-from evaluation.replay import Decode, first_difference
+from evaluation.options import command_parser
+from evaluation.plugin import prepare_process
+from evaluation.replay import first_difference
+from evaluation.terminal import exit_code
 
 if TYPE_CHECKING:  # it imports torch, which --help does not need
     from demo.kept_steps import KeptStep
@@ -28,36 +29,30 @@ if TYPE_CHECKING:  # it imports torch, which --help does not need
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 if all steps are equal, 1 if one differs or cannot be repeated."""
-    parser = argparse.ArgumentParser(
-        prog="search-r1 replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("replay", __doc__)
     parser.add_argument("run", type=Path, help="folder of a demo run with --keep-steps")
     parser.add_argument("steps", type=int, nargs="*", metavar="step", help="which steps (default: all saved ones)")
     args = parser.parse_args(argv)
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    terminating_interrupts()
-    try:
-        return replay(args.run, args.steps)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    prepare_process()
+    return exit_code(lambda: replay(args.run, args.steps))
 
 
 def replay(run: Path, numbers: Sequence[int]) -> int:
     """Repeats the steps one after another; returns the exit code. Raises ValueError."""
+    from transformers import AutoTokenizer
+
     from demo.kept_steps import kept_steps, load, machine
+    from search_rollout.protocols.chat_template import decode
 
     steps = [load(run, number) for number in numbers or kept_steps(run) or [1]]
+    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True)
     all_equal = True
     with asyncio.Runner() as runner:
         for step in steps:
             name, recorded = f"step {step.folder.name}", step.trajectories
             again = runner.run(repeat(run.absolute(), step))
-            difference = first_difference(recorded, again, _decoder(run))
+            difference = first_difference(recorded, again, partial(decode, tokenizer))
             tokens = sum(row["response_length"] for row in recorded)
             print(f"{name}: {difference or f'equal, {len(recorded)} samples of {tokens:,} tokens'}", flush=True)
             if difference and step.machine != (now := machine()):
@@ -73,7 +68,7 @@ async def repeat(run: Path, step: "KeptStep") -> list[dict[str, Any]]:
 
     import generate_with_search
     from demo.engine import Engine
-    from demo.engine_server import EngineServer
+    from demo.engine_server import serving
     from demo.kept_steps import SEARCHES, samples_as_json
     from demo.models import load_policy
     from demo.rollouts import roll_out, slime_args
@@ -83,14 +78,14 @@ async def repeat(run: Path, step: "KeptStep") -> list[dict[str, Any]]:
     model, tokenizer = load_policy(step.folder / "model")
     with (
         Engine(model, tokenizer, dtype=getattr(torch, step.dtype), max_length=MAX_LENGTH) as engine,
-        EngineServer(engine) as server,
+        serving(engine) as port,
     ):
         del model  # the engine has its own copy
         engine.weight_version = step.weight_version
         engine.begin_step(step.order)
         args = slime_args(
             model=str(run / "tokenizer"),
-            engine_port=server.port,
+            engine_port=port,
             retriever_port=1,  # never used
             max_length=MAX_LENGTH,
             api_mode=step.api_mode,
@@ -104,15 +99,6 @@ async def repeat(run: Path, step: "KeptStep") -> list[dict[str, Any]]:
         finally:
             await generate_with_search.close()
     return samples_as_json(groups)
-
-
-def _decoder(run: Path) -> Decode:
-    from transformers import AutoTokenizer
-
-    from search_rollout.protocols.chat_template import decode
-
-    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer", local_files_only=True)
-    return lambda ids: decode(tokenizer, ids)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,41 @@
 """The folder of one run. Everything is logged immediately, line by line, so an interruption loses nothing."""
 
-import itertools
 import json
 import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo.world_facts import write_jsonl
 from evaluation.metrics import scores_of
-from evaluation.records import record_of
+from evaluation.records import record_of, write_json
 from qa_em_format import gold_answers
 from search_rollout.protocols.chat_template import decode
 
 LOGS = ("warm_start.jsonl", "steps.jsonl", "evaluation.jsonl", "trajectories.jsonl")
 
 
+@dataclass(frozen=True)
 class RunFolder:
-    """A new folder `<runs>/demo-<time>-seed<seed>/`, or with `existing` that of an interrupted run."""
+    """The folder of a run: `RunFolder.new` makes one, `RunFolder(path)` is that of an interrupted run."""
 
-    def __init__(self, runs: Path, seed: int) -> None:
-        name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
-        runs.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            self.path = runs / (name if number == 1 else f"{name}-{number}")
-            try:
-                self.path.mkdir()
-                break
-            except FileExistsError:  # another run started in the same second
-                continue
+    path: Path
 
     @classmethod
-    def existing(cls, path: Path) -> "RunFolder":
-        """The folder of a run that is resumed."""
-        folder = cls.__new__(cls)
-        folder.path = path
-        return folder
+    def new(cls, runs: Path, seed: int) -> "RunFolder":
+        """A new folder `<runs>/demo-<time>-seed<seed>/`, with a number if another run started in the same second."""
+        name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
+        path, number = runs / name, 1
+        while True:
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                number += 1
+                path = runs / f"{name}-{number}"
 
     def append(self, file: str, record: dict[str, Any]) -> None:
         """Adds one line of JSON to a file of the folder."""
@@ -56,16 +55,14 @@ class RunFolder:
 
     def keep_evaluation(self, rows: Iterable[dict[str, Any]], settings: dict[str, Any], corpus: Path) -> None:
         """Saves what a later evaluation needs besides the models: eval.jsonl, settings.yaml and corpus.jsonl."""
-        (self.path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_jsonl(self.path / "eval.jsonl", rows)
         lines = (f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
         (self.path / "settings.yaml").write_text("".join(lines), encoding="utf-8")
         shutil.copyfile(corpus, self.path / "corpus.jsonl")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replaces summary.json."""
-        unfinished = self.path / "summary.json.unfinished"
-        unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(self.path / "summary.json")
+        write_json(self.path / "summary.json", summary)
 
     def append_trajectory(self, phase: str, sample: Any, tokenizer: Any) -> None:
         """Adds a rewarded slime Sample to trajectories.jsonl, in evaluations' format, for report, view and compare.

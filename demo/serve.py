@@ -9,8 +9,6 @@
 `--phase before` uses the model before GRPO. Other options are passed to the command itself.
 """
 
-import argparse
-import json
 import os
 import sys
 import threading
@@ -21,6 +19,8 @@ from typing import Any, NamedTuple
 
 from demo.train import MAX_LENGTH, ROOT
 from evaluation.interruption import terminating_interrupts
+from evaluation.options import command_parser
+from evaluation.records import read_json
 from evaluation.terminal import Progress, short
 
 
@@ -28,32 +28,20 @@ class Served(NamedTuple):
     """A run whose model and retriever are running."""
 
     run: Path
-    phase: str
+    model: Path  # the Hugging Face folder, named after its phase
     config: dict[str, Any]  # the run's options
     engine: str  # URL
     retriever: str  # URL
 
-    @property
-    def model(self) -> Path:
-        """The Hugging Face folder."""
-        return self.run / self.phase
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until interrupted, or as long as the chosen command runs; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="search-r1 serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # unknown options belong to the command
-    )
-    parser.add_argument("run", type=Path, help="the folder named on the demo's last line")
-    parser.add_argument(
-        "--phase", choices=["before", "after"], default="after", help="the model before or after GRPO (default: after)"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=ROOT / ".cache", help="where the index is kept (default: .cache/)"
-    )
+    parser = command_parser("serve", __doc__)
+    parser.allow_abbrev = False  # unknown options belong to the command
+    add = parser.add_argument
+    add("run", type=Path, help="the folder named on the demo's last line")
+    add("--phase", choices=["before", "after"], default="after", help="the model before or after GRPO (default: after)")
+    add("--cache", type=Path, default=ROOT / ".cache", help="where the index is kept (default: .cache/)")
     what = parser.add_mutually_exclusive_group()
     for name in DOINGS:
         what.add_argument(
@@ -79,18 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def served(run: Path, phase: str, cache: Path) -> Iterator[Served]:
     """Runs a run's engine and retriever for the context. Raises ValueError if it has no model of that phase."""
     model = run / phase
-    if not (model / "config.json").is_file() or not (run / "summary.json").is_file():
+    config = read_json(run / "summary.json").get("config")
+    if config is None or not (model / "config.json").is_file():
         raise ValueError(
             f"{run} is not a finished run with a model in {phase}/ (saved unless --no-save-models is given)."
         )
-    config = json.loads((run / "summary.json").read_text(encoding="utf-8"))["config"]
     print(f"starting the engine on {short(model)} and the retriever, about half a minute", file=sys.stderr, flush=True)
     with ExitStack() as stack:
         with Progress("starting engine and retriever"):
             import torch
 
             from demo.engine import Engine
-            from demo.engine_server import EngineServer
+            from demo.engine_server import serving
             from demo.models import load_policy, onnx_encoder_folder
             from demo.retriever_process import RetrieverProcess, build_index, index_path
 
@@ -99,12 +87,11 @@ def served(run: Path, phase: str, cache: Path) -> Iterator[Served]:
             build_index(corpus, index, encoder)
             policy, tokenizer = load_policy(model)
             retriever = stack.enter_context(RetrieverProcess(corpus, index, encoder, run / "retriever.log"))
-            engine = stack.enter_context(
-                Engine(policy, tokenizer, dtype=getattr(torch, config["dtype"]), max_length=MAX_LENGTH)
-            )
+            dtype = getattr(torch, config["dtype"])
+            engine = stack.enter_context(Engine(policy, tokenizer, dtype=dtype, max_length=MAX_LENGTH))
             del policy  # the engine has its own copy
-            server = stack.enter_context(EngineServer(engine))
-        yield Served(run.absolute(), phase, config, f"http://127.0.0.1:{server.port}", retriever.url)
+            port = stack.enter_context(serving(engine))
+        yield Served(run.absolute(), model.absolute(), config, f"http://127.0.0.1:{port}", retriever.url)
 
 
 def wait(run: Served) -> int:
@@ -126,18 +113,14 @@ def evaluate(run: Served, more: Sequence[str]) -> int:
     """Asks the held-out questions again; writes into a folder of the run."""
     from evaluation.run import main as command
 
-    # Asks all questions at once, like the demo: in bfloat16 a reply may depend on the rest of its batch.
-    fixed = ["--concurrency", "256", "--per_set", "all", "--data", str(run.run / "eval.jsonl")]
-    output = ["--output", str(run.run / f"evaluation-{run.phase}")]
-    return command([*_evaluation_options(run), *fixed, *output, *more])
+    return command([*_evaluation_options(run, "evaluation"), "--per_set", "all", *more])
 
 
 def exam(run: Served, more: Sequence[str]) -> int:
     """Runs the exam's five arms on the held-out questions; writes into a folder of the run."""
     from evaluation.exam import main as command
 
-    fixed = ["--concurrency", "256", "--data", str(run.run / "eval.jsonl")]
-    return command([*_evaluation_options(run), *fixed, "--output", str(run.run / f"exam-{run.phase}"), *more])
+    return command([*_evaluation_options(run, "exam"), *more])
 
 
 def preflight(run: Served, more: Sequence[str]) -> int:
@@ -168,11 +151,15 @@ DOINGS: dict[str, Callable[[Served, Sequence[str]], int]] = {
 }
 
 
-def _evaluation_options(run: Served) -> list[str]:
+def _evaluation_options(run: Served, output: str = "") -> list[str]:
+    """What a command of evaluation/ needs; with the name of its `output`, it asks the held-out questions."""
     from demo.rollouts import MAX_RESPONSE_LEN
 
     options = ["--model", run.model, "--engine", run.engine, "--search", f"local:{run.retriever}"]
     options += ["--custom_config_path", run.run / "settings.yaml", "--max_response_len", MAX_RESPONSE_LEN]
+    if output:
+        options += ["--data", run.run / "eval.jsonl", "--output", run.run / f"{output}-{run.model.name}"]
+        options += ["--concurrency", 256]  # all at once, like the demo: in bfloat16 a reply may depend on its batch
     return [str(word) for word in options]
 
 

@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evaluation.records import whole_file
+
 TRAIN_QUESTIONS = 400
 HELD_OUT_QUESTIONS = 160
 TWO_SEARCH_SHARE = 0.5
@@ -349,10 +351,9 @@ def _capitalised(text: str) -> str:
 
 def write_world(world: World, folder: Path) -> None:
     """Writes corpus.jsonl, train.jsonl and held_out.jsonl, each atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_jsonl(folder / "corpus.jsonl", world.passages)
-    _write_jsonl(folder / "train.jsonl", [asdict(question) for question in world.train])
-    _write_jsonl(folder / "held_out.jsonl", [asdict(question) for question in world.held_out])
+    write_jsonl(folder / "corpus.jsonl", world.passages)
+    write_jsonl(folder / "train.jsonl", map(asdict, world.train))
+    write_jsonl(folder / "held_out.jsonl", map(asdict, world.held_out))
 
 
 def load_questions(path: Path) -> list[Question]:
@@ -381,14 +382,14 @@ def _parse_question(line: str, where: str) -> Question:
     return question
 
 
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    unfinished.replace(path)
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes one line of JSON for each row; atomically."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def main() -> None:
-    """The command line: writes a world and shows a few of its questions."""
+    """The command line: writes a world."""
     parser = argparse.ArgumentParser(description="Write the demo's corpus and questions.")
     parser.add_argument("--out", type=Path, required=True, help="folder for corpus.jsonl, train.jsonl, held_out.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="chooses and words the questions (default 0)")
@@ -396,13 +397,7 @@ def main() -> None:
 
     world = build_world(args.seed)
     write_world(world, args.out)
-    print(f"{len(world.passages)} passages")
-    for name, questions in (("training", world.train), ("held-out", world.held_out)):
-        two = sum(len(question.hops) == 2 for question in questions)
-        print(f"{len(questions)} {name} questions, {two} of them need two searches")
-    for question in world.held_out[:5]:
-        searches = " -> ".join(f"[{hop.query}] {hop.found}" for hop in question.hops)
-        print(f"\n{question.text}\n  {searches}")
+    print(f"{len(world.passages)} passages, {len(world.train)} training and {len(world.held_out)} held-out questions")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from retriever_fakes import ColourEncoder, client_of, write_corpus, write_flat_i
 from router_fakes import FakeWorker, said
 
 from demo.engine import Engine
-from demo.engine_server import EngineServer
+from demo.engine_server import serving
 from local_dense_retriever.corpus import Corpus
 from local_dense_retriever.faiss_index import FaissIndex
 from local_dense_retriever.retriever import Retriever
@@ -49,8 +49,8 @@ FAKE_ENGINES = [
 async def test_the_fake_engines_answer_as_the_demos_engine_does(fake: FakeEngine | FakeWorker) -> None:
     async with fake:
         answer = await generate(fake.port)
-    with Engine(tiny_model(TOKENIZER), TOKENIZER, max_length=64) as engine, EngineServer(engine) as real:
-        expected = await generate(real.port)
+    with Engine(tiny_model(TOKENIZER), TOKENIZER, max_length=64) as engine, serving(engine) as port:
+        expected = await generate(port)
     expected["meta_info"]["finish_reason"].pop("length")  # the fake does not repeat the count
     answer["meta_info"]["finish_reason"].pop("matched", None)
     assert shape(answer) == shape(expected)

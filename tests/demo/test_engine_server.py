@@ -27,7 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from demo import engine_server
 from demo.engine import Engine
-from demo.engine_server import EngineServer
+from demo.engine_server import serving
 
 SLIME_PARAMS = {  # as slime makes them
     "temperature": 1.0,
@@ -61,8 +61,8 @@ def engine(model: Any, tokenizer: Any) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def client(engine: Engine) -> Iterator[httpx.Client]:
     with (
-        EngineServer(engine) as server,
-        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=WAIT_S) as client,
+        serving(engine) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=WAIT_S) as client,
     ):
         yield client
 
@@ -250,9 +250,9 @@ def test_a_failing_pass_is_answered_500_and_the_next_request_is_served(
 
 def test_a_closed_engine_is_answered_503_and_its_server_ends_with_the_block(model: Any, tokenizer: Any) -> None:
     engine = Engine(model, tokenizer, dtype=torch.float32, slots=1, max_length=16)
-    with EngineServer(engine) as server:
+    with serving(engine) as port:
         engine.close()
-        url = f"http://127.0.0.1:{server.port}"
+        url = f"http://127.0.0.1:{port}"
         assert httpx.post(f"{url}/generate", json={"input_ids": [5]}, trust_env=False).status_code == 503
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health", trust_env=False)

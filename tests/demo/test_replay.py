@@ -17,7 +17,7 @@ from slime.utils.misc import SingletonMeta
 
 from demo import kept_steps, replay
 from demo.engine import Engine
-from demo.engine_server import EngineServer
+from demo.engine_server import serving
 from demo.rollouts import roll_out, slime_args
 from demo.train import MAX_LENGTH
 from demo.world_facts import Hop, Question
@@ -48,11 +48,11 @@ async def kept(run: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(run / "tokenizer")
     model = tiny_model(tokenizer)
-    with Engine(model, tokenizer, max_length=MAX_LENGTH, slots=32) as engine, EngineServer(engine) as server:
+    with Engine(model, tokenizer, max_length=MAX_LENGTH, slots=32) as engine, serving(engine) as port:
         engine.weight_version = "7"
         args = slime_args(
             model=str(run / "tokenizer"),
-            engine_port=server.port,
+            engine_port=port,
             retriever_port=1,
             max_length=MAX_LENGTH,
             seed=5,

@@ -19,14 +19,14 @@ ONE_MOMENT = "20261122-213000"
 
 
 def test_a_folder_is_named_after_time_and_seed_and_made_with_its_parents(tmp_path: Path) -> None:
-    path = RunFolder(tmp_path / "new" / "runs", seed=3).path
+    path = RunFolder.new(tmp_path / "new" / "runs", seed=3).path
     assert path.is_dir() and path.parent == tmp_path / "new" / "runs"
     assert re.fullmatch(r"demo-\d{8}-\d{6}-seed3", path.name)
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("demo.run_folder.time", SimpleNamespace(strftime=lambda _: ONE_MOMENT))
-    names = [RunFolder(tmp_path, seed).path.name for seed in (0, 0, 0, 1)]
+    names = [RunFolder.new(tmp_path, seed).path.name for seed in (0, 0, 0, 1)]
     name = f"demo-{ONE_MOMENT}"
     assert names == [f"{name}-seed0", f"{name}-seed0-2", f"{name}-seed0-3", f"{name}-seed1"]
 
@@ -34,11 +34,11 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkey
 def test_a_path_that_is_not_a_folder_is_an_oserror(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        RunFolder(tmp_path / "file", 0)
+        RunFolder.new(tmp_path / "file", 0)
 
 
 def test_records_are_appended_line_by_line(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, 0)
+    folder = RunFolder.new(tmp_path, 0)
     records = [{"step": 1, "text": "line\nbreak"}, {"step": 2, "text": "Malé"}]
     for number, record in enumerate(records, start=1):
         folder.append("steps.jsonl", record)
@@ -47,7 +47,7 @@ def test_records_are_appended_line_by_line(tmp_path: Path) -> None:
 
 
 def test_the_summary_is_replaced(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, 0)
+    folder = RunFolder.new(tmp_path, 0)
     folder.write_summary({"steps": 10, "stopped": "time"})
     folder.write_summary({"steps": 2})
     assert json.loads((folder.path / "summary.json").read_text()) == {"steps": 2}
@@ -62,7 +62,7 @@ def test_a_trajectory_is_recorded_as_evaluations_do_with_the_texts_of_its_tokens
     sample.status = Sample.Status.COMPLETED
     recorded = RolloutRecord(StopReason.ANSWERED, score={"exact_match": True, "answer": "Nairobi"})
     sample.metadata = {"question": "Which capital?", "question_id": "q0", "search_r1": recorded.as_json()}
-    folder = RunFolder(tmp_path, 0)
+    folder = RunFolder.new(tmp_path, 0)
     folder.append_trajectory("before", sample, tokenizer)
     (record,) = read_records(folder.path, "before")
     assert read_records(folder.path, "after") == []
@@ -73,12 +73,12 @@ def test_a_trajectory_is_recorded_as_evaluations_do_with_the_texts_of_its_tokens
 
 
 def test_log_lines_after_a_checkpoint_are_removed(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, 0)
+    folder = RunFolder.new(tmp_path, 0)
     folder.append("steps.jsonl", {"step": 1})
     sizes = folder.log_sizes()
     folder.append("steps.jsonl", {"step": 2})
     folder.append("evaluation.jsonl", {"id": "q0"})
-    RunFolder.existing(folder.path).truncate_logs(sizes)
+    RunFolder(folder.path).truncate_logs(sizes)
     assert (folder.path / "steps.jsonl").read_text() == '{"step": 1}\n'
     assert (folder.path / "evaluation.jsonl").read_text() == ""
 
