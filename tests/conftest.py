@@ -18,7 +18,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from search_rollout.config import ENVIRONMENT  # noqa: E402  (needs the path above)
+import slime.utils  # noqa: E402  (this and the next need the path above)
+
+from search_rollout.config import ENVIRONMENT  # noqa: E402
+
+if not os.environ.get("SLIME_DIR"):  # what tests need of slime beyond the stand-in
+    slime.__path__.append(str(ROOT / "tests" / "slime_parts"))
+    slime.utils.__path__.append(str(ROOT / "tests" / "slime_parts" / "utils"))
 
 
 @pytest.fixture(autouse=True)
