@@ -6,10 +6,7 @@ pass. Everything else in the engine is determined by the requests, so repeating 
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from demo.engine import Request
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +14,7 @@ PATIENCE_S = 60.0  # to wait for the next request of the order while others are 
 
 
 class AdmissionOrder:
-    """`recorded` is JSON: `[pass, key, key, …]` for each pass that was preceded by admissions.
+    """The order of requests, each with a `key`. `recorded` is JSON: `[pass, key, …]` per pass that admissions preceded.
 
     `followed` is an earlier `recorded`. Requests that it does not name are not admitted unless it is abandoned.
     """
@@ -28,7 +25,7 @@ class AdmissionOrder:
         self._due = {int(number): list(map(str, keys)) for number, *keys in followed or ()}
         self._pass = 0
 
-    def due(self, waiting: "Iterable[Request]") -> "list[Request] | None":
+    def due(self, waiting: Iterable[Any]) -> list[Any] | None:
         """The requests of `waiting` to admit now, in order; None while a request that is due has not arrived."""
         arrived, found = list(waiting), []
         if not self.follows:
@@ -41,7 +38,7 @@ class AdmissionOrder:
             found.append(request)
         return found
 
-    def note(self, admitted: "Sequence[Request]") -> None:
+    def note(self, admitted: Sequence[Any]) -> None:
         """Records the requests admitted before the pass that starts now."""
         if admitted:
             self.recorded.append([self._pass, *(request.key for request in admitted)])
