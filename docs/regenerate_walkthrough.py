@@ -1,6 +1,6 @@
 """Regenerates docs/WALKTHROUGH.md: runs each command on the page and writes what it printed below it.
 
-    python3 docs/regenerate_walkthrough.py                    in a fresh clone: about half an hour, most of it the demo
+    python3 docs/regenerate_walkthrough.py                    in a fresh clone: a quarter of an hour, most of it the demo
     python3 docs/regenerate_walkthrough.py --only "search-r1 chat"    only the commands that contain this text
 
 A command is the `$` line of a ```console block. The folder of the newest demo run replaces the one that the page names.
@@ -57,7 +57,8 @@ def run(command: str, typed: str) -> tuple[str, list[str]]:
     for line in _output(command, typed):
         silence, last = max(silence, time.monotonic() - last), time.monotonic()
         print(line, flush=True)
-        lines.append(line.rstrip() if len(line) <= WIDTH else f"{line[:WIDTH]}…")
+        if not line.startswith("WARNING: "):  # pip's, about this machine's package index
+            lines.append(line.rstrip() if len(line) <= WIDTH else f"{line[:WIDTH]}…")
     silence = max(silence, time.monotonic() - last)
     if len(lines) > FIRST + LAST:
         lines = [*lines[:FIRST], "…", *lines[-LAST:]]
