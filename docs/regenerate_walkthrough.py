@@ -1,6 +1,6 @@
 """Regenerates docs/WALKTHROUGH.md: runs each command on the page and writes what it printed below it.
 
-    python3 docs/regenerate_walkthrough.py                    in a fresh clone: a quarter of an hour, most of it the demo
+    python3 docs/regenerate_walkthrough.py                    in a fresh clone: 15 minutes, most of them the demo
     python3 docs/regenerate_walkthrough.py --only "search-r1 chat"    only the commands that contain this text
 
 A command is the `$` line of a ```console block. The folder of the newest demo run replaces the one that the page names.
