@@ -12,7 +12,6 @@ from search_rollout.protocols.chat_template import encode, render_prompt
 from search_rollout.protocols.tools import tools_of
 
 TAGS = ("<search>", "<answer>")
-BAD_TOOLS = (ValueError, TypeError, AttributeError, KeyError)  # what `tools_of` raises, depending on what they are
 
 
 def read_prompts(setup: Setup) -> Data:
@@ -112,7 +111,7 @@ def require_prompts(setup: Setup, data: Data) -> Data:
             found = f"{its} a list of messages, but no chat template is applied to it"
             raise Mistake(found, "set APPLY_CHAT_TEMPLATE=1")
         if is_chat:
-            with mistake(data.remedy, *BAD_TOOLS, found=f"the tools of row {number} are not in OpenAI's form: "):
+            with mistake(data.remedy, ValueError, found=f"the tools of row {number} are not in OpenAI's form: "):
                 tools_of(_metadata(row))
     return data
 

@@ -158,11 +158,14 @@ def tools_of(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     tools = json.loads(tools or "null") if isinstance(tools, str) else _plain(tools)
     if tools is None or tools == []:
         return [SEARCH_TOOL]
-    tools = [{"type": "function", "function": dict(tool.get("function", tool))} for tool in tools]
-    for tool in tools:
-        if not isinstance(tool["function"].get("name"), str):
-            raise ValueError(f"a tool has no name: {tool}")
-        query_parameter(tool)
+    try:
+        tools = [{"type": "function", "function": dict(tool.get("function", tool))} for tool in tools]
+        for tool in tools:
+            if not isinstance(tool["function"].get("name"), str):
+                raise ValueError(f"a tool has no name: {tool}")
+            query_parameter(tool)
+    except (AttributeError, KeyError, TypeError) as error:  # depending on what is there instead
+        raise ValueError(str(error)) from error
     return tools
 
 

@@ -56,7 +56,7 @@ def _tools(sample: Any) -> list[dict[str, Any]]:
     """The tools that came with the sample, else the search tool. Raises SampleError."""
     try:
         return tools_of(metadata_of(sample))
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except ValueError as error:
         raise SampleError(f"The tools in the sample's metadata are not in OpenAI's form: {error}") from error
 
 

@@ -346,6 +346,15 @@ async def test_tools_that_came_with_the_sample_are_shown_and_run(monkeypatch, to
     assert mistakes(sample) == {"unknown_tool": 1}  # `search` is not among them
 
 
+@pytest.mark.parametrize(
+    "tools",
+    ["no JSON", [1], {"name": "ask"}, [{"function": 1}], [{"function": None}], [{"function": {"name": 1}}]],
+)
+def test_tools_in_another_form_are_a_value_error(tools):
+    with pytest.raises(ValueError):
+        tools_of({"tools": tools})
+
+
 def test_tools_that_siblings_share_are_left_alone():
     tools = [{"name": "ask", "parameters": {"properties": {"q": STRING}}}, ASK]
     before = json.dumps(tools)
