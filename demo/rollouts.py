@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeAlias
 
 from demo.world_facts import Question
@@ -73,11 +74,7 @@ def settings(api_mode: str, max_length: int) -> dict[str, Any]:
 def means(samples: Iterable[Any]) -> dict[str, float]:
     """Means over rewarded slime Samples, by their names in steps.jsonl and summary.json."""
     rows = [outcome(sample) for sample in samples]
-    return {name: mean([row[name.removesuffix("_per_question")] for row in rows]) for name in MEANS}
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return {name: fmean(row[name.removesuffix("_per_question")] for row in rows) for name in MEANS}
 
 
 def outcome(sample: Any) -> dict[str, Any]:

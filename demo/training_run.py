@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from demo.group_sampling import GroupSampling
 from demo.grpo import TrainSample, group_advantages, train_step
 from demo.models import keep_tokenizer
 from demo.report import write_report
-from demo.rollouts import MEANS, Group, mean, means, outcome, roll_out
+from demo.rollouts import MEANS, Group, means, outcome, roll_out
 from demo.run_folder import RunFolder, paired_gain
 from demo.warm_start import endless, solutions, supervised_step, trace
 from demo.world_facts import Question
@@ -223,7 +224,7 @@ class TrainingRun:
             self.folder.append_trajectory(phase, sample, self.tokenizer)
         outcomes = [outcome(sample) for sample in samples]
         by_hops = {
-            str(hops): round(mean([row["exact_match"] for row in outcomes if row["hops"] == hops]), 4)
+            str(hops): round(fmean(row["exact_match"] for row in outcomes if row["hops"] == hops), 4)
             for hops in sorted({row["hops"] for row in outcomes})
         }
         figures = means(samples)
@@ -309,7 +310,7 @@ class TrainingRun:
         if "abs_delta_logprob" in figures:
             delta = f"{figures['abs_delta_logprob']:.5f}"
             self.deltas.append(figures["abs_delta_logprob"])
-            self.summary["mean_abs_delta_logprob"] = float(f"{mean(self.deltas):.3g}")
+            self.summary["mean_abs_delta_logprob"] = float(f"{fmean(self.deltas):.3g}")
         rounded = _rounded({name: figures[name] for name in MEANS}, 4)
         self.folder.append("steps.jsonl", {**figures, **rounded, "seconds": round(seconds, 1)})
         print(
